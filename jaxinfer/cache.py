@@ -1,0 +1,93 @@
+"""The paged KV pytree: layers in groups, one page table a group, one pool a layer.
+
+Layers whose pages live equally long share a group: all full-attention layers are one, and all
+layers with the same sliding window are one. A group's layers use the same page ids; each layer has
+its own pool array, so that no layer is ever sliced out of a stacked one.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import numpy as np
+
+from jaxinfer.config import AttentionSpec, ModelConfig
+from pallas_kernels import KVPages, copy_kv_pages, init_kv_pages
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerGroup:
+    """Layers that share page ids. ``window`` is the number of tokens that must stay, None for all."""
+
+    kind: Literal["full", "window"]
+    window: int | None
+    layers: tuple[int, ...]
+
+
+#: The cache: one pool a layer, in the order of the layers.
+Cache = tuple[KVPages, ...]
+
+
+def layer_groups(config: ModelConfig) -> tuple[LayerGroup, ...]:
+    """The groups of a model: the full-attention one first, then windows from wide to narrow."""
+    members: dict[int | None, list[int]] = {}
+    for index, layer in enumerate(config.layers):
+        members.setdefault(layer.mixer.window, []).append(index)
+    windows = sorted(members, key=lambda window: (window is not None, -(window or 0)))
+    return tuple(
+        LayerGroup(
+            kind="full" if window is None else "window",
+            window=window,
+            layers=tuple(members[window]),
+        )
+        for window in windows
+    )
+
+
+def group_of_layer(config: ModelConfig) -> tuple[int, ...]:
+    """For each layer, the index of its group."""
+    owner = {
+        layer: index for index, group in enumerate(layer_groups(config)) for layer in group.layers
+    }
+    return tuple(owner[layer] for layer in range(len(config.layers)))
+
+
+def init_cache(
+    config: ModelConfig,
+    num_pages: tuple[int, ...],
+    page_size: int,
+    dtype: jax.typing.DTypeLike,
+) -> Cache:
+    """Empty pools. ``num_pages``: one count a group, page 0 (never owned) included."""
+    groups = group_of_layer(config)
+    return tuple(
+        init_kv_pages(
+            num_pages[group], page_size, layer.mixer.num_kv_heads, layer.mixer.head_dim, dtype
+        )
+        for group, layer in zip(groups, config.layers, strict=True)
+    )
+
+
+def copy_pages(
+    config: ModelConfig, cache: Cache, source_GC: jax.Array, target_GC: jax.Array
+) -> Cache:
+    """Copies up to C pages in each group, in every layer of it; a pair of zeros copies nothing."""
+    groups = group_of_layer(config)
+    return tuple(
+        copy_kv_pages(pages, source_GC[group], target_GC[group])
+        for group, pages in zip(groups, cache, strict=True)
+    )
+
+
+def bytes_per_token(mixer: AttentionSpec, dtype: jax.typing.DTypeLike) -> int:
+    """Bytes one token takes in one layer: a key and a value for every kv head."""
+    return 2 * mixer.num_kv_heads * mixer.head_dim * np.dtype(dtype).itemsize
+
+
+def page_bytes(config: ModelConfig, page_size: int, dtype: jax.typing.DTypeLike) -> tuple[int, ...]:
+    """Bytes of one page of each group, over all layers of the group."""
+    return tuple(
+        page_size
+        * sum(bytes_per_token(config.layers[layer].mixer, dtype) for layer in group.layers)
+        for group in layer_groups(config)
+    )

@@ -1,0 +1,1 @@
+"""Checkpoints: files of weights as lazy sources with Hugging Face names (see README.md)."""

@@ -1,0 +1,170 @@
+"""The jitted steps of autoregressive decoding: ``prefill`` and ``decode``.
+
+Both are functions of (parameters, cache, slot state, page tables, one packed buffer) to (cache,
+slot state, what was sampled), with the cache and the state donated. Row results do not depend on
+neighbours: an idle row has length 0 and nothing of it is read or written.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinfer.batch import Ragged, decode_ragged, unpack_prefill
+from jaxinfer.cache import Cache
+from jaxinfer.decoding.slots import SlotState
+from jaxinfer.models.decoder import Decoder
+from jaxinfer.sampling import SampleOutput, Scores, sample, score
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class StepOutput:
+    """What a step sampled; J micro-steps (1 in prefill), S slots, A alternatives.
+
+    ``events_J3S``: int32 token, whether one was sampled, and the finish code. The rest are of the
+    raw logits, meaningful for slots that asked for log-probabilities.
+    """
+
+    events_J3S: jax.Array
+    logprob_JS: jax.Array
+    rank_JS: jax.Array
+    top_ids_JSA: jax.Array
+    top_logprobs_JSA: jax.Array
+
+
+def decode(
+    decoder: Decoder,
+    cache: Cache,
+    state: SlotState,
+    page_tables: tuple[jax.Array, ...],
+    planned_S: jax.Array,
+    *,
+    num_steps: int = 1,
+    mask_SW: jax.Array | None = None,
+) -> tuple[Cache, SlotState, StepOutput]:
+    """One token (``num_steps`` of them, in one call) for every planned slot that is live.
+
+    ``mask_SW``: packed bits of the tokens allowed in this step, beside each slot's own mask.
+    """
+
+    def micro_step(cache: Cache, state: SlotState) -> tuple[Cache, SlotState, StepOutput]:
+        active_S = state.live_S & (planned_S > 0)
+        kv_lens_S = jnp.where(active_S, state.num_cached_S + 1, 0)
+        hidden_SD, cache = decoder(
+            state.last_token_S, state.num_cached_S, cache, page_tables, decode_ragged(kv_lens_S)
+        )
+        state, output = _sample(decoder, hidden_SD, state, active_S, kv_lens_S, mask_SW)
+        return cache, state, output
+
+    if num_steps == 1:
+        cache, state, output = micro_step(cache, state)
+        return cache, state, jax.tree.map(lambda leaf: leaf[None], output)
+
+    def body(carry: tuple[Cache, SlotState], _: None) -> tuple[tuple, StepOutput]:
+        cache, state, output = micro_step(*carry)
+        return (cache, state), output
+
+    (cache, state), outputs = lax.scan(body, (cache, state), length=num_steps)
+    return cache, state, outputs
+
+
+def prefill(
+    decoder: Decoder,
+    cache: Cache,
+    state: SlotState,
+    page_tables: tuple[jax.Array, ...],
+    packed: jax.Array,
+    *,
+    mask_SW: jax.Array | None = None,
+) -> tuple[Cache, SlotState, StepOutput, jax.Array]:
+    """Chunks of prompts beside decode rows. ``packed``: see ``jaxinfer.batch.pack_prefill``.
+
+    The last value is the final hidden state ``[T, D]`` of every token, from which
+    ``score_rows`` makes log-probabilities of a prompt where they are wanted.
+    """
+    num_slots = state.live_S.shape[0]
+    batch = unpack_prefill(packed, num_slots)
+    row_S = jnp.arange(num_slots, dtype=jnp.int32)
+    slot_S = jnp.minimum(batch.slots_S, num_slots - 1)
+    exists_S = (row_S < batch.distribution_3[2]) & (batch.slots_S < num_slots)
+    active_S = exists_S & state.live_S[slot_S]
+    decodes_S = row_S < batch.distribution_3[0]
+    start_S = jnp.where(decodes_S, state.num_cached_S[slot_S], batch.starts_S)
+    length_S = start_S + jnp.diff(batch.cu_q_lens_S1)
+    ragged = Ragged(
+        kv_lens_S=jnp.where(active_S, length_S, 0),
+        cu_q_lens_S1=batch.cu_q_lens_S1,
+        distribution_3=batch.distribution_3,
+    )
+
+    token_T = jnp.arange(batch.tokens_T.shape[0], dtype=jnp.int32)
+    row_T = jnp.searchsorted(batch.cu_q_lens_S1[1:], token_T, side="right").astype(jnp.int32)
+    row_T = jnp.minimum(row_T, num_slots - 1)
+    positions_T = start_S[row_T] + token_T - batch.cu_q_lens_S1[row_T]
+    tokens_T = jnp.where(decodes_S[row_T], state.last_token_S[slot_S[row_T]], batch.tokens_T)
+    tables = tuple(table_SM[slot_S] for table_SM in page_tables)
+    hidden_TD, cache = decoder(tokens_T, positions_T, cache, tables, ragged)
+
+    # From rows to slots: sampling state lies by slot, and rows are few enough to permute instead.
+    place_S = jnp.where(active_S, slot_S, num_slots)
+    last_S = jnp.maximum(batch.cu_q_lens_S1[1:] - 1, 0)
+
+    def by_slot(values_S: jax.Array) -> jax.Array:
+        return jnp.zeros_like(values_S).at[place_S].set(values_S, mode="drop")
+
+    has_row_S = by_slot(active_S)
+    samples_S = by_slot(active_S & (batch.samples_S > 0))
+    kv_lens_S = jnp.where(has_row_S, by_slot(length_S), state.num_cached_S)
+    state, output = _sample(
+        decoder, hidden_TD[by_slot(last_S)], state, samples_S, kv_lens_S, mask_SW, has_row_S
+    )
+    return cache, state, jax.tree.map(lambda leaf: leaf[None], output), hidden_TD
+
+
+def score_rows(
+    decoder: Decoder, hidden_TD: jax.Array, index_R: jax.Array, target_R: jax.Array
+) -> Scores:
+    """Log-probabilities of ``target_R`` after the tokens ``index_R`` of a prefill.
+
+    A fixed number of rows R, so that logits of a whole prompt are never held at once.
+    """
+    return score(decoder.logits(hidden_TD[index_R]), target_R)
+
+
+def _sample(
+    decoder: Decoder,
+    hidden_SD: jax.Array,
+    state: SlotState,
+    samples_S: jax.Array,
+    kv_lens_S: jax.Array,
+    mask_SW: jax.Array | None,
+    has_row_S: jax.Array | None = None,
+) -> tuple[SlotState, StepOutput]:
+    """Samples for ``samples_S``, and remembers lengths for every slot that had a row."""
+    has_row_S = samples_S if has_row_S is None else has_row_S
+    logits_SV = decoder.logits(hidden_SD)
+    with jax.named_scope("sample"):
+        sampled, sampling = sample(logits_SV, state.sampling, samples_S, mask_SW)
+    finished_S = samples_S & (sampled.finish_S > 0)
+    state = replace(
+        state,
+        last_token_S=jnp.where(samples_S, sampled.tokens_S, state.last_token_S),
+        num_cached_S=jnp.where(has_row_S, kv_lens_S, state.num_cached_S),
+        live_S=state.live_S & ~finished_S,
+        sampling=sampling,
+    )
+    return state, _output(sampled, samples_S)
+
+
+def _output(sampled: SampleOutput, samples_S: jax.Array) -> StepOutput:
+    emitted_S = samples_S.astype(jnp.int32)
+    events_3S = jnp.stack((sampled.tokens_S, emitted_S, sampled.finish_S * emitted_S))
+    return StepOutput(
+        events_J3S=events_3S,
+        logprob_JS=sampled.logprob_S,
+        rank_JS=sampled.rank_S,
+        top_ids_JSA=sampled.top_ids_SA,
+        top_logprobs_JSA=sampled.top_logprobs_SA,
+    )

@@ -1,0 +1,234 @@
+"""Every program a server will ever run, compiled ahead of time.
+
+The table follows from the shapes alone: decode in each number of micro-steps, prefill in each
+number of tokens, and the small ones beside them. After ``compile`` nothing compiles again: a step
+that fits no program raises before anything is donated.
+"""
+
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.stages import Compiled, Lowered
+
+from jaxinfer.batch import prefill_buffer_size
+from jaxinfer.cache import Cache, copy_pages, init_cache, layer_groups
+from jaxinfer.checkpoint.load import Progress, no_progress
+from jaxinfer.decoding.autoregressive import decode, prefill, score_rows
+from jaxinfer.decoding.slots import SlotState, admit_slot, init_slots
+from jaxinfer.models.loading import Model
+from jaxinfer.sampling import blank_slot_sampling
+from jaxinfer.shapes import Shape, Tree, next_in
+from pallas_kernels import kv_pages_spec
+from sharding import DEFAULT_RULES
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramShapes:
+    """All that decides which programs there are.
+
+    ``num_slots`` S; ``pages_per_sequence`` M; ``num_pages`` one a layer group; ``prefill_tokens``
+    and ``decode_steps`` ascending ladders; ``copies`` pages copied in one call; ``score_rows``
+    prompt positions scored in one call, 0 for a table that scores none.
+    """
+
+    num_slots: int
+    pages_per_sequence: int
+    page_size: int
+    num_pages: tuple[int, ...]
+    kv_dtype: str
+    prefill_tokens: tuple[int, ...]
+    decode_steps: tuple[int, ...] = (1,)
+    copies: int = 16
+    score_rows: int = 0
+
+
+class ProgramTable:
+    """The compiled programs of one model in one set of shapes, by name.
+
+    ``decode/1``, ``prefill/512``, ``score/512``, ``admit``, ``copy``.
+    """
+
+    def __init__(self, model: Model, shapes: ProgramShapes):
+        self.model, self.shapes = model, shapes
+        self._compiled: dict[str, Compiled] = {}
+
+    def compile(
+        self,
+        progress: Progress = no_progress,
+        *,
+        only: Collection[str] | None = None,
+        threads: int = 2,
+    ) -> None:
+        """Lowers and compiles every program, or ``only`` those; XLA's half of it runs in parallel."""
+        lowerings = self._lowerings()
+        if only is not None:
+            lowerings = {name: lowerings[name] for name in only}
+        with ThreadPoolExecutor(threads) as pool:
+            futures = {
+                name: pool.submit(_compile, lower(), _compiler_options(self.model))
+                for name, lower in lowerings.items()
+            }
+            for done, (name, future) in enumerate(futures.items()):
+                self._compiled[name] = future.result()
+                progress(done + 1, len(futures))
+
+    def __getitem__(self, name: str) -> Compiled:
+        return self._compiled[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._compiled)
+
+    @property
+    def largest(self) -> tuple[str, ...]:
+        """The programs that need the most temporary memory."""
+        return f"prefill/{self.shapes.prefill_tokens[-1]}", f"decode/{self.shapes.decode_steps[-1]}"
+
+    def slot_bytes(self) -> int:
+        """Bytes of the slot state."""
+        _, _, slots = self._arguments
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(slots))
+
+    def prefill_size(self, num_tokens: int) -> int:
+        """The smallest prefill program for so many tokens."""
+        return next_in(num_tokens, self.shapes.prefill_tokens)
+
+    def empty_cache(self) -> Cache:
+        """New pools."""
+        return self["empty/cache"]()
+
+    def empty_slots(self) -> SlotState:
+        """New slot state, all slots empty."""
+        return self["empty/slots"]()
+
+    def unrestricted(self) -> np.ndarray:
+        """The mask ``[S, W]`` of a step in which every token is allowed."""
+        num_words = -(-self.model.config.vocab_size // 32)
+        return np.full((self.shapes.num_slots, num_words), 2**32 - 1, np.uint32)
+
+    def replicate(self, tree: Tree) -> Tree:
+        """Host arrays on every device of the mesh."""
+        return jax.device_put(tree, self._whole)
+
+    @property
+    def step_names(self) -> tuple[str, ...]:
+        """The programs that run the model."""
+        return tuple(n for n in self._compiled if n.startswith(("decode/", "prefill/")))
+
+    def temporary_bytes(self) -> int:
+        """The most temporary memory any of the programs needs, by the compiler's own analysis."""
+        return max(
+            program.memory_analysis().temp_size_in_bytes for program in self._compiled.values()
+        )
+
+    def _lowerings(self) -> dict[str, Callable[[], Lowered]]:
+        """How to lower each program, by name."""
+        model, shapes = self.model, self.shapes
+        params, cache, state = self._arguments
+        groups = layer_groups(model.config)
+        tables = tuple(self._ints(shapes.num_slots, shapes.pages_per_sequence) for _ in groups)
+        mask = self._array((shapes.num_slots, -(-model.config.vocab_size // 32)), jnp.uint32)
+        lowerings: dict[str, Callable[[], Lowered]] = {}
+
+        def add(
+            name: str, function: Callable, results: Tree, donated: tuple[int, ...], *args: Any
+        ) -> None:
+            jitted = jax.jit(function, donate_argnums=donated, out_shardings=results)
+            lowerings[name] = lambda: jitted.lower(*args)
+
+        where_cache, where_state = _shardings(cache), _shardings(state)
+        whole = self._whole
+        add("empty/cache", self._new_cache, where_cache, ())
+        add("empty/slots", self._new_slots, where_state, ())
+        step = (params, cache, state, tables)
+        for steps in shapes.decode_steps:
+            rows = self._ints(shapes.num_slots)
+            results = (where_cache, where_state, whole)
+            add(f"decode/{steps}", self._decode(steps), results, (1, 2), *step, rows, mask)
+        for num_tokens in shapes.prefill_tokens:
+            rows = self._ints(prefill_buffer_size(num_tokens, shapes.num_slots))
+            results = (where_cache, where_state, whole, whole)
+            add(f"prefill/{num_tokens}", self._prefill, results, (1, 2), *step, rows, mask)
+            if shapes.score_rows:
+                hidden = self._array((num_tokens, model.config.width), model.dtype)
+                pairs = (self._ints(shapes.score_rows),) * 2
+                add(f"score/{num_tokens}", self._score, whole, (), params, hidden, *pairs)
+        row = jax.tree.map(
+            lambda leaf: self._array(leaf.shape, leaf.dtype),
+            blank_slot_sampling(model.config.vocab_size),
+        )
+        add("admit", admit_slot, where_state, (0,), state, self._ints(), row)
+        pairs = (self._ints(len(groups), shapes.copies),) * 2
+        add("copy", self._copy, where_cache, (0,), cache, *pairs)
+        return lowerings
+
+    def _decode(self, num_steps: int) -> Callable:
+        def run(params, cache, state, tables, planned_S, mask_SW):  # type: ignore[no-untyped-def]
+            decoder = self.model.merge(params)
+            return decode(
+                decoder, cache, state, tables, planned_S, num_steps=num_steps, mask_SW=mask_SW
+            )
+
+        return run
+
+    def _prefill(self, params, cache, state, tables, packed, mask_SW):  # type: ignore[no-untyped-def]
+        decoder = self.model.merge(params)
+        return prefill(decoder, cache, state, tables, packed, mask_SW=mask_SW)
+
+    def _score(self, params, hidden_TD, index_R, targets_R):  # type: ignore[no-untyped-def]
+        return score_rows(self.model.merge(params), hidden_TD, index_R, targets_R)
+
+    def _copy(self, cache: Cache, source_GC: jax.Array, target_GC: jax.Array) -> Cache:
+        return copy_pages(self.model.config, cache, source_GC, target_GC)
+
+    def _new_cache(self) -> Cache:
+        shapes = self.shapes
+        return init_cache(self.model.config, shapes.num_pages, shapes.page_size, shapes.kv_dtype)
+
+    def _new_slots(self) -> SlotState:
+        return init_slots(self.shapes.num_slots, self.model.config.vocab_size)
+
+    @property
+    def _arguments(self) -> tuple[Tree, Cache, SlotState]:
+        """Shapes, dtypes and shardings of parameters, cache and slot state."""
+        mesh = self.model.mesh
+        heads = NamedSharding(mesh, kv_pages_spec(DEFAULT_RULES["kv_heads"]))
+        return (
+            jax.tree.map(lambda leaf: _abstract(leaf, leaf.sharding), self.model.params),
+            jax.tree.map(lambda leaf: _abstract(leaf, heads), jax.eval_shape(self._new_cache)),
+            jax.tree.map(
+                lambda leaf: _abstract(leaf, self._whole), jax.eval_shape(self._new_slots)
+            ),
+        )
+
+    @property
+    def _whole(self) -> NamedSharding:
+        return NamedSharding(self.model.mesh, PartitionSpec())
+
+    def _array(self, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._whole)
+
+    def _ints(self, *shape: int) -> jax.ShapeDtypeStruct:
+        return self._array(shape, jnp.int32)
+
+
+def _abstract(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _shardings(tree: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def _compile(lowered: Lowered, options: dict[str, Any]) -> Compiled:
+    return lowered.compile(compiler_options=options or None)
+
+
+def _compiler_options(model: Model) -> dict[str, Any]:
+    return {}

@@ -1,0 +1,148 @@
+"""From a model and limits to an engine that never compiles again."""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+
+from jaxinfer.checkpoint.load import Progress, no_progress
+from jaxinfer.decoding.programs import ProgramShapes, ProgramTable
+from jaxinfer.engine.engine import Engine
+from jaxinfer.engine.limits import EngineLimits
+from jaxinfer.engine.memory import (
+    CPU_POOL_BYTES,
+    MemoryBudget,
+    cache_groups,
+    fitting_pages,
+    memory_limit,
+    pool_bytes,
+)
+from jaxinfer.engine.runner import DeviceRunner
+from jaxinfer.errors import CapacityError, InvalidParameter
+from jaxinfer.models.loading import DTYPES, Model
+from jaxinfer.tokenizer import Tokenizer
+
+
+def build_engine(
+    model: Model,
+    tokenizer: Tokenizer | None,
+    *,
+    max_num_seqs: int = 8,
+    max_num_batched_tokens: int = 512,
+    prefill_tokens: Sequence[int] | None = None,
+    page_size: int = 64,
+    num_pages: int | None = None,
+    kv_cache_dtype: str = "auto",
+    memory_utilization: float = 0.9,
+    enable_prefix_caching: bool = True,
+    decode_steps: Sequence[int] = (1,),
+    prompt_logprobs: bool = True,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Engine:
+    """Plans memory, compiles and warms every program, and makes an engine of them.
+
+    ``prefill_tokens``: sizes of the prefill programs, ascending, the last being
+    ``max_num_batched_tokens``; None chooses a short ladder. ``memory_utilization``: the share of
+    the device's memory that everything together may take.
+
+    Raises:
+        InvalidParameter: a parameter out of its range.
+        CapacityError: the memory does not hold weights, temporaries and a few pages.
+    """
+    limits = EngineLimits(
+        max_model_len=model.max_len,
+        vocab_size=model.config.vocab_size,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        page_size=page_size,
+        decode_steps=tuple(decode_steps),
+        enable_prefix_caching=enable_prefix_caching,
+    )
+    kv_dtype = _kv_dtype(kv_cache_dtype, model)
+    if not 0 < memory_utilization <= 1:
+        raise InvalidParameter(f"memory_utilization = {memory_utilization} must be in (0, 1]")
+    room = int(memory_limit(model.mesh.devices.flat[0]) * memory_utilization)
+    ladder = _ladder(limits, prefill_tokens)
+
+    def table_with(pages: int) -> ProgramTable:
+        groups = cache_groups(model.config, limits, pages)
+        shapes = ProgramShapes(
+            # A step of one row would take other code paths than a step of many.
+            num_slots=max(2, max_num_seqs),
+            pages_per_sequence=-(-limits.max_model_len // page_size),
+            page_size=page_size,
+            num_pages=tuple(group.num_pages for group in groups),
+            kv_dtype=kv_dtype,
+            prefill_tokens=ladder,
+            decode_steps=limits.decode_steps,
+            score_rows=min(64, ladder[0]) if prompt_logprobs else 0,
+        )
+        return ProgramTable(model, shapes)
+
+    if num_pages is None:
+        num_pages = _num_pages(model, limits, kv_dtype, room, table_with)
+    table = table_with(num_pages)
+    table.compile(progress)
+    groups = cache_groups(model.config, limits, num_pages)
+    budget = MemoryBudget(
+        weights=model.weight_bytes // model.mesh.size,
+        slots=table.slot_bytes(),
+        temporaries=table.temporary_bytes(),
+        pages=pool_bytes(model.config, limits, num_pages, kv_dtype) // model.mesh.size,
+        limit=room,
+        num_pages=tuple(group.num_pages for group in groups),
+        page_size=page_size,
+    )
+    if budget.total > room:
+        raise CapacityError(f"{budget}: lower num_pages, max_num_seqs or max_num_batched_tokens")
+    eos_token_ids = {*model.config.eos_token_ids, *(tokenizer.eos_token_ids if tokenizer else ())}
+    runner = DeviceRunner(
+        table, limits, groups, budget=budget, eos_token_ids=sorted(eos_token_ids), seed=seed
+    )
+    runner.warm_up()
+    return Engine(runner, tokenizer)
+
+
+def _num_pages(
+    model: Model,
+    limits: EngineLimits,
+    kv_dtype: str,
+    room: int,
+    table_with: Callable[[int], ProgramTable],
+) -> int:
+    """Pages of the first group for the memory that weights and temporaries leave."""
+    room -= model.weight_bytes // model.mesh.size
+    if model.mesh.devices.flat[0].platform == "cpu":
+        # Compiling twice at every start would cost a newcomer seconds; half of what is left is
+        # far more than the temporaries take, and the budget is checked once they are known.
+        room = min(CPU_POOL_BYTES, room // 2)
+    else:
+        # No program's temporaries grow with the pool, so the smallest one tells them.
+        probe = table_with(2)
+        probe.compile(only=probe.largest)
+        room -= probe.temporary_bytes() + probe.slot_bytes()
+    return fitting_pages(model.config, limits, kv_dtype, room * model.mesh.size)
+
+
+def _kv_dtype(kv_cache_dtype: str, model: Model) -> str:
+    if kv_cache_dtype == "auto":
+        return jnp.dtype(model.dtype).name
+    if kv_cache_dtype not in DTYPES:
+        raise InvalidParameter(
+            f"kv_cache_dtype = {kv_cache_dtype!r} must be auto, {', '.join(DTYPES)}"
+        )
+    return kv_cache_dtype
+
+
+def _ladder(limits: EngineLimits, prefill_tokens: Sequence[int] | None) -> tuple[int, ...]:
+    """The sizes of the prefill programs. Each size costs a compilation, a missing one padding."""
+    most = limits.max_num_batched_tokens
+    if prefill_tokens is None:
+        return tuple(sorted({max(most // 4, min(32, most)), most}))
+    ladder = tuple(prefill_tokens)
+    if not ladder or ladder[-1] != most or list(ladder) != sorted(set(ladder)) or ladder[0] < 1:
+        raise InvalidParameter(
+            f"prefill_tokens = {ladder} must be ascending and end with max_num_batched_tokens ="
+            f" {most}"
+        )
+    return ladder

@@ -1,0 +1,297 @@
+"""The engine: requests in, events out, one step after the other."""
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jaxinfer.engine.inbox import Inbox
+from jaxinfer.engine.job import Job
+from jaxinfer.engine.request import OnEvents, Request, clipped_max_tokens, verify_prompt
+from jaxinfer.engine.scheduler import Scheduler
+from jaxinfer.engine.sequence import Family
+from jaxinfer.engine.stats import EngineStats
+from jaxinfer.engine.step import Runner, StepPlan
+from jaxinfer.engine.stream import LogprobTable, OutputStream
+from jaxinfer.errors import EngineClosed, StepFailed
+from jaxinfer.outputs import FinishReason, TokenEvent
+from jaxinfer.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Serves requests on one runner.
+
+    ``submit``, ``abort`` and ``close`` may be called from any thread, also from ``on_events``. Steps
+    are taken by whoever calls ``step``, or by the thread that ``start`` starts; there events are
+    delivered.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        lookahead: bool = True,
+        debug_checks: bool = False,
+    ):
+        """
+        Args:
+            tokenizer: turns tokens into text; None leaves every text empty.
+            clock: seconds; deadlines and metrics are on it.
+            lookahead: launch a step before the one before it was read.
+            debug_checks: assert the scheduler's invariants in every step.
+        """
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._logprobs = LogprobTable(tokenizer)
+        self._clock = clock
+        self._lookahead = lookahead
+        self._debug_checks = debug_checks
+        self._scheduler = Scheduler(runner.groups, runner.limits)
+        self._inbox = Inbox(runner.limits)
+        self._arrivals = itertools.count()
+        self._in_flight: tuple[StepPlan, Any] | None = None
+        self._outbox: dict[OnEvents, list[TokenEvent]] = {}
+        self._jobs: dict[Family, Job] = {}
+        self._timed: list[Job] = []
+        self._landed_at = clock()
+        self._micro_step_seconds: float | None = None
+        self._turn = threading.RLock()  # held by whoever takes a step
+        self._in_turn = False
+        self._thread: threading.Thread | None = None
+
+    def submit(self, request: Request, on_events: OnEvents) -> None:
+        """Takes a request in; each of its n outputs will end with exactly one last event.
+
+        ``on_events`` gets lists of events in the order in which they happened. Requests that were
+        submitted with the same callable get the events of a step in one call.
+
+        Raises:
+            InvalidPrompt, InvalidParameter, PromptTooLong: the request cannot be served as it is.
+            CapacityError: it asks for more than the page pool holds, or the queue is full.
+            DuplicateRequest: its id is in use.
+            EngineClosed: after ``close``.
+        """
+        limits, params = self._runner.limits, request.params
+        params.verify(vocab_size=limits.vocab_size, limits=limits.request)
+        verify_prompt(request.prompt_token_ids, limits.vocab_size)
+        max_tokens = clipped_max_tokens(
+            len(request.prompt_token_ids), params.max_tokens, limits, self._runner.groups
+        )
+        family = Family(
+            request,
+            arrival=next(self._arrivals),
+            samplings=[
+                self._runner.slot_sampling(params, index=index, max_tokens=max_tokens)
+                for index in range(params.n)
+            ],
+            max_tokens=max_tokens,
+            num_groups=len(self._runner.groups),
+        )
+        streams = [OutputStream(params, self._tokenizer) for _ in range(params.n)]
+        self._inbox.submit(Job(family, streams, self._logprobs, on_events, self._clock()))
+
+    def abort(self, request_id: str) -> bool:
+        """Ends a request with ABORT at the next step; False when there is none of that id."""
+        return self._inbox.abort(request_id)
+
+    def start(self) -> None:
+        """Starts the one thread that takes steps whenever there is work."""
+        if self._inbox.is_closed:
+            raise EngineClosed("the engine was closed: make a new one")
+        assert self._thread is None, "started twice"
+        self._thread = threading.Thread(target=self._run, name="jaxinfer-engine", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends all requests with ABORT and takes no new ones; a second call does nothing."""
+        self._inbox.close()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        with self._turn:
+            if not self._in_turn:  # else the step that called back does it
+                self._end_all(FinishReason.ABORT)
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._scheduler.stats
+
+    @property
+    def num_running(self) -> int:
+        """Sequences in slots."""
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in the queue."""
+        return len(self._scheduler.waiting)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests."""
+        return len(self._inbox)
+
+    @property
+    def page_usage(self) -> float:
+        """The fraction of pages in use, of the layer group that has the fewest left."""
+        return max(pool.num_used / (pool.num_pages - 1) for pool in self._scheduler.tables.pools)
+
+    @property
+    def landed_at(self) -> float:
+        """When the last step was read back, on the engine's clock; what a watchdog looks at."""
+        return self._landed_at
+
+    def step(self) -> bool:
+        """Takes one step and delivers its events. True while there is more to do."""
+        with self._turn:
+            self._in_turn = True
+            try:
+                self._take_step()
+                self._deliver()
+            except BaseException as error:
+                self._die(error)
+                raise
+            finally:
+                self._in_turn = False
+            if self._inbox.is_closed:
+                self._end_all(FinishReason.ABORT)
+            return len(self._inbox) > 0 or self._in_flight is not None
+
+    def _run(self) -> None:
+        try:
+            while self._inbox.wait_for_work():
+                self.step()
+        except BaseException:  # the requests were told; nobody waits for this thread's exception
+            _log.exception("the engine failed and is closed")
+
+    # One step.
+
+    def _take_step(self) -> None:
+        now = self._clock()
+        self._receive(now)
+        try:
+            if self._lookahead:
+                self._advance_ahead(now)
+            else:
+                self._advance(now)
+        except StepFailed as error:
+            self._recover(error)
+        if self._debug_checks:
+            self._scheduler.check()
+
+    def _advance(self, now: float) -> None:
+        """The plain loop: one step, launched and read."""
+        launched = self._launch(now)
+        if launched is not None:
+            self._land(*launched)
+        assert launched or not self._jobs, "nothing to do, yet not done"
+
+    def _advance_ahead(self, now: float) -> None:
+        """The same, one step ahead: the host works while the device does."""
+        launched, previous = self._launch(now), self._in_flight
+        self._in_flight = launched
+        if previous is not None:
+            self._land(*previous)
+        assert launched or previous or not self._jobs, "nothing to do, yet not done"
+
+    def _launch(self, now: float) -> tuple[StepPlan, Any] | None:
+        plan = self._scheduler.plan(self._max_steps(now))
+        if plan is None:
+            return None
+        for admission in plan.admissions:
+            sequence = self._scheduler.slots.owner(admission.slot, admission.generation)
+            assert sequence is not None
+            self._jobs[sequence.family].scheduled(now)
+        return plan, self._runner.launch(plan)
+
+    def _land(self, plan: StepPlan, pending: Any) -> None:
+        result = self._runner.read(pending)
+        now = self._clock()
+        self._micro_step_seconds = (now - self._landed_at) / plan.num_steps
+        self._landed_at = now
+        for progress in self._scheduler.commit(plan, result):
+            job = self._jobs[progress.sequence.family]
+            event = job.advance(progress, result, now)
+            if event is not None:
+                self._post(job, event)
+
+    def _max_steps(self, now: float) -> int | None:
+        """How many decode steps the nearest deadline leaves time for, with one call under way."""
+        deadlines = [job.request.deadline for job in self._timed]
+        nearest = min((time for time in deadlines if time is not None), default=None)
+        if nearest is None:
+            return None
+        if not self._micro_step_seconds:
+            return 1
+        return max(1, int((nearest - now) / (2 * self._micro_step_seconds)))
+
+    # What happens to requests.
+
+    def _receive(self, now: float) -> None:
+        submitted, aborted = self._inbox.take()
+        for job in submitted:
+            self._jobs[job.family] = job
+            for sequence in job.family.sequences:
+                self._scheduler.add(sequence)
+        self._timed += [job for job in submitted if job.request.deadline is not None]
+        for job in aborted:
+            self._end(job, FinishReason.ABORT)
+        for job in self._timed:
+            if job.is_late(now):
+                self._end(job, FinishReason.DEADLINE)
+        self._timed = [job for job in self._timed if not job.is_over]
+
+    def _recover(self, error: StepFailed) -> None:
+        """The cache is gone: who was in a slot ends with an error, who waits has lost nothing."""
+        _log.error("a step failed, the cache is rebuilt: %s", error)
+        self._in_flight = None
+        for family in {sequence.family for sequence in self._scheduler.reset()}:
+            self._end(self._jobs[family], FinishReason.ERROR, str(error))
+        self._runner.reset()
+
+    def _end(self, job: Job, reason: FinishReason, error: str | None = None) -> None:
+        """Ends what is still open of a request."""
+        now = self._clock()
+        for sequence in job.open_sequences:
+            self._post(job, job.end(sequence, reason, now, error))
+
+    def _end_all(self, reason: FinishReason) -> None:
+        self._receive(self._clock())
+        for job in tuple(self._jobs.values()):
+            self._end(job, reason)
+        self._deliver()
+
+    def _die(self, error: BaseException) -> None:
+        """Our own state cannot be trusted any more: tells every request and takes no new ones."""
+        self._inbox.close()
+        for job in self._inbox.jobs():
+            for sequence in job.open_sequences:
+                event = job.end(sequence, FinishReason.ERROR, self._clock(), repr(error))
+                self._outbox.setdefault(job.on_events, []).append(event)
+            self._inbox.remove(job)
+        self._jobs.clear()
+        self._deliver()
+
+    def _post(self, job: Job, event: TokenEvent) -> None:
+        """Puts an event into the outbox; an output's last one ends its sequence."""
+        self._outbox.setdefault(job.on_events, []).append(event)
+        if event.finish_reason is not None:
+            self._scheduler.finish(job.family.sequences[event.index])
+        if job.is_over:
+            del self._jobs[job.family]
+            self._inbox.remove(job)
+
+    def _deliver(self) -> None:
+        outbox, self._outbox = self._outbox, {}
+        for on_events, events in outbox.items():
+            try:
+                on_events(events)
+            except Exception:
+                _log.exception("on_events failed: its requests are aborted")
+                for request_id in {event.request_id for event in events}:
+                    self._inbox.abort(request_id)

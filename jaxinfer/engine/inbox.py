@@ -1,0 +1,94 @@
+"""Where other threads and the engine's own meet: all its locking is in this file."""
+
+import threading
+
+from jaxinfer.engine.job import Job
+from jaxinfer.engine.limits import EngineLimits
+from jaxinfer.errors import CapacityError, DuplicateRequest, EngineClosed
+
+
+class Inbox:
+    """The requests that live in an engine, and what has happened to them since it looked last."""
+
+    def __init__(self, limits: EngineLimits):
+        self._limits = limits
+        self._changed = threading.Condition()
+        self._jobs: dict[str, Job] = {}
+        self._submitted: list[Job] = []
+        self._aborted: list[Job] = []
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    def submit(self, job: Job) -> None:
+        """Takes a request in.
+
+        Raises:
+            CapacityError, DuplicateRequest, EngineClosed: as ``Engine.submit``.
+        """
+        request_id = job.request.request_id
+        with self._changed:
+            if self._is_closed:
+                raise EngineClosed(f"request {request_id!r}: the engine was closed")
+            if request_id in self._jobs:
+                raise DuplicateRequest(f"request_id = {request_id!r} is in use: take another")
+            self._refuse_beyond_limits(job)
+            self._jobs[request_id] = job
+            self._submitted.append(job)
+            self._changed.notify_all()
+
+    def abort(self, request_id: str) -> bool:
+        """Notes the wish to end a request; False when there is none of that id."""
+        with self._changed:
+            if request_id not in self._jobs:
+                return False
+            self._aborted.append(self._jobs[request_id])
+            self._changed.notify_all()
+            return True
+
+    def close(self) -> None:
+        """Nothing more is taken in."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def wait_for_work(self) -> bool:
+        """Blocks while there is nothing to do; False once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._is_closed)
+            return not self._is_closed
+
+    def take(self) -> tuple[list[Job], list[Job]]:
+        """The jobs that were submitted, and those to abort, since the last time."""
+        with self._changed:
+            submitted, self._submitted = self._submitted, []
+            aborted, self._aborted = self._aborted, []
+            return submitted, aborted
+
+    def jobs(self) -> list[Job]:
+        with self._changed:
+            return list(self._jobs.values())
+
+    def remove(self, job: Job) -> None:
+        """The request is over; its id is free again."""
+        with self._changed:
+            del self._jobs[job.request.request_id]
+
+    def _refuse_beyond_limits(self, job: Job) -> None:
+        """The queue: requests of which nothing was computed yet."""
+        waiting = [queued for queued in self._jobs.values() if not queued.is_scheduled]
+        num_tokens = job.family.prompt_len + sum(queued.family.prompt_len for queued in waiting)
+        for name, value, limit in (
+            ("requests", len(waiting) + 1, self._limits.max_waiting_requests),
+            ("prompt tokens", num_tokens, self._limits.max_waiting_tokens),
+        ):
+            if limit is not None and value > limit:
+                raise CapacityError(
+                    f"the queue is full: {value} {name} would wait, at most {limit} may; "
+                    "try again later"
+                )

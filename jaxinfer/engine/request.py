@@ -1,0 +1,90 @@
+"""What a caller asks for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+
+from jaxinfer.engine.limits import CacheGroup, EngineLimits, pool_capacity
+from jaxinfer.errors import CapacityError, InvalidPrompt, PromptTooLong
+from jaxinfer.outputs import TokenEvent
+from jaxinfer.sampling_params import SamplingParams
+
+#: Takes the events of one step: of all requests that were submitted with this very callable.
+OnEvents = Callable[[list[TokenEvent]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt and what to do with it.
+
+    Attributes:
+        request_id: unique among the requests in the engine.
+        priority: higher is sooner.
+        deadline: when it ends with DEADLINE if it has not ended before, on the engine's clock.
+        cache_salt: only requests with the same salt share cached prefixes.
+        bypass_prefix_cache: neither reads from the prefix cache nor leaves anything in it.
+    """
+
+    request_id: str
+    prompt_token_ids: Sequence[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0
+    deadline: float | None = None
+    cache_salt: str = ""
+    bypass_prefix_cache: bool = False
+
+
+def verify_prompt(prompt_token_ids: Sequence[int], vocab_size: int) -> None:
+    """Checks each token id of a prompt.
+
+    Raises:
+        InvalidPrompt: the prompt is empty, or holds something that is no token id.
+    """
+    if len(prompt_token_ids) == 0:
+        raise InvalidPrompt("the prompt is empty: give at least one token")
+    for position, token in enumerate(prompt_token_ids):
+        is_int = isinstance(token, Integral) and not isinstance(token, bool)
+        if not is_int or not 0 <= token < vocab_size:
+            raise InvalidPrompt(
+                f"prompt_token_ids[{position}] = {token!r} is not allowed: "
+                f"it must be an integer from 0 to {vocab_size - 1}"
+            )
+
+
+def clipped_max_tokens(
+    prompt_len: int,
+    max_tokens: int | None,
+    limits: EngineLimits,
+    groups: Sequence[CacheGroup],
+) -> int:
+    """How many tokens a request may generate: what it asks for, as far as the context goes.
+
+    The last token is never written to the cache, so it needs no room there.
+
+    Raises:
+        PromptTooLong: no room for a single new token in the context or the page pool.
+        CapacityError: it asks for more than the page pool could hold if it were alone.
+    """
+    context = limits.max_model_len - prompt_len
+    if context < 1:
+        raise PromptTooLong(
+            f"the prompt has {prompt_len} tokens: at most {limits.max_model_len - 1} leave room "
+            f"for a new one in the context of {limits.max_model_len}; shorten it"
+        )
+    capacity = pool_capacity(groups, limits.page_size)
+    room = context if capacity is None else capacity + 1 - prompt_len
+    if room < 1:
+        raise PromptTooLong(
+            f"the prompt has {prompt_len} tokens: the page pool holds {capacity}; "
+            "shorten it, or give the engine more pages"
+        )
+    if max_tokens is None:
+        return min(context, room)
+    wanted = min(max_tokens, context)
+    if wanted > room:
+        raise CapacityError(
+            f"a prompt of {prompt_len} tokens with max_tokens = {max_tokens} needs "
+            f"{prompt_len + wanted - 1} cached tokens: the page pool holds {capacity}; "
+            f"ask for at most {room}, or give the engine more pages"
+        )
+    return wanted

@@ -1,0 +1,238 @@
+"""The one owner of device state: turns a printable plan into compiled calls, and back.
+
+``launch`` never waits for the device: what a step returns are futures, and the next step takes them
+as they are. Everything it calls was compiled before the engine was ready.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from jaxinfer.batch import pack_decode, pack_prefill
+from jaxinfer.decoding.autoregressive import StepOutput
+from jaxinfer.decoding.programs import ProgramTable
+from jaxinfer.engine.limits import CacheGroup, EngineLimits
+from jaxinfer.engine.memory import MemoryBudget
+from jaxinfer.engine.step import Admission, PageCopy, PromptLogprobs, StepPlan, StepResult
+from jaxinfer.errors import StepFailed, Unsupported
+from jaxinfer.sampling import Scores, SlotSampling, slot_sampling
+from jaxinfer.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """A prompt row whose log-probabilities were asked for: ``count`` targets, in parts."""
+
+    slot: int
+    count: int
+    parts: list[Scores]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A launched step: arrays that the device is still making."""
+
+    output: StepOutput
+    wants_logprobs: bool
+    scored: list[ScoredRow]
+
+
+class DeviceRunner:
+    """Holds parameters, cache, slot state and page tables; see ``engine.step.Runner``."""
+
+    def __init__(
+        self,
+        table: ProgramTable,
+        limits: EngineLimits,
+        groups: tuple[CacheGroup, ...],
+        *,
+        budget: MemoryBudget,
+        eos_token_ids: Sequence[int] = (),
+        seed: int = 0,
+    ):
+        self.limits, self.groups, self.budget = limits, groups, budget
+        self._programs, self._params = table, table.model.params
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._seeds = random.Random(seed)
+        self._anything_SW = table.replicate(table.unrestricted())
+        self.reset()
+
+    def reset(self) -> None:
+        """An empty cache, empty slots, empty page tables."""
+        shapes = self._programs.shapes
+        self._cache = self._programs.empty_cache()
+        self._slots = self._programs.empty_slots()
+        self._logprob_slots: set[int] = set()
+        table = (len(self.groups), shapes.num_slots, shapes.pages_per_sequence)
+        self._tables_GSM = np.zeros(table, np.int32)
+        self._upload_tables()
+
+    def warm_up(self) -> None:
+        """Runs every program once, on idle rows, and starts again with everything empty."""
+        num_slots = self._programs.shapes.num_slots
+        nothing = np.zeros(0, np.int32)
+        sampling = self.slot_sampling(SamplingParams(logprobs=0), index=0, max_tokens=1)
+        self._admit(
+            Admission(slot=0, generation=0, sampling=sampling, prompt=nothing, generated=nothing)
+        )
+        self._copy([PageCopy(group=0, source=0, target=0)])
+        for name in self._programs.step_names:
+            kind, size = name.split("/")
+            if kind == "decode":
+                rows = pack_decode((), num_slots)
+            else:
+                rows = pack_prefill((), int(size), num_slots)
+            output, hidden_TD = self._step(name, rows)
+            if hidden_TD is not None and self._programs.shapes.score_rows:
+                list(self._score_chunk(hidden_TD, 0, np.zeros(1, np.int32)))
+            _logprobs(output)
+        self.reset()
+
+    def slot_sampling(self, params: SamplingParams, *, index: int, max_tokens: int) -> SlotSampling:
+        """The slot row of sample ``index``; a request without a seed draws one from the runner's."""
+        return slot_sampling(
+            params,
+            sample_index=index,
+            vocab_size=self.limits.vocab_size,
+            eos_token_ids=self._eos_token_ids,
+            max_tokens=max_tokens,
+            default_seed=self._seeds.getrandbits(63),
+        )
+
+    def launch(self, plan: StepPlan) -> Pending:
+        """Starts a step and returns at once."""
+        try:
+            for admission in plan.admissions:
+                self._admit(admission)
+            self._copy(plan.copies)
+            self._update_tables(plan)
+            return self._launch_rows(plan)
+        except jax.errors.JaxRuntimeError as error:
+            raise StepFailed(f"a step of {len(plan.rows)} rows could not start: {error}") from error
+
+    def read(self, pending: Pending) -> StepResult:
+        """Waits for a step."""
+        try:
+            events_J3S = np.asarray(pending.output.events_J3S)
+            logprobs = _logprobs(pending.output) if pending.wants_logprobs else {}
+            scored = {row.slot: _joined(row) for row in pending.scored}
+        except jax.errors.JaxRuntimeError as error:
+            raise StepFailed(f"the device failed during a step: {error}") from error
+        return StepResult(
+            tokens_JS=events_J3S[:, 0],
+            emitted_JS=events_J3S[:, 1].astype(bool),
+            finish_JS=events_J3S[:, 2],
+            prompt_logprobs=scored,
+            **logprobs,
+        )
+
+    def _launch_rows(self, plan: StepPlan) -> Pending:
+        num_slots = self._programs.shapes.num_slots
+        if plan.is_decode_only:
+            name, rows = f"decode/{plan.num_steps}", pack_decode(plan.rows, num_slots)
+        else:
+            size = self._programs.prefill_size(plan.num_tokens)
+            name, rows = f"prefill/{size}", pack_prefill(plan.rows, size, num_slots)
+        output, hidden_TD = self._step(name, rows)
+        scored = [] if hidden_TD is None else list(self._score(plan, hidden_TD))
+        wants_logprobs = any(row.slot in self._logprob_slots for row in plan.rows)
+        for leaf in jax.tree.leaves(output) if wants_logprobs else [output.events_J3S]:
+            leaf.copy_to_host_async()
+        return Pending(output, wants_logprobs, scored)
+
+    def _step(self, name: str, rows: np.ndarray) -> tuple[StepOutput, jax.Array | None]:
+        """Calls a decode or prefill program; prefill returns hidden states too."""
+        self._cache, self._slots, output, *hidden = self._programs[name](
+            self._params,
+            self._cache,
+            self._slots,
+            self._device_tables,
+            self._programs.replicate(rows),
+            self._anything_SW,
+        )
+        return output, hidden[0] if hidden else None
+
+    def _admit(self, admission: Admission) -> None:
+        sampling = admission.sampling
+        assert isinstance(sampling, SlotSampling)
+        row = sampling.with_tokens(admission.prompt, admission.generated)
+        slot = np.asarray(admission.slot, np.int32)
+        self._slots = self._programs["admit"](self._slots, *self._programs.replicate((slot, row)))
+        if int(sampling.num_logprobs) >= 0:
+            self._logprob_slots.add(admission.slot)
+        else:
+            self._logprob_slots.discard(admission.slot)
+
+    def _copy(self, copies: Sequence[PageCopy]) -> None:
+        """Copy-on-write, a fixed number of pages a call; a pair of zeros copies nothing."""
+        at_once = self._programs.shapes.copies
+        for start in range(0, len(copies), at_once):
+            pairs = np.zeros((2, len(self.groups), at_once), np.int32)
+            for column, copy in enumerate(copies[start : start + at_once]):
+                pairs[:, copy.group, column] = copy.source, copy.target
+            source, target = self._programs.replicate((pairs[0], pairs[1]))
+            self._cache = self._programs["copy"](self._cache, source, target)
+
+    def _update_tables(self, plan: StepPlan) -> None:
+        if not plan.admissions and not plan.page_updates:
+            return
+        for admission in plan.admissions:
+            self._tables_GSM[:, admission.slot] = 0
+        for update in plan.page_updates:
+            self._tables_GSM[update.group, update.slot, update.column] = update.page
+        self._upload_tables()
+
+    def _upload_tables(self) -> None:
+        # Copied, because the device may read the host's memory later, in place.
+        self._device_tables = self._programs.replicate(
+            tuple(table_SM.copy() for table_SM in self._tables_GSM)
+        )
+
+    def _score(self, plan: StepPlan, hidden_TD: jax.Array) -> Iterator[ScoredRow]:
+        """Log-probabilities of the prompt tokens that rows ask for."""
+        begin = 0
+        for row in plan.rows:
+            if row.targets is not None and len(row.targets):
+                parts = list(self._score_chunk(hidden_TD, begin, row.targets))
+                yield ScoredRow(row.slot, len(row.targets), parts)
+            begin += row.num_tokens
+
+    def _score_chunk(
+        self, hidden_TD: jax.Array, begin: int, targets_C: np.ndarray
+    ) -> Iterator[Scores]:
+        """Scores of ``targets_C`` after tokens ``begin``, ``begin + 1`` ..., some rows a call."""
+        at_once = self._programs.shapes.score_rows
+        if not at_once:
+            raise Unsupported("this engine was built with prompt_logprobs=False: build it with True")
+        score = self._programs[f"score/{hidden_TD.shape[0]}"]
+        for start in range(0, len(targets_C), at_once):
+            chosen = targets_C[start : start + at_once]
+            index_R, target_R = np.zeros((2, at_once), np.int32)
+            index_R[: len(chosen)] = begin + start + np.arange(len(chosen))
+            target_R[: len(chosen)] = chosen
+            yield score(self._params, hidden_TD, *self._programs.replicate((index_R, target_R)))
+
+
+def _logprobs(output: StepOutput) -> dict[str, np.ndarray]:
+    return {
+        "logprob_JS": np.asarray(output.logprob_JS),
+        "rank_JS": np.asarray(output.rank_JS),
+        "top_ids_JSA": np.asarray(output.top_ids_JSA),
+        "top_logprobs_JSA": np.asarray(output.top_logprobs_JSA),
+    }
+
+
+def _joined(row: ScoredRow) -> PromptLogprobs:
+    def all_of(field: str) -> np.ndarray:
+        parts = [np.asarray(getattr(part, field)) for part in row.parts]
+        return np.concatenate(parts)[: row.count]
+
+    return PromptLogprobs(
+        logprob_C=all_of("logprob_R"),
+        rank_C=all_of("rank_R"),
+        top_ids_CA=all_of("top_ids_RA"),
+        top_logprobs_CA=all_of("top_logprobs_RA"),
+    )

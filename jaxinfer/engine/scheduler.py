@@ -1,0 +1,349 @@
+"""Who computes what in the next step: the policy, on slots and pages.
+
+Iteration-level scheduling (Orca, OSDI 2022) with chunked prefill (Sarathi, arXiv 2308.16369):
+running sequences decode, and what is left of the token budget goes to prompts, in the order of
+rank: priority, then arrival. Pages are given out on demand (arXiv 2309.06180). When there are none
+left, the running sequence of the worst rank gives up its own and computes them again later.
+"""
+
+from bisect import insort
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from operator import attrgetter
+
+from jaxinfer.engine.limits import CacheGroup, EngineLimits
+from jaxinfer.engine.sequence import Sequence
+from jaxinfer.engine.slots import Slots
+from jaxinfer.engine.stats import EngineStats
+from jaxinfer.engine.step import Admission, Finish, PlanDraft, Row, StepPlan, StepResult
+from jaxinfer.engine.tables import PageTables
+
+_RANK = attrgetter("rank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a step that was read back brought to one sequence, through one row.
+
+    ``token_ids`` may be empty: a chunk in the middle of a prompt.
+    """
+
+    sequence: Sequence
+    row: Row
+    token_ids: list[int]
+    finish: Finish
+
+
+class Scheduler:
+    """``plan`` may run before the step before it was committed: it assumes that every slot got its
+    tokens. What comes back for a sequence that has left its slot meanwhile is dropped.
+    """
+
+    def __init__(self, groups: Items[CacheGroup], limits: EngineLimits):
+        self.limits = limits
+        self.tables = PageTables(groups, limits.page_size)
+        self.slots: Slots[Sequence] = Slots(limits.max_num_seqs)
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.stats = EngineStats(used_pages_peak=(0,) * len(groups))
+
+    def add(self, sequence: Sequence) -> None:
+        """A new sequence joins the queue."""
+        insort(self.waiting, sequence, key=_RANK)
+
+    def finish(self, sequence: Sequence) -> None:
+        """A sequence has ended, wherever it stands; whose end is known already is left alone."""
+        if sequence.is_finished:
+            return
+        sequence.is_finished = True
+        if sequence.slot is None:
+            self.waiting.remove(sequence)
+        else:
+            self._leave(sequence)
+
+    def plan(self, max_steps: int | None = None) -> StepPlan | None:
+        """The next step, or None when there is nothing to compute before the next ``commit``.
+
+        ``max_steps``: decode steps this call may take at most.
+        """
+        self._yield_to_priority()
+        draft = PlanDraft(self._num_steps(max_steps))
+        num_preemptions = self.stats.num_preemptions
+        budget = self.limits.max_num_batched_tokens
+        budget -= sum(not sequence.is_prefilling for sequence in self.running)
+
+        for sequence in self.running:
+            self.tables.trim(sequence, draft)
+        for sequence in self._by_rank():  # whom it preempts has no row yet
+            if sequence.is_prefilling:
+                budget -= self._plan_prompt(sequence, budget, draft)
+            elif sequence.can_decode:
+                self._plan_decode(sequence, draft)
+        if self.stats.num_preemptions == num_preemptions:
+            self._admit_waiting(budget, draft)
+        plan = draft.finished()
+        if plan is not None:
+            self._count_plan(plan)
+        return plan
+
+    def commit(self, plan: StepPlan, result: StepResult) -> list[Progress]:
+        """Takes in what a step brought; sequences that ended on the device are finished."""
+        tokens_SJ = result.tokens_JS.T.tolist()
+        emitted_S = result.emitted_JS.sum(axis=0).tolist()
+        finish_S = result.finish_JS.max(axis=0).tolist()
+        progress = []
+        for row in plan.rows:
+            sequence = self.slots.owner(row.slot, row.generation)
+            if sequence is None:
+                self.stats.num_dropped_rows += 1
+                continue
+            token_ids = tokens_SJ[row.slot][: emitted_S[row.slot]]
+            finish = Finish(finish_S[row.slot])
+            self._commit_row(sequence, row, token_ids)
+            if finish is not Finish.NOT:
+                self.finish(sequence)
+            progress.append(
+                Progress(sequence=sequence, row=row, token_ids=token_ids, finish=finish)
+            )
+        return progress
+
+    def _commit_row(self, sequence: Sequence, row: Row, token_ids: list[int]) -> None:
+        sequence.tokens.extend(token_ids)
+        sequence.num_in_flight -= len(token_ids)
+        sequence.num_committed = row.start + (len(token_ids) if row.is_decode else row.num_tokens)
+        self.stats.num_generated_tokens += len(token_ids)
+        if row.targets is not None and row.samples:
+            sequence.family.needs_prompt_logprobs = False
+        if self._uses_cache(sequence):
+            self.tables.publish(sequence)
+
+    def reset(self) -> list[Sequence]:
+        """The device lost everything: empties slots and pools; returns the sequences it hit."""
+        lost = list(self.running)
+        for sequence in lost:
+            sequence.is_finished = True
+            self._leave(sequence)
+        self.tables.clear()
+        self.stats.num_failed_steps += 1
+        return lost
+
+    def check(self) -> None:
+        """Asserts that no slot and no page is lost, owned twice, or both owned and free."""
+        self.slots.check()
+        self.tables.check(self.running)
+        assert all(
+            s.slot and self.slots.owner(s.slot.index, s.slot.generation) is s for s in self.running
+        )
+        assert all(s.slot is None and not any(s.pages) for s in self.waiting)
+        for queue in (self.waiting, self.running):
+            assert queue == sorted(queue, key=_RANK)
+            assert not any(sequence.is_finished for sequence in queue)
+
+    # Running sequences.
+
+    def _by_rank(self) -> Iterator[Sequence]:
+        """The running sequences, best first, but for those that lose their slot meanwhile."""
+        for sequence in tuple(self.running):
+            if sequence.slot is not None:
+                yield sequence
+
+    def _num_steps(self, max_steps: int | None) -> int:
+        """How many decode steps to take in one call: one, unless nobody waits for its end."""
+        if self.waiting or not self.running:
+            return 1
+        if any(sequence.is_prefilling or sequence.needs_host for sequence in self.running):
+            return 1
+        most = max(sequence.num_remaining for sequence in self.running)
+        if max_steps is not None:
+            most = min(most, max_steps)
+        for num_steps in reversed(self.limits.decode_steps):
+            if num_steps <= most and self.tables.can_extend(
+                (s, s.num_computed + min(num_steps, s.num_remaining)) for s in self.running
+            ):
+                return num_steps
+        return 1
+
+    def _plan_decode(self, sequence: Sequence, draft: PlanDraft) -> None:
+        num_steps = min(draft.num_steps, sequence.num_remaining)
+        if not self._reserve(sequence, sequence.num_computed + num_steps, draft):
+            return
+        slot = sequence.slot
+        assert slot is not None
+        start = sequence.num_computed
+        draft.rows.append(
+            Row(
+                slot=slot.index,
+                generation=slot.generation,
+                start=start,
+                banned=sequence.banned_now(),
+            )
+        )
+        sequence.num_computed += num_steps
+        sequence.num_in_flight += num_steps
+
+    def _plan_prompt(self, sequence: Sequence, budget: int, draft: PlanDraft) -> int:
+        """The next chunk: as much as the budget and the free pages allow. Returns its tokens."""
+        start = sequence.num_computed
+        if budget <= 0 or not self._reserve(sequence, start + 1, draft):
+            return 0
+        end = min(start + budget, sequence.prefill_len, self.tables.reach(sequence))
+        self.tables.extend(sequence, end, draft)
+        slot = sequence.slot
+        assert slot is not None
+        samples = end == sequence.prefill_len
+        targets = None
+        if sequence.scores_prompt:
+            targets = sequence.slice(start + 1, min(end + 1, sequence.prompt_len))
+        draft.rows.append(
+            Row(
+                slot=slot.index,
+                generation=slot.generation,
+                start=start,
+                tokens=sequence.slice(start, end),
+                samples=samples,
+                targets=targets,
+                banned=sequence.banned_now() if samples else frozenset(),
+            )
+        )
+        sequence.num_computed = end
+        sequence.num_in_flight += samples
+        return end - start
+
+    def _reserve(self, sequence: Sequence, end: int, draft: PlanDraft) -> bool:
+        """Pages for tokens up to ``end``, at the cost of sequences of a worse rank.
+
+        A sequence that finds no such victim waits with what it has: it can become one itself.
+        """
+        while not self.tables.extend(sequence, end, draft):
+            # Who is ending gives its pages back when its last step is read; no need to take them.
+            victim = next(s for s in reversed(self.running) if not s.is_ending or s is sequence)
+            if victim is sequence:
+                return False
+            self._preempt(victim)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back into the queue; what it has in flight is dropped, and computed again."""
+        self._leave(sequence)
+        self.add(sequence)
+        self.stats.num_preemptions += 1
+
+    def _leave(self, sequence: Sequence) -> None:
+        assert sequence.slot is not None
+        self.running.remove(sequence)
+        self.slots.release(sequence.slot)
+        self.tables.release(sequence)
+        sequence.leave()
+
+    # Waiting sequences.
+
+    def _yield_to_priority(self) -> None:
+        """Who waits takes the place of running sequences of a lower priority."""
+        while self.waiting and self.running:
+            first, last = self.waiting[0], self.running[-1]
+            if last.priority >= first.priority or self._has_room(first):
+                return
+            self._preempt(last)
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        if not self.slots.num_free:
+            return False
+        self._adopt(sequence, siblings=())
+        fits = self._fits(sequence)
+        self._give_up(sequence)
+        return fits
+
+    def _admit_waiting(self, budget: int, draft: PlanDraft) -> None:
+        for sequence in tuple(self.waiting):
+            if budget <= 0 or not self.slots.num_free:
+                return
+            siblings = [s for s in self.running if s.family is sequence.family]
+            if any(s.is_prefilling or draft.has_prompt_row(s.slot) for s in siblings):
+                continue  # the prompt that they share is being computed
+            source = self._adopt(sequence, siblings)
+            if not self._fits(sequence):
+                self._give_up(sequence)
+                return
+            self._admit(sequence, draft, is_fork=source is not None)
+            budget -= self._plan_prompt(sequence, budget, draft)
+
+    def _adopt(self, sequence: Sequence, siblings: Items[Sequence]) -> Sequence | None:
+        """Takes over pages that hold its first tokens: cached ones, or those of a sibling.
+
+        Returns the sibling. From that one comes the whole prompt; its last token is computed again
+        where no generated one follows it, for the sample to come from.
+        """
+        if sequence.scores_prompt:
+            return None
+        cached = self._cached_pages(sequence)
+        num_cached = len(cached[0]) * self.limits.page_size
+        num_shared = min(sequence.prompt_len, sequence.prefill_len - 1)
+        able = (s for s in siblings if self.tables.can_fork(s, num_shared))
+        source = next(able, None) if num_shared > num_cached else None
+        if source is None:
+            self.tables.attach(sequence, cached)
+        else:
+            self.tables.fork(source, sequence, num_shared)
+        sequence.num_computed = num_cached if source is None else num_shared
+        return source
+
+    def _cached_pages(self, sequence: Sequence) -> list[list[int | None]]:
+        if self._uses_cache(sequence):
+            return self.tables.cached_pages(sequence)
+        return [[] for _ in self.tables.groups]
+
+    def _uses_cache(self, sequence: Sequence) -> bool:
+        request = sequence.family.request
+        return self.limits.enable_prefix_caching and not request.bypass_prefix_cache
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """Room for this prompt beside the rest of those that are being computed."""
+        under_way = [s for s in self.running if s.is_prefilling]
+        return self.tables.can_prefill([*under_way, sequence])
+
+    def _give_up(self, sequence: Sequence) -> None:
+        self.tables.release(sequence)
+        sequence.leave()
+
+    def _admit(self, sequence: Sequence, draft: PlanDraft, *, is_fork: bool) -> None:
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=_RANK)
+        sequence.slot = slot = self.slots.acquire(sequence)
+        sequence.num_committed = sequence.num_computed
+        draft.admissions.append(
+            Admission(
+                slot=slot.index,
+                generation=slot.generation,
+                sampling=sequence.sampling,
+                prompt=sequence.slice(0, sequence.prompt_len),
+                generated=sequence.slice(sequence.prompt_len, len(sequence.tokens)),
+            )
+        )
+        self.tables.show(sequence, draft)
+        self._count_admission(sequence, is_fork)
+
+    # Counting.
+
+    def _count_admission(self, sequence: Sequence, is_fork: bool) -> None:
+        family, stats = sequence.family, self.stats
+        if is_fork:
+            stats.num_forks += 1
+            return
+        if self._uses_cache(sequence):
+            stats.prefix_query_tokens += sequence.prefill_len
+            stats.prefix_hit_tokens += sequence.num_computed
+        if family.num_cached_tokens is None:
+            family.num_cached_tokens = sequence.num_computed
+
+    def _count_plan(self, plan: StepPlan) -> None:
+        stats, size = self.stats, self.limits.page_size
+        used = [pool.num_used for pool in self.tables.pools]
+        stats.num_steps += 1
+        stats.num_micro_steps += plan.num_steps
+        stats.num_computed_tokens += plan.num_tokens * plan.num_steps
+        stats.num_copied_pages += len(plan.copies)
+        stats.used_pages_peak = tuple(map(max, stats.used_pages_peak, used))
+        stats.cached_token_steps += sum(sequence.num_computed for sequence in self.running)
+        stats.paged_token_steps += used[0] * size
+        stats.contiguous_token_steps += len(self.running) * self.limits.max_model_len

@@ -1,0 +1,21 @@
+"""A table of rows looked up by id."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxinfer.layers.parameter import embedding, parameter
+
+
+class Embedding(nnx.Module):
+    """``embedding [rows, width]``; ``rows_axis`` is the logical name of its first axis."""
+
+    def __init__(
+        self, rows: int, width: int, dtype: jnp.dtype, rows_axis: str | None, *, rngs: nnx.Rngs
+    ):
+        axes = (rows_axis, "embed")
+        self.embedding = parameter(rngs, (rows, width), dtype, axes, embedding)
+
+    def __call__(self, ids_T: jax.Array) -> jax.Array:
+        """The rows ``[T, width]`` of ``ids_T``; ids outside the table read its nearest row."""
+        return self.embedding.get_value().at[ids_T].get(mode="clip")

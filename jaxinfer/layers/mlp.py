@@ -1,0 +1,34 @@
+"""The feed-forward half of a block."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxinfer.config import MlpSpec
+from jaxinfer.layers.linear import Linear
+from jaxinfer.ops.activation import activate
+
+
+class Mlp(nnx.Module):
+    """``down(act(gate(x)) * up(x))`` (SwiGLU, GeGLU), or ``down(act(up(x)))`` when not gated."""
+
+    def __init__(self, spec: MlpSpec, width: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        self.spec = spec
+        wide, narrow = ("embed", "mlp"), ("mlp", "embed")
+
+        def widening() -> Linear:
+            return Linear(width, spec.width, dtype, wide, bias=spec.bias, rngs=rngs)
+
+        self.gate = widening() if spec.gated else None
+        self.up = widening()
+        self.down = Linear(spec.width, width, dtype, narrow, bias=spec.bias, rngs=rngs)
+
+    def __call__(self, x_TD: jax.Array) -> jax.Array:
+        """Float32 ``[T, D]``."""
+        with jax.named_scope("mlp"):
+            up_TF = self.up(x_TD)
+            if self.gate is None:
+                hidden_TF = activate(self.spec.activation, up_TF)
+            else:
+                hidden_TF = activate(self.spec.activation, self.gate(x_TD)) * up_TF
+            return self.down(hidden_TF.astype(x_TD.dtype))

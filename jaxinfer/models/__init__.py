@@ -1,0 +1,1 @@
+"""Decoders: one that builds any stack, and the families that say which stack a checkpoint is."""

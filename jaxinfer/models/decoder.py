@@ -1,0 +1,92 @@
+"""The one decoder: embed, blocks, head. What it is made of stands in its ``ModelConfig``."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxinfer.batch import Ragged
+from jaxinfer.cache import Cache, group_of_layer
+from jaxinfer.config import ModelConfig
+from jaxinfer.layers.block import Block
+from jaxinfer.layers.embedding import Embedding
+from jaxinfer.layers.linear import Linear
+from jaxinfer.layers.norm import Norm
+from jaxinfer.ops.linear import tied_head
+from jaxinfer.ops.rope import rope_table
+
+
+class Decoder(nnx.Module):
+    """A stack of blocks over a residual stream.
+
+    ``max_len``: the longest context this instance serves; it settles the RoPE scalings that depend
+    on length. Calling it gives hidden states; ``logits`` turns chosen ones into logits, so that a
+    prefill never makes logits for tokens nobody samples from.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, dtype: jnp.dtype, max_len: int, mesh: Mesh, rngs: nnx.Rngs
+    ):
+        width = config.width
+        self.config, self.max_len, self.mesh = config, max_len, mesh
+        self.embed = Embedding(config.vocab_size, width, dtype, "vocab", rngs=rngs)
+        self.positions = (
+            Embedding(config.learned_positions, width, dtype, None, rngs=rngs)
+            if config.learned_positions is not None
+            else None
+        )
+        self.layers = nnx.List(Block(spec, width, dtype, rngs=rngs) for spec in config.layers)
+        self.final_norm = Norm(config.final_norm, width, dtype, rngs=rngs)
+        head_axes, head_bias = ("embed", "vocab"), config.head_bias
+        self.head = (
+            None
+            if config.tied_head
+            else Linear(width, config.vocab_size, dtype, head_axes, bias=head_bias, rngs=rngs)
+        )
+
+    def __call__(
+        self,
+        tokens_T: jax.Array,
+        positions_T: jax.Array,
+        cache: Cache,
+        page_tables: tuple[jax.Array, ...],
+        ragged: Ragged,
+    ) -> tuple[jax.Array, Cache]:
+        """Final hidden states ``[T, D]`` (normed) and the cache with this step's tokens in it.
+
+        ``page_tables``: int32 ``[S, M]``, one for each of ``cache.layer_groups(config)``.
+        """
+        config = self.config
+        ropes = {spec: rope_table(spec, self.max_len, positions_T) for spec in config.ropes}
+        x_TD = self._embed(tokens_T, positions_T)
+        written = []
+        groups = group_of_layer(config)
+        for block, spec, pages, group in zip(
+            self.layers, config.layers, cache, groups, strict=True
+        ):
+            rope = None if spec.mixer.rope is None else ropes[spec.mixer.rope]
+            x_TD, pages = block(x_TD, rope, pages, page_tables[group], ragged, self.mesh)
+            written.append(pages)
+        return self.final_norm(x_TD), tuple(written)
+
+    def logits(self, hidden_RD: jax.Array) -> jax.Array:
+        """Float32 logits ``[R, V]`` of final hidden states ``[R, D]``."""
+        config = self.config
+        with jax.named_scope("head"):
+            if self.head is None:
+                logits_RV = tied_head(hidden_RD, self.embed.embedding.get_value())
+            else:
+                logits_RV = self.head(hidden_RD)
+            logits_RV = logits_RV * jnp.float32(config.logit_scale)
+            if config.logit_softcap is not None:
+                cap = jnp.float32(config.logit_softcap)
+                logits_RV = cap * jnp.tanh(logits_RV / cap)
+            return logits_RV
+
+    def _embed(self, tokens_T: jax.Array, positions_T: jax.Array) -> jax.Array:
+        with jax.named_scope("embed"):
+            x_TD = self.embed(tokens_T)
+            if self.config.embed_scale != 1.0:
+                # Rounded to the model's dtype first, as the models that scale were trained.
+                x_TD = x_TD * jnp.asarray(self.config.embed_scale, x_TD.dtype)
+            return x_TD if self.positions is None else x_TD + self.positions(positions_T)

@@ -1,0 +1,158 @@
+"""Rotary positions as Hugging Face configs state them, in the old style and the new.
+
+Old: ``rope_theta``, ``partial_rotary_factor`` and, where scaled, ``rope_scaling`` with
+``rope_type`` or ``type``. New, since transformers 5: all of it in ``rope_parameters``. What an
+object leaves out is taken from the top level.
+"""
+
+from collections.abc import Callable, Mapping
+
+from jaxinfer.config import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongropeScaling,
+    RopeScaling,
+    RopeSpec,
+    YarnScaling,
+)
+from jaxinfer.errors import ConfigError
+from jaxinfer.models.hf_config import MAX_LEN, HfConfig
+from jaxinfer.models.hf_specs import max_len
+
+_ORIGINAL_LEN = "original_max_position_embeddings"
+
+
+def rope(
+    fields: HfConfig,
+    head_dim: int,
+    *,
+    theta: float = 10000.0,
+    theta_field: str = "rope_theta",
+    rotary_share: float = 1.0,
+    rotary_share_field: str = "partial_rotary_factor",
+) -> RopeSpec:
+    """The one rope of all layers; ``theta`` and ``rotary_share`` are the family's defaults."""
+    theta = fields.number(theta_field, theta)
+    rotary_share = fields.number(rotary_share_field, rotary_share)
+    return rope_of(rope_object(fields), fields, head_dim, theta=theta, rotary_share=rotary_share)
+
+
+def ropes_by_layer_type(
+    fields: HfConfig, head_dim: int, *, theta: float, sliding_theta: float | None = None
+) -> tuple[RopeSpec, RopeSpec]:
+    """The ropes of full and of sliding layers, of which the old style scales only the full ones.
+
+    ``sliding_theta`` None: that of the full layers.
+    """
+    theta = fields.number("rope_theta", theta)
+    sliding_theta = fields.number("rope_local_base_freq", sliding_theta or theta)
+    parameters = rope_object(fields)
+    full, sliding = parameters, None
+    if parameters is not None and fields.get("rope_parameters"):
+        full, sliding = parameters.inner("full_attention"), parameters.inner("sliding_attention")
+        parameters.refuse_unread()
+    return (
+        rope_of(full, fields, head_dim, theta=theta),
+        rope_of(sliding, fields, head_dim, theta=sliding_theta),
+    )
+
+
+def rope_object(fields: HfConfig) -> HfConfig | None:
+    """``rope_scaling`` or ``rope_parameters``, whichever there is."""
+    old, new = fields.inner("rope_scaling"), fields.inner("rope_parameters")
+    if old is not None and new is not None:
+        raise ConfigError("rope_scaling and rope_parameters are both given: keep one of them")
+    return new if old is None else old
+
+
+def rope_of(
+    parameters: HfConfig | None,
+    fields: HfConfig,
+    head_dim: int,
+    *,
+    theta: float,
+    rotary_share: float = 1.0,
+) -> RopeSpec:
+    """The rope that one object of parameters describes; ``fields`` is the config it belongs to."""
+    if parameters is None:
+        return _spec(head_dim, theta, rotary_share, None)
+    theta = parameters.number("rope_theta", theta)
+    rotary_share = parameters.number("partial_rotary_factor", rotary_share)
+    kind = "type" if parameters.get("rope_type") is None else "rope_type"
+    scaling = parameters.choice(kind, _SCALINGS, "default")(parameters, fields)
+    parameters.refuse_unread(ignored={"type", "finetuned"})
+    return _spec(head_dim, theta, rotary_share, scaling)
+
+
+def _spec(head_dim: int, theta: float, share: float, scaling: RopeScaling | None) -> RopeSpec:
+    if not 0 < share <= 1:
+        raise ConfigError(f"the rotary share of a head is {share!r}: it must be above 0, at most 1")
+    return RopeSpec(theta=theta, rotary_dim=int(head_dim * share), scaling=scaling)
+
+
+def _original_len(parameters: HfConfig, fields: HfConfig) -> int:
+    """Beside the object (Phi 3), in it, or the length the model has now."""
+    beside = fields.get(_ORIGINAL_LEN)
+    holder = parameters if beside is None else fields
+    parameters.get(_ORIGINAL_LEN)
+    return holder.size(_ORIGINAL_LEN, max_len(fields), most=MAX_LEN)
+
+
+def _linear(parameters: HfConfig, fields: HfConfig) -> LinearScaling:
+    return LinearScaling(factor=parameters.number("factor"))
+
+
+def _dynamic(parameters: HfConfig, fields: HfConfig) -> DynamicScaling:
+    # Grows from the length in the config: an original length in the object would change nothing.
+    parameters.get(_ORIGINAL_LEN)
+    return DynamicScaling(factor=parameters.number("factor"), original_len=max_len(fields))
+
+
+def _llama3(parameters: HfConfig, fields: HfConfig) -> Llama3Scaling:
+    return Llama3Scaling(
+        factor=parameters.number("factor"),
+        low_freq_factor=parameters.number("low_freq_factor"),
+        high_freq_factor=parameters.number("high_freq_factor"),
+        original_len=_original_len(parameters, fields),
+    )
+
+
+def _yarn(parameters: HfConfig, fields: HfConfig) -> YarnScaling:
+    original_len = _original_len(parameters, fields)
+    return YarnScaling(
+        factor=parameters.number("factor", max_len(fields) / original_len),
+        original_len=original_len,
+        beta_fast=parameters.number("beta_fast", 32.0),
+        beta_slow=parameters.number("beta_slow", 1.0),
+        attention_factor=parameters.optional_number("attention_factor"),
+        mscale=parameters.optional_number("mscale"),
+        mscale_all_dim=parameters.optional_number("mscale_all_dim"),
+        truncate=parameters.flag("truncate", True),
+    )
+
+
+def _longrope(parameters: HfConfig, fields: HfConfig) -> LongropeScaling:
+    original_len = _original_len(parameters, fields)
+    return LongropeScaling(
+        short_factor=parameters.numbers("short_factor"),
+        long_factor=parameters.numbers("long_factor"),
+        original_len=original_len,
+        factor=parameters.number("factor", max_len(fields) / original_len),
+        attention_factor=parameters.optional_number("attention_factor"),
+    )
+
+
+def _none(parameters: HfConfig, fields: HfConfig) -> None:
+    return None
+
+
+_SCALINGS: Mapping[str, Callable[[HfConfig, HfConfig], RopeScaling | None]] = {
+    "default": _none,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+    "su": _longrope,  # what the first Phi 3 called it
+}

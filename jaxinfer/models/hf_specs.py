@@ -1,0 +1,127 @@
+"""The specs that nearly all families make from the same fields of a Hugging Face config."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from jaxinfer.config import (
+    AttentionSpec,
+    DynamicScaling,
+    LayerSpec,
+    ModelConfig,
+    NormSpec,
+    YarnScaling,
+)
+from jaxinfer.errors import Unsupported
+from jaxinfer.models.hf_config import MAX_LAYERS, MAX_LEN, MAX_VOCAB, HfConfig
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+def num_layers(fields: HfConfig, name: str = "num_hidden_layers") -> int:
+    """How many layers, bounded so that a tuple of them can be made."""
+    return fields.size(name, most=MAX_LAYERS)
+
+
+def max_len(fields: HfConfig) -> int:
+    """``max_position_embeddings``."""
+    return fields.size("max_position_embeddings", most=MAX_LEN)
+
+
+def head_dim(fields: HfConfig) -> int:
+    """``head_dim``; where it is absent an equal share of the width."""
+    width, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    if fields.get("head_dim") is None and width % num_heads:
+        raise fields.error("num_attention_heads", num_heads, f"a divisor of hidden_size = {width}")
+    return fields.size("head_dim", width // num_heads)
+
+
+def attention(fields: HfConfig, dim: int, **kwargs: Any) -> AttentionSpec:
+    """The attention of heads of size ``dim``; ``kwargs`` are further fields of the spec."""
+    num_heads = fields.size("num_attention_heads")
+    num_kv_heads = fields.size("num_key_value_heads", num_heads)
+    return AttentionSpec(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=dim, **kwargs)
+
+
+def sliding_window(fields: HfConfig) -> int | None:
+    """``sliding_window``, None where there is none."""
+    return (
+        None
+        if fields.get("sliding_window") is None
+        else fields.size("sliding_window", most=MAX_LEN)
+    )
+
+
+def windowed(
+    fields: HfConfig,
+    layer: LayerSpec,
+    count: int,
+    window: int | None,
+    is_sliding: Callable[[int], bool],
+) -> tuple[LayerSpec, ...]:
+    """``count`` layers, of which ``layer_types`` or else ``is_sliding`` give some a window."""
+    types = fields.get("layer_types")
+    if types is None:
+        types = [_SLIDING if window and is_sliding(i) else _FULL for i in range(count)]
+    if (
+        not isinstance(types, list | tuple)
+        or len(types) != count
+        or not set(types) <= {_SLIDING, _FULL}
+    ):
+        raise fields.error("layer_types", types, f"{count} times {_FULL!r} or {_SLIDING!r}")
+    if window is None and _SLIDING in types:
+        raise fields.error("layer_types", types, f"all {_FULL!r}, as there is no sliding window")
+    sliding = replace(layer, mixer=replace(layer.mixer, window=window))
+    return tuple(sliding if kind == _SLIDING else layer for kind in types)
+
+
+def rms_norm(fields: HfConfig, eps: float = 1e-6, **kwargs: Any) -> NormSpec:
+    """RMSNorm with ``rms_norm_eps``."""
+    return NormSpec(eps=fields.number("rms_norm_eps", eps), **kwargs)
+
+
+def decoder(fields: HfConfig, *, layers: tuple[LayerSpec, ...], **kwargs: Any) -> ModelConfig:
+    """A whole decoder: the fields that nearly all families share, and ``kwargs`` beside them.
+
+    ``width`` and ``max_len`` are read here unless they are among the ``kwargs``.
+    """
+    fields.only("is_encoder_decoder", False)
+    fields.only("add_cross_attention", False)
+    fields.only("pruned_heads", {}, [])
+    quantization = fields.get("quantization_config")
+    if quantization is not None:
+        raise Unsupported(f"quantization_config = {quantization!r:.200}: not read by this build")
+    if "width" not in kwargs:
+        kwargs["width"] = fields.size("hidden_size")
+    if "max_len" not in kwargs:
+        kwargs["max_len"] = _served_len(max_len(fields), layers)
+    return ModelConfig(
+        model_type=fields.get("model_type"),
+        vocab_size=fields.size("vocab_size", most=MAX_VOCAB),
+        layers=layers,
+        tied_head=fields.flag("tie_word_embeddings", False),
+        dtype=fields.get("dtype", fields.get("torch_dtype", "bfloat16")),
+        bos_token_id=next(iter(_token_ids(fields, "bos_token_id")), None),
+        eos_token_ids=_token_ids(fields, "eos_token_id"),
+        **kwargs,
+    )
+
+
+def _served_len(positions: int, layers: tuple[LayerSpec, ...]) -> int:
+    """``max_position_embeddings``, or how far YaRN and dynamic scaling reach beyond it."""
+    scalings = (layer.mixer.rope.scaling for layer in layers if layer.mixer.rope is not None)
+    reach = [
+        int(scaling.factor * scaling.original_len)
+        for scaling in scalings
+        if isinstance(scaling, DynamicScaling | YarnScaling)
+    ]
+    return min(max([positions, *reach]), MAX_LEN)
+
+
+def _token_ids(fields: HfConfig, name: str) -> tuple[int, ...]:
+    """The ids in a field that holds none, one, or a list of them."""
+    value = fields.get(name, [])
+    ids = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < MAX_VOCAB for i in ids):
+        raise fields.error(name, value, "a token id, or a list of them")
+    return tuple(ids)

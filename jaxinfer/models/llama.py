@@ -1,0 +1,82 @@
+"""Llama 1 to 3, SmolLM2, TinyLlama: RMSNorm, rotary positions, grouped queries, SwiGLU.
+
+Most later families have its tensor names or differ in a few of them: they take its rules.
+"""
+
+from collections.abc import Iterator
+
+from jaxinfer.config import LayerSpec, MlpSpec, ModelConfig
+from jaxinfer.models.hf_config import HfConfig
+from jaxinfer.models.hf_rope import rope
+from jaxinfer.models.hf_specs import attention, decoder, head_dim, num_layers, rms_norm
+from jaxinfer.models.weights import Family, WeightRule, embedding, linear, norm
+
+LAYER = "model.layers.{i}."
+#: Rotary frequencies that old checkpoints carry, and the copy of a tied head.
+IGNORED_TENSORS = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"lm_head\.weight")
+
+
+def _read(fields: HfConfig) -> ModelConfig:
+    fields.only("rope_interleaved", False)
+    dim, bias = head_dim(fields), fields.flag("attention_bias", False)
+    layer = LayerSpec(
+        mixer=attention(fields, dim, rope=rope(fields, dim), qkv_bias=bias, out_bias=bias),
+        mlp=gated_mlp(fields, bias=fields.flag("mlp_bias", False)),
+        pre_norm=rms_norm(fields),
+    )
+    layers = (layer,) * num_layers(fields)
+    return decoder(fields, layers=layers, final_norm=rms_norm(fields))
+
+
+def gated_mlp(fields: HfConfig, bias: bool = False) -> MlpSpec:
+    """The gated MLP of Llama's config fields."""
+    activation = fields.activation("hidden_act")
+    return MlpSpec(width=fields.size("intermediate_size"), activation=activation, bias=bias)
+
+
+def weights(config: ModelConfig) -> Iterator[WeightRule]:
+    """The rules of a pre-norm stack with Llama's tensor names."""
+    layer = config.layers[0]
+    yield from outer_weights(config)
+    yield from norm("layers.{i}.mixer_norm", LAYER + "input_layernorm", layer.pre_norm)
+    yield from attention_weights(config)
+    yield from norm("layers.{i}.mlp_norm", LAYER + "post_attention_layernorm", layer.pre_norm)
+    yield from mlp_weights(config)
+
+
+def outer_weights(config: ModelConfig) -> Iterator[WeightRule]:
+    """Embedding, final norm and head."""
+    yield embedding("embed", "model.embed_tokens")
+    yield from norm("final_norm", "model.norm", config.final_norm)
+    if not config.tied_head:
+        yield from linear("head", "lm_head", bias=config.head_bias)
+
+
+def attention_weights(config: ModelConfig) -> Iterator[WeightRule]:
+    """q, k, v, o and, where there are such, the norms of q and k."""
+    mixer = config.layers[0].mixer
+    for part in "qkv":
+        source = f"{LAYER}self_attn.{part}_proj"
+        yield from linear(f"layers.{{i}}.mixer.{part}", source, bias=mixer.qkv_bias)
+    yield from linear("layers.{i}.mixer.o", LAYER + "self_attn.o_proj", bias=mixer.out_bias)
+    yield from norm("layers.{i}.mixer.q_norm", LAYER + "self_attn.q_norm", mixer.qk_norm)
+    yield from norm("layers.{i}.mixer.k_norm", LAYER + "self_attn.k_norm", mixer.qk_norm)
+
+
+def mlp_weights(config: ModelConfig) -> Iterator[WeightRule]:
+    """gate, up and down."""
+    mlp = config.layers[0].mlp
+    assert mlp is not None, "a family without an MLP has rules of its own"
+    for part in ("gate", "up", "down"):
+        source = f"{LAYER}mlp.{part}_proj"
+        yield from linear(f"layers.{{i}}.mlp.{part}", source, bias=mlp.bias)
+
+
+LLAMA = Family(
+    name="llama",
+    model_types=("llama",),
+    read=_read,
+    weights=weights,
+    ignored_fields=frozenset({"is_llama_config"}),
+    ignored_tensors=IGNORED_TENSORS,
+)

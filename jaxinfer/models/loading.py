@@ -1,0 +1,176 @@
+"""A model ready to run: its config, its graph, and its parameters on their devices."""
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxinfer.checkpoint.load import Progress, Recipe, load_params, no_progress
+from jaxinfer.checkpoint.source import Source
+from jaxinfer.config import ModelConfig
+from jaxinfer.errors import ConfigError, InvalidParameter
+from jaxinfer.models.decoder import Decoder
+from jaxinfer.models.registry import family_for
+from jaxinfer.models.weights import Family, WeightRule
+from jaxinfer.shapes import Tree
+from sharding import named_sharding
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """``params`` is a nested dict of arrays; ``graph`` is closed over by compiled programs.
+
+    ``merge(params)`` gives the ``Decoder``, inside a traced function.
+    """
+
+    config: ModelConfig
+    graph: nnx.GraphDef
+    params: Tree
+    mesh: Mesh
+    dtype: jnp.dtype
+    max_len: int
+
+    def merge(self, params: Tree) -> Decoder:
+        return nnx.merge(self.graph, params)
+
+    @property
+    def num_params(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+
+
+def load_model(
+    source: Source,
+    *,
+    mesh: Mesh,
+    dtype: str = "auto",
+    max_len: int | None = None,
+    progress: Progress = no_progress,
+) -> Model:
+    """Reads a checkpoint into a model.
+
+    ``dtype`` "auto" is the checkpoint's own. ``max_len`` None is the longest context the model was
+    made for.
+
+    Raises:
+        ConfigError: an architecture or a field that is not known.
+        CheckpointError: files that do not fit the architecture.
+        InvalidParameter: a dtype or a length that is not allowed.
+    """
+    family = family_for(source.config)
+    config = family.translate(source.config)
+    blank = _blank(config, mesh, dtype, max_len)
+    flat = nnx.to_flat_state(blank.params)
+    names = {path: ".".join(map(str, path)) for path, _ in flat}
+    filled = load_params(
+        source,
+        list(_recipes(family, config, source.tensors)),
+        {names[path]: _placed(names[path], variable, mesh) for path, variable in flat},
+        is_ignored=lambda name: family.ignores(family.canonical_name(name)),
+        progress=progress,
+    )
+    return replace(blank, params=_nested({path: filled[name] for path, name in names.items()}))
+
+
+def dummy_model(
+    config: ModelConfig,
+    *,
+    mesh: Mesh,
+    dtype: str = "auto",
+    max_len: int | None = None,
+    seed: int = 0,
+) -> Model:
+    """A model of this shape with random weights, made on its devices."""
+    blank = _blank(config, mesh, dtype, max_len)
+    flat = nnx.to_flat_state(blank.params)
+    shardings = {
+        path: _placed(".".join(map(str, path)), variable, mesh).sharding for path, variable in flat
+    }
+
+    def initial() -> dict[tuple, jax.Array]:
+        decoder = Decoder(
+            config, dtype=blank.dtype, max_len=blank.max_len, mesh=mesh, rngs=nnx.Rngs(seed)
+        )
+        return {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
+
+    return replace(blank, params=_nested(jax.jit(initial, out_shardings=shardings)()))
+
+
+def _recipes(family: Family, config: ModelConfig, names: Iterable[str]) -> Iterator[Recipe]:
+    """The family's rules for this model, in the names that the checkpoint uses."""
+    actual = {family.canonical_name(name): name for name in names}
+    for rule in family.weights(config):
+        for layer, target, source in rule.names(config):
+            yield Recipe(
+                target=target,
+                source=actual.get(source, source),
+                index=None if rule.rows is None else (rule.rows(config, layer),),
+                transform=functools.partial(_to_parameter, rule, config, layer),
+            )
+
+
+def _to_parameter(
+    rule: WeightRule, config: ModelConfig, layer: int, tensor: np.ndarray
+) -> np.ndarray:
+    return rule.to_parameter(tensor, config, layer)
+
+
+def _blank(config: ModelConfig, mesh: Mesh, dtype: str, max_len: int | None) -> Model:
+    """The model with shapes in the place of its parameters."""
+    model_dtype = jnp.dtype(_checked_dtype(dtype, config))
+    length = _checked_len(max_len, config)
+    decoder = nnx.eval_shape(
+        lambda: Decoder(config, dtype=model_dtype, max_len=length, mesh=mesh, rngs=nnx.Rngs(0))
+    )
+    graph, shapes = nnx.split(decoder)
+    return Model(
+        config=config, graph=graph, params=shapes, mesh=mesh, dtype=model_dtype, max_len=length
+    )
+
+
+def _checked_dtype(dtype: str, config: ModelConfig) -> str:
+    if dtype != "auto" and dtype not in DTYPES:
+        raise InvalidParameter(f"dtype = {dtype!r} must be auto, {', '.join(DTYPES)}")
+    return config.dtype if dtype == "auto" else dtype
+
+
+def _checked_len(max_len: int | None, config: ModelConfig) -> int:
+    if max_len is None:
+        return config.max_len
+    if not 2 <= max_len <= config.max_len:
+        raise InvalidParameter(
+            f"max_model_len = {max_len} must be between 2 and the {config.max_len} tokens that"
+            " this model was made for"
+        )
+    return max_len
+
+
+def _placed(name: str, variable: nnx.Variable, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and sharding of a parameter, from the axes it declares."""
+    leaf, axes = variable.get_value(), variable.get_metadata("axes")
+    try:
+        sharding = named_sharding(mesh, leaf.shape, axes, name=name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _nested(flat: dict[tuple, jax.Array]) -> Tree:
+    """Paths as nested dicts, the form that ``Model.merge`` takes."""
+    root: dict = {}
+    for path, leaf in flat.items():
+        node = root
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = leaf
+    return root

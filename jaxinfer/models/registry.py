@@ -1,0 +1,59 @@
+"""Which family a ``config.json`` belongs to."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxinfer.config import ModelConfig
+from jaxinfer.errors import ConfigError
+from jaxinfer.models.gemma import GEMMA
+from jaxinfer.models.gemma2 import GEMMA2
+from jaxinfer.models.gemma3 import GEMMA3
+from jaxinfer.models.gpt2 import GPT2
+from jaxinfer.models.gpt_neox import GPT_NEOX
+from jaxinfer.models.granite import GRANITE
+from jaxinfer.models.llama import LLAMA
+from jaxinfer.models.mistral import MISTRAL
+from jaxinfer.models.olmo2 import OLMO2, OLMO3
+from jaxinfer.models.phi3 import PHI3
+from jaxinfer.models.qwen2 import QWEN2
+from jaxinfer.models.qwen3 import QWEN3
+from jaxinfer.models.smollm3 import SMOLLM3
+from jaxinfer.models.starcoder2 import STARCODER2
+from jaxinfer.models.weights import Family
+
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    SMOLLM3,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    PHI3,
+    OLMO2,
+    OLMO3,
+    GRANITE,
+    STARCODER2,
+    GPT_NEOX,
+    GPT2,
+)
+_BY_MODEL_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
+
+
+def family_for(config: Mapping[str, Any]) -> Family:
+    """The family of the config's ``model_type``.
+
+    Raises:
+        ConfigError: no family has it; the message lists the known ones.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in _BY_MODEL_TYPE:
+        known = ", ".join(sorted(_BY_MODEL_TYPE))
+        raise ConfigError(f"model_type = {model_type!r:.100} is not known here; known: {known}")
+    return _BY_MODEL_TYPE[model_type]
+
+
+def model_config(config: Mapping[str, Any]) -> ModelConfig:
+    """The decoder that a ``config.json`` describes; see `Family.translate`."""
+    return family_for(config).translate(config)

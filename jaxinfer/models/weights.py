@@ -1,0 +1,135 @@
+"""Which tensor of a checkpoint fills which parameter: a `WeightRule` each, a `Family` for all.
+
+A name with ``{i}`` in it stands for all layers. The orientation changes on the way: Hugging Face
+keeps a linear layer as ``[out, in]``, our kernels are ``[in, out]``.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from jaxinfer.checkpoint.load import Recipe
+from jaxinfer.config import ModelConfig, NormSpec
+from jaxinfer.models.hf_config import HARMLESS, HfConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightRule:
+    """How one parameter, or the same one of every layer, is made from a tensor of the checkpoint.
+
+    Attributes:
+        target: path of our parameter, ``{i}`` standing for the layer.
+        source: Hugging Face name of the tensor, likewise.
+        rows: the rows of a fused tensor to read, from config and layer; None reads all.
+        transform: what was read -> our parameter, with config and layer. None: a kernel of two
+            axes is transposed, everything else stays as it is.
+    """
+
+    target: str
+    source: str
+    rows: Callable[[ModelConfig, int], slice] | None = None
+    transform: Callable[[np.ndarray, ModelConfig, int], np.ndarray] | None = None
+
+    def names(self, config: ModelConfig) -> Iterator[tuple[int, str, str]]:
+        """Layer, parameter path and tensor name; layer 0 for what stands outside the layers."""
+        count = len(config.layers) if "{i}" in self.target else 1
+        for i in range(count):
+            yield i, self.target.format(i=i), self.source.format(i=i)
+
+    def to_parameter(self, tensor: np.ndarray, config: ModelConfig, layer: int) -> np.ndarray:
+        """Our parameter from the rows that were read."""
+        if self.transform is not None:
+            return self.transform(tensor, config, layer)
+        is_kernel = self.target.endswith(".kernel") and tensor.ndim == 2
+        return tensor.T if is_kernel else tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A family of models: how its config reads, and what its tensors are called.
+
+    Attributes:
+        name: ours.
+        model_types: the ``model_type`` values of its configs.
+        read: a config -> the decoder; it may leave fields unread that are harmless.
+        weights: one rule for every parameter of that decoder.
+        defaults: what a config means where it leaves a field out.
+        ignored_fields: config fields that change no logit, beyond ``HARMLESS``.
+        ignored_tensors: patterns (of whole names, as stored) of tensors that no parameter needs:
+            buffers, the copy of a tied head.
+        renamed: pattern and replacement for names that other writers give the same tensors.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    read: Callable[[HfConfig], ModelConfig]
+    weights: Callable[[ModelConfig], Iterable[WeightRule]]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    ignored_fields: frozenset[str] = frozenset()
+    ignored_tensors: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    def translate(self, config: Mapping[str, Any]) -> ModelConfig:
+        """The decoder that a ``config.json`` describes.
+
+        Raises:
+            ConfigError: a field that is unknown, missing, or has a value that is not allowed.
+            Unsupported: a field that asks for what this build cannot do.
+        """
+        fields = HfConfig({**self.defaults, **config})
+        model = self.read(fields)
+        fields.refuse_unread(HARMLESS | self.ignored_fields)
+        return model
+
+    def canonical_name(self, tensor: str) -> str:
+        """The name the rules use for a tensor of a checkpoint."""
+        for pattern, replacement in self.renamed:
+            tensor = re.sub(pattern, replacement, tensor)
+        return tensor
+
+
+def recipes(family: Family, config: ModelConfig, tensors: Iterable[str] = ()) -> Iterator[Recipe]:
+    """The rules of a family for every layer of ``config``, as the loader follows them.
+
+    ``tensors`` are the names in the checkpoint, which may be other writers' names.
+    """
+    stored = {family.canonical_name(name): name for name in tensors}
+    for rule in family.weights(config):
+        for layer, target, source in rule.names(config):
+            yield Recipe(
+                target=target,
+                source=stored.get(source, source),
+                index=None if rule.rows is None else (rule.rows(config, layer),),
+                transform=partial(rule.to_parameter, config=config, layer=layer),
+            )
+
+
+def embedding(target: str, source: str) -> WeightRule:
+    """A table of embeddings, ``[V, D]`` on both sides."""
+    return WeightRule(target=f"{target}.embedding", source=f"{source}.weight")
+
+
+def linear(
+    target: str,
+    source: str,
+    *,
+    bias: bool = False,
+    rows: Callable[[ModelConfig, int], slice] | None = None,
+) -> Iterator[WeightRule]:
+    """The kernel, and the bias where there is one; both are cut out of the same rows."""
+    yield WeightRule(target=f"{target}.kernel", source=f"{source}.weight", rows=rows)
+    if bias:
+        yield WeightRule(target=f"{target}.bias", source=f"{source}.bias", rows=rows)
+
+
+def norm(target: str, source: str, spec: NormSpec | None) -> Iterator[WeightRule]:
+    """Scale and bias of a norm; nothing where there is none."""
+    if spec is None:
+        return
+    yield WeightRule(target=f"{target}.scale", source=f"{source}.weight")
+    if spec.bias:
+        yield WeightRule(target=f"{target}.bias", source=f"{source}.bias")

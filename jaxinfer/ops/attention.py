@@ -1,0 +1,61 @@
+"""Attention over paged keys and values: one kernel call, on every device of the mesh."""
+
+import functools
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxinfer.batch import Ragged
+from jaxinfer.config import AttentionSpec
+from jaxinfer.errors import ConfigError
+from pallas_kernels import KVPages, kv_pages_spec, ragged_paged_attention
+from sharding import DEFAULT_RULES
+from sharding.rules import mesh_axes
+
+
+def attend(
+    spec: AttentionSpec,
+    q_TNH: jax.Array,
+    k_TKH: jax.Array,
+    v_TKH: jax.Array,
+    pages: KVPages,
+    page_table_SM: jax.Array,
+    ragged: Ragged,
+    *,
+    mesh: Mesh,
+    implementation: str | None = None,
+) -> tuple[jax.Array, KVPages]:
+    """Writes the new keys and values into their pages and attends over each row's whole past.
+
+    Heads are split over the mesh axis that the rules give to ``heads``; tokens, rows and pages are
+    whole on every device. Returns ``(out_TNH, pages)``.
+    """
+    kernel = functools.partial(
+        ragged_paged_attention,
+        scale=spec.softmax_scale,
+        sliding_window=spec.window,
+        logit_softcap=spec.softcap,
+        implementation=implementation,
+    )
+    rows = (ragged.kv_lens_S, page_table_SM, ragged.cu_q_lens_S1, ragged.distribution_3)
+    with jax.named_scope("attention"):
+        if mesh.size == 1:
+            return kernel(q_TNH, k_TKH, v_TKH, pages, *rows)
+        axes = mesh_axes(DEFAULT_RULES["kv_heads"])
+        parts = [mesh.shape[axis] for axis in axes]
+        if any(spec.num_kv_heads % part for part in parts):
+            raise ConfigError(
+                f"num_kv_heads = {spec.num_kv_heads} does not divide over {parts} devices of mesh"
+                f" axes {axes}: use a mesh whose model axis divides it"
+            )
+        heads = PartitionSpec(None, axes)
+        pool = kv_pages_spec(axes)
+        whole = PartitionSpec()
+        sharded = jax.shard_map(
+            kernel,
+            mesh=mesh,
+            in_specs=(heads, heads, heads, pool, whole, whole, whole, whole),
+            out_specs=(heads, pool),
+            check_vma=False,
+        )
+        return sharded(q_TNH, k_TKH, v_TKH, pages, *rows)

@@ -1,0 +1,38 @@
+"""Architectures by name: the files of ``configs/models``.
+
+The folder ``configs`` is data. A wheel carries it inside this package; in a checkout it stands
+beside it.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from jaxinfer.errors import ModelNotFound
+
+_PACKAGE = Path(__file__).parent
+_PLACES = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+
+
+def config_names() -> tuple[str, ...]:
+    """The names that ``find_config`` knows, in alphabetical order."""
+    return tuple(sorted(_files()))
+
+
+def find_config(name: str) -> dict[str, Any]:
+    """The fields of a Hugging Face ``config.json``, for a name such as ``"llama-3.1-8b"``.
+
+    Raises:
+        ModelNotFound: no architecture of that name; the message lists those that exist.
+    """
+    files = _files()
+    if name not in files:
+        raise ModelNotFound(
+            f"no architecture is called {name!r}; there are {', '.join(sorted(files))}"
+        )
+    return tomllib.loads(files[name].read_text(encoding="utf-8"))
+
+
+def _files() -> dict[str, Path]:
+    configs = next(place for place in _PLACES if place.is_dir())
+    return {path.stem: path for path in (configs / "models").glob("*.toml")}

@@ -1,0 +1,80 @@
+"""One token a row: the most probable, or one drawn from the filtered distribution.
+
+A draw inverts the cumulative distribution at one uniform number, in the order of token ids: first
+the block, then the token in it. Rounding can never draw a token of weight 0.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinfer.sampling.blocks import argmax, read_blocks, reduce_blocks
+from jaxinfer.sampling.filters import floors, is_filtered
+from jaxinfer.sampling.keys import uniforms
+from jaxinfer.sampling.state import SamplingState
+
+
+def choose(logits_SV: jax.Array, state: SamplingState, active_S: jax.Array) -> jax.Array:
+    """int32 ``[S]``: each row's token from its processed logits; equal logits go to the lowest id.
+
+    Temperature 0 takes the largest logit. A row in which nothing is allowed gives id 0.
+    """
+    block_max_SB = reduce_blocks(logits_SV, jnp.max)
+    greedy_S = argmax(logits_SV, block_max_SB)
+    sampled_S = active_S & (state.temperature_S > 0)
+    return lax.cond(
+        jnp.any(sampled_S),
+        lambda: jnp.where(
+            sampled_S, _draw(logits_SV, jnp.max(block_max_SB, -1), state, sampled_S), greedy_S
+        ),
+        lambda: greedy_S,
+    )
+
+
+def _draw(
+    logits_SV: jax.Array, max_S: jax.Array, state: SamplingState, sampled_S: jax.Array
+) -> jax.Array:
+    temperature_S = jnp.where(sampled_S, state.temperature_S, jnp.float32(1))
+    # Where nothing is allowed, -inf minus itself would be NaN.
+    max_S = jnp.where(jnp.isfinite(max_S), max_S, jnp.float32(0))
+    weights_SV = jnp.exp((logits_SV - max_S[:, None]) / temperature_S[:, None])
+    # Computed once: each of the passes below would otherwise take the exponentials anew.
+    weights_SV = lax.optimization_barrier(weights_SV)
+    uniform_S = uniforms(state.key_S2, state.num_generated_S)
+
+    def draw_filtered() -> jax.Array:
+        floor_S = floors(weights_SV, state, sampled_S)
+        kept_SV = jnp.where(weights_SV >= floor_S[:, None], weights_SV, jnp.float32(0))
+        return invert_cumulative(kept_SV, uniform_S)
+
+    return lax.cond(
+        jnp.any(sampled_S & is_filtered(state)),
+        draw_filtered,
+        lambda: invert_cumulative(weights_SV, uniform_S),
+    )
+
+
+def invert_cumulative(weights_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
+    """int32 ``[S]``: the first id at which the running sum of weights passes ``uniform * sum``."""
+    sums_SB = reduce_blocks(weights_SV, jnp.sum)
+    running_SB = jnp.cumsum(sums_SB, axis=-1)
+    target_S = uniform_S * running_SB[:, -1]
+    block_S1 = _first_above(running_SB, sums_SB, target_S)[:, None]
+    before_SB = running_SB - sums_SB
+    target_S = target_S - jnp.take_along_axis(before_SB, block_S1, axis=1)[:, 0]
+
+    block_S1b, ids_S1b = read_blocks(weights_SV, block_S1, fill=0)
+    weights_Sb, ids_Sb = block_S1b[:, 0], ids_S1b[:, 0]
+    place_S = _first_above(jnp.cumsum(weights_Sb, axis=-1), weights_Sb, target_S)
+    return jnp.take_along_axis(ids_Sb, place_S[:, None], axis=1)[:, 0]
+
+
+def _first_above(running_SX: jax.Array, weights_SX: jax.Array, target_S: jax.Array) -> jax.Array:
+    """The first place of positive weight whose running sum is above the target; the last place of
+    positive weight where rounding leaves none; 0 where no weight is positive.
+    """
+    place_X = jnp.arange(weights_SX.shape[1], dtype=jnp.int32)[None]
+    is_possible_SX = weights_SX > 0
+    last_S = jnp.max(jnp.where(is_possible_SX, place_X, 0), axis=-1)
+    is_above_SX = is_possible_SX & (running_SX > target_S[:, None])
+    return jnp.min(jnp.where(is_above_SX, place_X, last_S[:, None]), axis=-1)

@@ -1,0 +1,148 @@
+"""The filters min-p, top-k and top-p as one number a row: the least weight that may be drawn.
+
+A token's weight is its probability in units of the most probable token's: ``exp((x - max) / T)``
+in float32, at most 1. In vLLM's order: min-p keeps weights of at least ``min_p`` (arXiv
+2407.01082); top-k those of at least the k-th largest (arXiv 1805.04833); top-p the smallest set of
+largest weights that holds the fraction ``top_p`` of the mass that the first two left (arXiv
+1904.09751). Tokens of equal weight are kept or dropped together: a tie at the border is kept, as in
+vLLM's top-k.
+
+Nothing is sorted but each row's ``NUM_BEST`` largest weights, which settle almost every row of a
+trained model. The others are settled, a few rows at a time, by bisection over the bit patterns of
+float32, which for positive numbers are ordered like the numbers: exact after 30 passes.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinfer.sampling.blocks import top
+from jaxinfer.sampling.state import SamplingState
+
+NUM_BEST = 64
+#: Rows bisected together: few enough to stay in the cache of a CPU core from pass to pass.
+ROWS_AT_ONCE = 8
+
+
+def is_filtered(state: SamplingState) -> jax.Array:
+    """Bool ``[S]``: rows with any filter on."""
+    return (state.min_p_S > 0) | _has_top_filter(state)
+
+
+def floors(weights_SV: jax.Array, state: SamplingState, sampled_S: jax.Array) -> jax.Array:
+    """float32 ``[S]``: weights below are dropped. Meaningful for ``sampled_S``; the best token's
+    weight, 1, is never below.
+    """
+    needs_top_S = sampled_S & _has_top_filter(state)
+    return lax.cond(
+        jnp.any(needs_top_S),
+        lambda: _top_floors(weights_SV, state, needs_top_S),
+        lambda: state.min_p_S,
+    )
+
+
+def _has_top_filter(state: SamplingState) -> jax.Array:
+    return (state.top_k_S > 0) | (state.top_p_S < 1)
+
+
+def _top_floors(weights_SV: jax.Array, state: SamplingState, needs_S: jax.Array) -> jax.Array:
+    num_best = min(NUM_BEST, weights_SV.shape[1])
+    best_SJ, _ = top(weights_SV, num_best)
+
+    place_S1 = jnp.clip(state.top_k_S - 1, 0, num_best - 1)[:, None]
+    kth_S = jnp.take_along_axis(best_SJ, place_S1, axis=1)[:, 0]
+    has_top_k_S = state.top_k_S > 0
+    floor_S = jnp.where(has_top_k_S, jnp.maximum(state.min_p_S, kth_S), state.min_p_S)
+
+    has_top_p_S = state.top_p_S < 1
+    goal_S = lax.cond(
+        jnp.any(needs_S & has_top_p_S),
+        lambda: state.top_p_S * _mass(weights_SV, floor_S),
+        lambda: jnp.zeros_like(floor_S),
+    )
+    # A weight is in the nucleus where the mass of those before it falls short of the goal.
+    before_SJ = jnp.cumsum(best_SJ, axis=-1) - best_SJ
+    is_nucleus_SJ = (before_SJ < goal_S[:, None]) & (best_SJ >= floor_S[:, None])
+    nucleus_floor_S = jnp.min(jnp.where(is_nucleus_SJ, best_SJ, jnp.float32(1)), axis=-1)
+    floor_S = jnp.where(has_top_p_S, nucleus_floor_S, floor_S)
+
+    if weights_SV.shape[1] == num_best:
+        return floor_S
+    # With the least of the best in the nucleus, weights that were not looked at may be in it too.
+    ends_in_sight_S = ~has_top_p_S | (nucleus_floor_S > best_SJ[:, -1])
+    is_settled_S = ends_in_sight_S & (state.top_k_S <= num_best)
+    return _bisect_rows(weights_SV, state, floor_S, needs_S & ~is_settled_S)
+
+
+def _bisect_rows(
+    weights_SV: jax.Array,
+    state: SamplingState,
+    floor_S: jax.Array,
+    unsettled_S: jax.Array,
+) -> jax.Array:
+    """``floor_S``, with the unsettled rows' replaced by what bisection finds."""
+    num_slots = floor_S.shape[0]
+    num_rows = min(ROWS_AT_ONCE, num_slots)
+    num_chunks = -(-num_slots // num_rows)
+    (order_S,) = jnp.nonzero(unsettled_S, size=num_chunks * num_rows, fill_value=num_slots)
+
+    def bisect_chunk(chunk: jax.Array, floor_S: jax.Array) -> jax.Array:
+        rows_R = lax.dynamic_slice_in_dim(order_S, chunk * num_rows, num_rows)
+        arrays = (weights_SV, state.min_p_S, state.top_k_S, state.top_p_S)
+        chosen = [jnp.take(array, rows_R, axis=0, mode="clip") for array in arrays]
+        floor_R = _bisected_floors(*chosen)
+        return floor_S.at[rows_R].set(floor_R, mode="drop")
+
+    num_unsettled = jnp.sum(unsettled_S.astype(jnp.int32))
+    return lax.fori_loop(0, -(-num_unsettled // num_rows), bisect_chunk, floor_S)
+
+
+def _bisected_floors(
+    weights_RV: jax.Array, min_p_R: jax.Array, top_k_R: jax.Array, top_p_R: jax.Array
+) -> jax.Array:
+    shape = top_k_R.shape
+
+    def top_k_floor() -> jax.Array:
+        kth_R = _largest_floor(lambda floor_R: _count(weights_RV, floor_R) >= top_k_R, shape)
+        return jnp.where(top_k_R > 0, jnp.maximum(min_p_R, kth_R), min_p_R)
+
+    floor_R = lax.cond(jnp.any(top_k_R > 0), top_k_floor, lambda: min_p_R)
+
+    def top_p_floor() -> jax.Array:
+        goal_R = top_p_R * _mass(weights_RV, floor_R)
+        nucleus_R = _largest_floor(lambda floor_R: _mass(weights_RV, floor_R) >= goal_R, shape)
+        return jnp.where(top_p_R < 1, jnp.maximum(floor_R, nucleus_R), floor_R)
+
+    return lax.cond(jnp.any(top_p_R < 1), top_p_floor, lambda: floor_R)
+
+
+def _count(weights_SV: jax.Array, floor_S: jax.Array) -> jax.Array:
+    return jnp.sum((weights_SV >= floor_S[:, None]).astype(jnp.int32), axis=-1)
+
+
+def _mass(weights_SV: jax.Array, floor_S: jax.Array) -> jax.Array:
+    kept_SV = jnp.where(weights_SV >= floor_S[:, None], weights_SV, jnp.float32(0))
+    return jnp.sum(kept_SV, axis=-1)
+
+
+def _largest_floor(
+    is_enough: Callable[[jax.Array], jax.Array], shape: tuple[int, ...]
+) -> jax.Array:
+    """The largest float32 from 0 to 1 for which ``is_enough`` holds, as it does for 0."""
+
+    def unfinished(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
+        enough_R, too_high_R = bounds
+        return jnp.any(too_high_R - enough_R > 1)
+
+    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        enough_R, too_high_R = bounds
+        middle_R = enough_R + (too_high_R - enough_R) // 2
+        holds_R = is_enough(lax.bitcast_convert_type(middle_R, jnp.float32))
+        return jnp.where(holds_R, middle_R, enough_R), jnp.where(holds_R, too_high_R, middle_R)
+
+    above_one = lax.bitcast_convert_type(jnp.float32(1), jnp.int32) + 1
+    bounds = (jnp.zeros(shape, jnp.int32), jnp.broadcast_to(above_one, shape))
+    enough_R, _ = lax.while_loop(unfinished, halve, bounds)
+    return lax.bitcast_convert_type(enough_R, jnp.float32)

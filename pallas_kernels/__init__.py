@@ -1,0 +1,25 @@
+"""Kernels: arrays in, arrays out. One folder an operation; see README.md for the rules."""
+
+from pallas_kernels.dispatch import NoImplementation
+from pallas_kernels.ragged_paged_attention import (
+    KVPages,
+    copy_kv_pages,
+    fill_kv_pages,
+    gather_kv_pages,
+    init_kv_pages,
+    kv_pages_spec,
+    ragged_paged_attention,
+    scatter_kv_pages,
+)
+
+__all__ = [
+    "KVPages",
+    "NoImplementation",
+    "copy_kv_pages",
+    "fill_kv_pages",
+    "gather_kv_pages",
+    "init_kv_pages",
+    "kv_pages_spec",
+    "ragged_paged_attention",
+    "scatter_kv_pages",
+]

@@ -1,0 +1,39 @@
+"""Which implementation of an operation runs: the first that can, or the one that was named.
+
+Every operation has up to four implementations: ``tpu`` and ``gpu`` (Pallas kernels), ``xla`` (the
+fast plain-XLA form) and ``reference`` (the meaning). An operation brings one question per
+implementation, "why can you not do this?"; the answer ``None`` means that it can.
+"""
+
+from collections.abc import Callable, Mapping
+
+NAMES = ("tpu", "gpu", "xla", "reference")
+"""All implementation names, in the order in which they are asked when none is named."""
+
+Refusal = Callable[[], str | None]
+"""Answers with the reason why an implementation cannot run, or with None when it can."""
+
+
+class NoImplementation(NotImplementedError):
+    """No implementation can run this call; the message has one reason for each that was asked."""
+
+
+def choose(operation: str, refusals: Mapping[str, Refusal], named: str | None = None) -> str:
+    """Returns the name of the implementation of ``operation`` that runs.
+
+    ``refusals`` maps the implementations which exist in this build to their refusals; a name of
+    ``NAMES`` that is missing there does not exist. ``named`` asks for one implementation only.
+
+    Raises ``ValueError`` if ``named`` is not one of ``NAMES``, and ``NoImplementation`` if nothing
+    that was asked can run.
+    """
+    if named is not None and named not in NAMES:
+        raise ValueError(f"implementation = {named!r} is not one of None, {', '.join(NAMES)}")
+    reasons = {}
+    for name in NAMES if named is None else (named,):
+        reason = refusals[name]() if name in refusals else f"no {name} kernel in this build"
+        if reason is None:
+            return name
+        reasons[name] = reason
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise NoImplementation(f"{operation} has no implementation for this call: {told}")

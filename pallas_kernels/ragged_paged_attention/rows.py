@@ -1,0 +1,65 @@
+"""Who is who in a ragged batch: the row and the position of every token, from borders and lengths."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows as every implementation sees them: clean of padding, idle rows and ids out of range.
+
+    ``q_lens_S`` and ``kv_lens_S`` are 0 for a row that takes no part. ``row_T`` is in range also for
+    padding tokens, which ``is_token_T`` tells apart. ``page_table_SM`` holds 0 for "no page".
+    """
+
+    q_starts_S: jax.Array
+    q_lens_S: jax.Array
+    kv_lens_S: jax.Array
+    page_table_SM: jax.Array
+    row_T: jax.Array
+    position_T: jax.Array
+    is_token_T: jax.Array
+
+
+def describe_rows(
+    num_tokens: int,
+    num_pages: int,
+    page_size: int,
+    kv_lens_S: jax.Array,
+    page_table_SM: jax.Array,
+    cu_q_lens_S1: jax.Array,
+    distribution_3: jax.Array,
+) -> Rows:
+    """Reads the batch's description; what does not depend on a layer, so XLA shares it among layers."""
+    num_slots, pages_per_row = page_table_SM.shape
+    slot_S = jnp.arange(num_slots, dtype=jnp.int32)
+    is_row_S = slot_S < distribution_3[2]
+    starts_S, ends_S = cu_q_lens_S1[:-1], cu_q_lens_S1[1:]
+    q_lens_S = ends_S - starts_S
+    fits_S = (kv_lens_S <= pages_per_row * page_size) & (q_lens_S <= kv_lens_S)
+    takes_part_S = is_row_S & (kv_lens_S > 0) & (q_lens_S > 0) & fits_S
+
+    token_T = jnp.arange(num_tokens, dtype=jnp.int32)
+    is_past_TS = (ends_S[None, :] <= token_T[:, None]) & is_row_S[None, :]
+    row_T = jnp.minimum(is_past_TS.sum(axis=1, dtype=jnp.int32), jnp.int32(num_slots - 1))
+    is_inside_T = (token_T >= starts_S[row_T]) & (token_T < ends_S[row_T])
+    is_owned_SM = (page_table_SM > 0) & (page_table_SM < num_pages)
+    return Rows(
+        q_starts_S=starts_S,
+        q_lens_S=jnp.where(takes_part_S, q_lens_S, 0),
+        kv_lens_S=jnp.where(takes_part_S, kv_lens_S, 0),
+        page_table_SM=jnp.where(is_owned_SM, page_table_SM, 0),
+        row_T=row_T,
+        position_T=kv_lens_S[row_T] - ends_S[row_T] + token_T,
+        is_token_T=is_inside_T & takes_part_S[row_T],
+    )
+
+
+def token_pages(rows: Rows, page_size: int) -> tuple[jax.Array, jax.Array]:
+    """The page and the offset in it where each token's key and value belong; page 0 for padding."""
+    position_T = jnp.where(rows.is_token_T, rows.position_T, 0)
+    page_T = rows.page_table_SM[rows.row_T, position_T // page_size]
+    return jnp.where(rows.is_token_T, page_T, 0), position_T % page_size

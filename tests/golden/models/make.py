@@ -1,0 +1,267 @@
+"""Asks Hugging Face's transformers for the log-probabilities of a tiny model of every family.
+
+Run from the repository's root, with the extra ``golden`` installed:
+
+    python -m tests.golden.models.make [case ...]
+
+Writes ``<case>.json`` (the config as transformers writes it, names and shapes of the checkpoint's tensors)
+and ``<case>.npz`` (prompts, log-probabilities, greedy continuations). The weights are not stored: they
+follow from the names (seeded.py). Everything is float32 on the CPU.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
+
+from tests.golden.models.seeded import seeded_tensor
+
+HERE = Path(__file__).parent
+NUM_GREEDY = 16
+#: A gap between the two best logits that no float32 implementation bridges by rounding.
+LEAST_GAP = 2e-3
+
+SHAPE = {
+    "vocab_size": 128,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+HEAD_16 = {"head_dim": 16}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.5, 2.5, 4.0],
+}
+
+
+def rope(**parameters: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_theta": 10000.0, **parameters}}
+
+
+#: model_type, what differs from SHAPE, and beside the config: ``max_len``, the context the rope is made
+#: for, where it is not the config's own; ``lengths`` of the two prompts.
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "llama": ("llama", {"tie_word_embeddings": True}, {}),
+    "llama_biases": (
+        "llama",
+        {**HEAD_16, "num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True},
+        {},
+    ),
+    "llama_mqa": ("llama", {**HEAD_16, "num_key_value_heads": 1}, {}),
+    "llama_linear": ("llama", {**HEAD_16, **rope(rope_type="linear", factor=4.0)}, {}),
+    # Hugging Face stretches with the longest sequence so far; ours for the longest it may meet.
+    "llama_dynamic": (
+        "llama",
+        {**HEAD_16, "max_position_embeddings": 16, **rope(rope_type="dynamic", factor=4.0)},
+        {"max_len": 56, "lengths": (20, 40)},
+    ),
+    "llama_llama3": ("llama", {**HEAD_16, **rope(**LLAMA3)}, {}),
+    "llama_yarn": ("llama", {**HEAD_16, **rope(**YARN)}, {}),
+    "llama_yarn_mscale": (
+        "llama",
+        {
+            **HEAD_16,
+            **rope(**YARN, mscale=1.0, mscale_all_dim=0.7, beta_fast=8.0, truncate=False),
+        },
+        {},
+    ),
+    "smollm3": ("smollm3", {"num_hidden_layers": 4}, {}),
+    "mistral": ("mistral", {**HEAD_16, "sliding_window": 16}, {}),
+    "qwen2": ("qwen2", {}, {}),
+    "qwen2_windows": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
+        {},
+    ),
+    "qwen3": ("qwen3", HEAD_16, {}),
+    "gemma": ("gemma", {**HEAD_16, "num_key_value_heads": 1}, {}),
+    "gemma2": (
+        "gemma2",
+        {**HEAD_16, "sliding_window": 16, "query_pre_attn_scalar": 24, "num_hidden_layers": 4},
+        {},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {
+            **HEAD_16,
+            "sliding_window": 16,
+            "query_pre_attn_scalar": 24,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+        {},
+    ),
+    "phi3": ("phi3", {"num_key_value_heads": 4, "sliding_window": 16}, {}),
+    "phi3_longrope_short": (
+        "phi3",
+        {
+            **rope(**LONGROPE, partial_rotary_factor=0.5),
+            "max_position_embeddings": 256,
+            "original_max_position_embeddings": 64,
+        },
+        {"max_len": 64},
+    ),
+    "phi3_longrope_long": (
+        "phi3",
+        {
+            **rope(**LONGROPE, partial_rotary_factor=0.5),
+            "original_max_position_embeddings": 16,
+        },
+        {"lengths": (20, 40)},
+    ),
+    "olmo2": ("olmo2", {}, {}),
+    "olmo3": (
+        "olmo3",
+        {
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_theta": 10000.0, **YARN},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+        {},
+    ),
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": 2.0,
+            "attention_multiplier": 0.125,
+            "residual_multiplier": 0.6,
+            "logits_scaling": 0.5,
+            "tie_word_embeddings": True,
+        },
+        {},
+    ),
+    "starcoder2": ("starcoder2", {"sliding_window": 16}, {}),
+    "gpt_neox": ("gpt_neox", {"hidden_size": 64}, {}),
+    "gpt_neox_sequential": (
+        "gpt_neox",
+        {"hidden_size": 64, "use_parallel_residual": False, **rope(partial_rotary_factor=0.5)},
+        {},
+    ),
+    "gpt2": ("gpt2", {}, {}),
+    "gpt2_layer_scale": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "n_inner": 96}, {}),
+}
+GPT2_NAMES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
+
+
+def main(names: list[str]) -> None:
+    torch.set_grad_enabled(False)
+    logging.disable_progress_bar()
+    for name in names or CASES:
+        model_type, differences, beside = CASES[name]
+        make(name, hf_config(model_type, differences), **beside)
+
+
+def hf_config(model_type: str, differences: dict[str, Any]) -> AutoConfig:
+    fields = {**SHAPE, **differences}
+    if model_type in ("gpt2", "gpt_neox"):
+        del fields["num_key_value_heads"]
+    if model_type == "gpt2":
+        del fields["intermediate_size"]
+        fields = {GPT2_NAMES.get(field, field): value for field, value in fields.items()}
+    return AutoConfig.for_model(model_type, **fields)
+
+
+def make(
+    name: str, config: AutoConfig, max_len: int | None = None, lengths: tuple[int, int] = (7, 40)
+) -> None:
+    model, written_config, shapes = seeded_model(config)
+    case = {"max_len": max_len, "config": written_config, "tensors": shapes}
+    arrays: dict[str, np.ndarray] = {}
+    if max_len is not None:
+        log_probs(model, np.zeros(max_len, np.int64))  # stretches a dynamic rope to this length
+    for i, length in enumerate(lengths):
+        prompt, greedy, gaps = clear_prompt(model, config.vocab_size, length)
+        positions = np.arange(length) if length < 16 else np.arange(3, length, 4)
+        arrays |= {
+            f"prompt_{i}": prompt.astype(np.int32),
+            f"positions_{i}": positions.astype(np.int32),
+            f"log_probs_{i}": log_probs(model, prompt)[positions],
+            f"greedy_{i}": greedy,
+            f"gaps_{i}": gaps,
+        }
+    (HERE / f"{name}.json").write_text(json.dumps(case) + "\n", encoding="utf-8")
+    np.savez_compressed(HERE / f"{name}.npz", **arrays)
+    print(name, "least gap", min(arrays["gaps_0"].min(), arrays["gaps_1"].min()))
+
+
+def clear_prompt(
+    model: torch.nn.Module, vocab_size: int, length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A random prompt whose greedy continuation has no close calls, that continuation, its gaps."""
+    for seed in range(100):
+        prompt = np.random.default_rng(1000 * length + seed).integers(3, vocab_size, length)
+        greedy, gaps = continuation(model, prompt)
+        if gaps.min() > LEAST_GAP:
+            return prompt, greedy, gaps
+    raise RuntimeError(f"each of 100 prompts has a gap below {LEAST_GAP}")
+
+
+def seeded_model(config: AutoConfig) -> tuple[torch.nn.Module, dict[str, Any], dict[str, list]]:
+    """The model through its own files: what it writes, filled with our weights, and read again."""
+    with tempfile.TemporaryDirectory() as folder:
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        file = Path(folder) / "model.safetensors"
+        with safe_open(file, "np") as stored:
+            shapes = {key: stored.get_slice(key).get_shape() for key in sorted(stored.keys())}
+        weights = {key: seeded_tensor(key, tuple(shape)) for key, shape in shapes.items()}
+        save_file(weights, file, metadata={"format": "pt"})
+        written = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        )
+    return model.eval(), written, shapes
+
+
+def log_probs(model: torch.nn.Module, tokens: np.ndarray) -> np.ndarray:
+    """Float32 ``[T, V]``; no cache, so that every call is one plain forward pass."""
+    logits = model(input_ids=torch.tensor(tokens[None]), use_cache=False).logits[0]
+    return torch.log_softmax(logits, dim=-1).numpy()
+
+
+def continuation(model: torch.nn.Module, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The greedy tokens, and how far the best logit is above the next."""
+    tokens, gaps = list(prompt), []
+    for _ in range(NUM_GREEDY):
+        last = log_probs(model, np.asarray(tokens))[-1]
+        second, first = np.sort(last)[-2:]
+        tokens.append(int(last.argmax()))
+        gaps.append(first - second)
+    return np.asarray(tokens[len(prompt) :], np.int32), np.asarray(gaps, np.float32)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

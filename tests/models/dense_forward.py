@@ -1,0 +1,126 @@
+"""What a ``ModelConfig`` means: the whole decoder in plain numpy, float64, one sequence, no cache."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxinfer.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig, NormSpec, RopeSpec
+from jaxinfer.ops.rope import frequencies
+
+
+class Params:
+    """Parameters by path, below a prefix: ``params["mixer.q"].get("bias")``."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], prefix: str = ""):
+        self._arrays, self._prefix = arrays, prefix
+
+    def __getitem__(self, path: str) -> "Params":
+        return Params(self._arrays, f"{self._prefix}{path}.")
+
+    def get(self, name: str) -> np.ndarray:
+        """One parameter in float64."""
+        return self._arrays[self._prefix + name].astype(np.float64)
+
+
+def dense_logits(
+    config: ModelConfig, arrays: Mapping[str, np.ndarray], tokens_T: np.ndarray, max_len: int
+) -> np.ndarray:
+    """Float64 logits ``[T, V]``."""
+    params = Params(arrays)
+    x_TD = params["embed"].get("embedding")[tokens_T] * config.embed_scale
+    if config.learned_positions is not None:
+        x_TD = x_TD + params["positions"].get("embedding")[: len(tokens_T)]
+    for i, spec in enumerate(config.layers):
+        x_TD = _block(spec, params[f"layers.{i}"], x_TD, max_len)
+    x_TD = _norm(config.final_norm, params["final_norm"], x_TD)
+    if config.tied_head:
+        logits_TV = x_TD @ params["embed"].get("embedding").T
+    else:
+        logits_TV = _linear(params["head"], x_TD, config.head_bias)
+    logits_TV = logits_TV * config.logit_scale
+    return _softcap(config.logit_softcap, logits_TV)
+
+
+def _block(spec: LayerSpec, params: Params, x_TD: np.ndarray, max_len: int) -> np.ndarray:
+    mixer_in = _norm(spec.pre_norm, params["mixer_norm"], x_TD)
+    branch = _attention(spec.mixer, params["mixer"], mixer_in, max_len)
+    branch = _norm(spec.post_norm, params["mixer_post_norm"], branch)
+    out_TD = x_TD + spec.residual_scale * branch
+    assert spec.mlp is not None
+    mlp_in = _norm(spec.pre_norm, params["mlp_norm"], x_TD if spec.parallel else out_TD)
+    branch = _norm(spec.post_norm, params["mlp_post_norm"], _mlp(spec.mlp, params["mlp"], mlp_in))
+    return out_TD + spec.residual_scale * branch
+
+
+def _attention(spec: AttentionSpec, params: Params, x_TD: np.ndarray, max_len: int) -> np.ndarray:
+    def heads(name: str, count: int) -> np.ndarray:
+        x_TX = _linear(params[name], x_TD, spec.qkv_bias)
+        norm = spec.qk_norm if name in "qk" else None
+        if spec.qk_norm_over == "all":
+            x_TX = _norm(norm, params[f"{name}_norm"], x_TX)
+        x_TXH = x_TX.reshape(len(x_TD), count, spec.head_dim)
+        if spec.qk_norm_over == "head":
+            x_TXH = _norm(norm, params[f"{name}_norm"], x_TXH)
+        return x_TXH if spec.rope is None or name == "v" else _rotate(spec.rope, x_TXH, max_len)
+
+    group = spec.num_heads // spec.num_kv_heads
+    q_TNH = heads("q", spec.num_heads)
+    k_TNH = heads("k", spec.num_kv_heads).repeat(group, axis=1)
+    v_TNH = heads("v", spec.num_kv_heads).repeat(group, axis=1)
+    logits_NTU = np.einsum("TNH,UNH->NTU", q_TNH, k_TNH) * spec.softmax_scale
+    logits_NTU = np.where(_mask(spec, len(x_TD)), _softcap(spec.softcap, logits_NTU), -np.inf)
+    weights_NTU = np.exp(logits_NTU - logits_NTU.max(axis=-1, keepdims=True))
+    weights_NTU /= weights_NTU.sum(axis=-1, keepdims=True)
+    out_TNH = np.einsum("NTU,UNH->TNH", weights_NTU, v_TNH)
+    return _linear(params["o"], out_TNH.reshape(len(x_TD), -1), spec.out_bias)
+
+
+def _mask(spec: AttentionSpec, length: int) -> np.ndarray:
+    distance = np.arange(length)[:, None] - np.arange(length)
+    return (distance >= 0) & (distance < (spec.window or length))
+
+
+def _rotate(spec: RopeSpec, x_TNH: np.ndarray, max_len: int) -> np.ndarray:
+    radians_h, factor = frequencies(spec, max_len)
+    angles_T1h = np.arange(len(x_TNH))[:, None, None] * radians_h
+    cos, sin = factor * np.cos(angles_T1h), factor * np.sin(angles_T1h)
+    half = spec.rotary_dim // 2
+    a, b, rest = np.split(x_TNH, (half, spec.rotary_dim), axis=-1)
+    return np.concatenate((a * cos - b * sin, b * cos + a * sin, rest), axis=-1)
+
+
+def _mlp(spec: MlpSpec, params: Params, x_TD: np.ndarray) -> np.ndarray:
+    hidden = _linear(params["up"], x_TD, spec.bias)
+    if spec.gated:
+        gate = _linear(params["gate"], x_TD, spec.bias)
+        return _linear(params["down"], _activate(spec.activation, gate) * hidden, spec.bias)
+    return _linear(params["down"], _activate(spec.activation, hidden), spec.bias)
+
+
+def _activate(kind: str, x: np.ndarray) -> np.ndarray:
+    if kind == "silu":
+        return x / (1 + np.exp(-x))
+    if kind == "gelu":
+        return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+    assert kind == "gelu_tanh"
+    return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
+
+def _norm(spec: NormSpec | None, params: Params, x: np.ndarray) -> np.ndarray:
+    if spec is None:
+        return x
+    if spec.kind == "layer":
+        x = x - x.mean(axis=-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + spec.eps)
+    x = x * (params.get("scale") + (1.0 if spec.unit_offset else 0.0))
+    return x + params.get("bias") if spec.bias else x
+
+
+def _linear(params: Params, x: np.ndarray, bias: bool) -> np.ndarray:
+    x = x @ params.get("kernel")
+    return x + params.get("bias") if bias else x
+
+
+def _softcap(cap: float | None, logits: np.ndarray) -> np.ndarray:
+    return logits if cap is None else cap * np.tanh(logits / cap)

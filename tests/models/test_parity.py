@@ -1,0 +1,39 @@
+"""Every family against Hugging Face's transformers: the same log-probabilities, the same tokens."""
+
+import numpy as np
+import pytest
+
+from jaxinfer.models.registry import family_for, model_config
+from jaxinfer.models.weights import recipes
+from tests.models.dense_forward import dense_logits
+from tests.models.dict_source import CASES, GoldenCase, GoldenSequence
+from tests.models.reference_forward import logits
+
+#: Both sides compute in float32; what is left is rounding, of sums in another order.
+FLOAT32 = {"rtol": 1e-4, "atol": 2e-4}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_plain_meaning_of_a_config_is_what_transformers_computes(case):
+    config, source = model_config(case.config), case.source
+    rules = recipes(family_for(case.config), config, source.tensors)
+    params = {rule.target: rule.read(source) for rule in rules}
+    for sequence in case.sequences:
+        logits_TV = dense_logits(config, params, sequence.tokens, case.max_len or config.max_len)
+        assert_golden(sequence, logits_TV)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_decoder_computes_what_transformers_computes(case: GoldenCase):
+    for sequence, logits_TV in zip(case.sequences, logits(case), strict=True):
+        assert_golden(sequence, logits_TV)
+
+
+def assert_golden(sequence: GoldenSequence, logits_TV: np.ndarray) -> None:
+    """The stored log-probabilities, and each greedy token after those before it."""
+    logits_TV = logits_TV.astype(np.float64)
+    greedy = logits_TV[len(sequence.prompt) - 1 :].argmax(axis=-1)
+    np.testing.assert_array_equal(greedy, sequence.greedy)
+    chosen_nV = logits_TV[sequence.positions]
+    log_probs_nV = chosen_nV - np.logaddexp.reduce(chosen_nV, axis=-1, keepdims=True)
+    np.testing.assert_allclose(log_probs_nV, sequence.log_probs, **FLOAT32)

@@ -1,0 +1,53 @@
+"""find_config: names, refusals, and sizes that agree with the published ones."""
+
+import pytest
+
+from jaxinfer.errors import ModelNotFound
+from jaxinfer.presets import config_names, find_config
+
+# As each model's safetensors headers count them.
+PUBLISHED_PARAMETERS = {
+    "gemma3-270m": 268_098_176,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.2-1b": 1_235_814_400,
+    "mistral-7b-v0.1": 7_241_732_096,
+    "qwen3-0.6b": 596_049_920,
+    "smollm2-135m": 134_515_008,
+}
+
+
+def count_parameters(config: dict) -> int:
+    """The parameters of a gated decoder with RMSNorm, from the fields of its config."""
+    width, num_layers = config["hidden_size"], config["num_hidden_layers"]
+    num_heads, num_kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    head_dim = config.get("head_dim", width // num_heads)
+    norms_a_layer = {"gemma3_text": 4, "qwen3": 2}.get(config["model_type"], 2) * width
+    if config["model_type"] in ("gemma3_text", "qwen3"):
+        norms_a_layer += 2 * head_dim
+    attention = 2 * width * head_dim * (num_heads + num_kv_heads)
+    mlp = 3 * width * config["intermediate_size"]
+    tables = 1 if config["tie_word_embeddings"] else 2
+    layers = num_layers * (attention + mlp + norms_a_layer)
+    return tables * config["vocab_size"] * width + layers + width
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_config_has_as_many_parameters_as_its_model(name):
+    assert count_parameters(find_config(name)) == PUBLISHED_PARAMETERS[name]
+
+
+def test_names_are_those_of_the_published_sizes():
+    assert config_names() == tuple(sorted(PUBLISHED_PARAMETERS))
+
+
+def test_layer_types_name_every_layer():
+    config = find_config("gemma3-270m")
+    assert len(config["layer_types"]) == config["num_hidden_layers"]
+    full = [i for i, kind in enumerate(config["layer_types"]) if kind == "full_attention"]
+    assert full == [5, 11, 17]
+
+
+@pytest.mark.parametrize("name", ["", "llama", "../pyproject", "/etc/passwd", "llama-3.1-8b.toml"])
+def test_an_unknown_name_is_refused_with_the_known_ones(name):
+    with pytest.raises(ModelNotFound, match=r"there are gemma3-270m, llama-3\.1-8b"):
+        find_config(name)
