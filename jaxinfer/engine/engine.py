@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from jaxinfer.engine.bad_words import read_bad_words
 from jaxinfer.engine.inbox import Inbox
 from jaxinfer.engine.job import Job
 from jaxinfer.engine.request import OnEvents, Request, clipped_max_tokens, verify_prompt
@@ -25,9 +26,9 @@ _log = logging.getLogger(__name__)
 class Engine:
     """Serves requests on one runner.
 
-    ``submit``, ``abort`` and ``close`` may be called from any thread, also from ``on_events``. Steps
-    are taken by whoever calls ``step``, or by the thread that ``start`` starts; there events are
-    delivered.
+    ``submit``, ``abort`` and ``close`` may be called from any thread, also from ``on_events``.
+    Steps are taken by whoever calls ``step``, or by the thread that ``start`` starts; there events
+    are delivered.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Engine:
             lookahead: launch a step before the one before it was read.
             debug_checks: assert the scheduler's invariants in every step.
         """
-        self._runner = runner
+        self.runner = runner
         self._tokenizer = tokenizer
         self._logprobs = LogprobTable(tokenizer)
         self._clock = clock
@@ -77,21 +78,22 @@ class Engine:
             DuplicateRequest: its id is in use.
             EngineClosed: after ``close``.
         """
-        limits, params = self._runner.limits, request.params
+        limits, params = self.runner.limits, request.params
         params.verify(vocab_size=limits.vocab_size, limits=limits.request)
         verify_prompt(request.prompt_token_ids, limits.vocab_size)
         max_tokens = clipped_max_tokens(
-            len(request.prompt_token_ids), params.max_tokens, limits, self._runner.groups
+            len(request.prompt_token_ids), params.max_tokens, limits, self.runner.groups
         )
         family = Family(
             request,
             arrival=next(self._arrivals),
             samplings=[
-                self._runner.slot_sampling(params, index=index, max_tokens=max_tokens)
+                self.runner.slot_sampling(params, index=index, max_tokens=max_tokens)
                 for index in range(params.n)
             ],
             max_tokens=max_tokens,
-            num_groups=len(self._runner.groups),
+            num_groups=len(self.runner.groups),
+            bad_words=read_bad_words(params, self._tokenizer),
         )
         streams = [OutputStream(params, self._tokenizer) for _ in range(params.n)]
         self._inbox.submit(Job(family, streams, self._logprobs, on_events, self._clock()))
@@ -99,6 +101,10 @@ class Engine:
     def abort(self, request_id: str) -> bool:
         """Ends a request with ABORT at the next step; False when there is none of that id."""
         return self._inbox.abort(request_id)
+
+    def forget_prefixes(self) -> None:
+        """From the next step on, no prompt finds anything in the prefix cache that is there now."""
+        self._inbox.forget_prefixes()
 
     def start(self) -> None:
         """Starts the one thread that takes steps whenever there is work."""
@@ -115,7 +121,7 @@ class Engine:
             self._thread.join()
         with self._turn:
             if not self._in_turn:  # else the step that called back does it
-                self._end_all(FinishReason.ABORT)
+                self._end_all()
 
     @property
     def stats(self) -> EngineStats:
@@ -147,19 +153,23 @@ class Engine:
         return self._landed_at
 
     def step(self) -> bool:
-        """Takes one step and delivers its events. True while there is more to do."""
+        """Takes one step and delivers its events. True while there is more to do.
+
+        Once the engine is closed, there are no more steps.
+        """
         with self._turn:
-            self._in_turn = True
-            try:
-                self._take_step()
-                self._deliver()
-            except BaseException as error:
-                self._die(error)
-                raise
-            finally:
-                self._in_turn = False
+            if not self._inbox.is_closed:
+                self._in_turn = True
+                try:
+                    self._take_step()
+                    self._deliver()
+                except BaseException as error:
+                    self._die(error)
+                    raise
+                finally:
+                    self._in_turn = False
             if self._inbox.is_closed:
-                self._end_all(FinishReason.ABORT)
+                self._end_all()
             return len(self._inbox) > 0 or self._in_flight is not None
 
     def _run(self) -> None:
@@ -207,10 +217,10 @@ class Engine:
             sequence = self._scheduler.slots.owner(admission.slot, admission.generation)
             assert sequence is not None
             self._jobs[sequence.family].scheduled(now)
-        return plan, self._runner.launch(plan)
+        return plan, self.runner.launch(plan)
 
     def _land(self, plan: StepPlan, pending: Any) -> None:
-        result = self._runner.read(pending)
+        result = self.runner.read(pending)
         now = self._clock()
         self._micro_step_seconds = (now - self._landed_at) / plan.num_steps
         self._landed_at = now
@@ -233,13 +243,15 @@ class Engine:
     # What happens to requests.
 
     def _receive(self, now: float) -> None:
-        submitted, aborted = self._inbox.take()
-        for job in submitted:
+        mail = self._inbox.take()
+        if mail.forget_prefixes:
+            self._scheduler.tables.forget_prefixes()
+        for job in mail.submitted:
             self._jobs[job.family] = job
             for sequence in job.family.sequences:
                 self._scheduler.add(sequence)
-        self._timed += [job for job in submitted if job.request.deadline is not None]
-        for job in aborted:
+        self._timed += [job for job in mail.submitted if job.request.deadline is not None]
+        for job in mail.aborted:
             self._end(job, FinishReason.ABORT)
         for job in self._timed:
             if job.is_late(now):
@@ -252,7 +264,7 @@ class Engine:
         self._in_flight = None
         for family in {sequence.family for sequence in self._scheduler.reset()}:
             self._end(self._jobs[family], FinishReason.ERROR, str(error))
-        self._runner.reset()
+        self.runner.reset()
 
     def _end(self, job: Job, reason: FinishReason, error: str | None = None) -> None:
         """Ends what is still open of a request."""
@@ -260,10 +272,12 @@ class Engine:
         for sequence in job.open_sequences:
             self._post(job, job.end(sequence, reason, now, error))
 
-    def _end_all(self, reason: FinishReason) -> None:
+    def _end_all(self) -> None:
+        """The engine is closed, and nothing of it will be read any more."""
+        self._in_flight = None
         self._receive(self._clock())
         for job in tuple(self._jobs.values()):
-            self._end(job, reason)
+            self._end(job, FinishReason.ABORT)
         self._deliver()
 
     def _die(self, error: BaseException) -> None:
@@ -275,6 +289,7 @@ class Engine:
                 self._outbox.setdefault(job.on_events, []).append(event)
             self._inbox.remove(job)
         self._jobs.clear()
+        self._timed.clear()
         self._deliver()
 
     def _post(self, job: Job, event: TokenEvent) -> None:

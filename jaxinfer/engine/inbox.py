@@ -1,10 +1,20 @@
 """Where other threads and the engine's own meet: all its locking is in this file."""
 
 import threading
+from dataclasses import dataclass, field
 
 from jaxinfer.engine.job import Job
 from jaxinfer.engine.limits import EngineLimits
 from jaxinfer.errors import CapacityError, DuplicateRequest, EngineClosed
+
+
+@dataclass
+class Mail:
+    """What was asked for since the engine looked last."""
+
+    submitted: list[Job] = field(default_factory=list)
+    aborted: list[Job] = field(default_factory=list)
+    forget_prefixes: bool = False
 
 
 class Inbox:
@@ -14,8 +24,7 @@ class Inbox:
         self._limits = limits
         self._changed = threading.Condition()
         self._jobs: dict[str, Job] = {}
-        self._submitted: list[Job] = []
-        self._aborted: list[Job] = []
+        self._mail = Mail()
         self._is_closed = False
 
     def __len__(self) -> int:
@@ -39,7 +48,7 @@ class Inbox:
                 raise DuplicateRequest(f"request_id = {request_id!r} is in use: take another")
             self._refuse_beyond_limits(job)
             self._jobs[request_id] = job
-            self._submitted.append(job)
+            self._mail.submitted.append(job)
             self._changed.notify_all()
 
     def abort(self, request_id: str) -> bool:
@@ -47,7 +56,7 @@ class Inbox:
         with self._changed:
             if request_id not in self._jobs:
                 return False
-            self._aborted.append(self._jobs[request_id])
+            self._mail.aborted.append(self._jobs[request_id])
             self._changed.notify_all()
             return True
 
@@ -63,12 +72,16 @@ class Inbox:
             self._changed.wait_for(lambda: self._jobs or self._is_closed)
             return not self._is_closed
 
-    def take(self) -> tuple[list[Job], list[Job]]:
-        """The jobs that were submitted, and those to abort, since the last time."""
+    def forget_prefixes(self) -> None:
+        """Notes the wish for an empty prefix cache."""
         with self._changed:
-            submitted, self._submitted = self._submitted, []
-            aborted, self._aborted = self._aborted, []
-            return submitted, aborted
+            self._mail.forget_prefixes = True
+
+    def take(self) -> Mail:
+        """What was asked for since the last time."""
+        with self._changed:
+            mail, self._mail = self._mail, Mail()
+            return mail
 
     def jobs(self) -> list[Job]:
         with self._changed:
@@ -81,6 +94,8 @@ class Inbox:
 
     def _refuse_beyond_limits(self, job: Job) -> None:
         """The queue: requests of which nothing was computed yet."""
+        if (self._limits.max_waiting_requests, self._limits.max_waiting_tokens) == (None, None):
+            return
         waiting = [queued for queued in self._jobs.values() if not queued.is_scheduled]
         num_tokens = job.family.prompt_len + sum(queued.family.prompt_len for queued in waiting)
         for name, value, limit in (

@@ -1,7 +1,6 @@
 """A request while it lives in the engine: what its n outputs have said, and when."""
 
 from collections.abc import Sequence as Items
-from dataclasses import replace
 
 from jaxinfer.engine.request import OnEvents
 from jaxinfer.engine.scheduler import Progress
@@ -25,7 +24,10 @@ class Job:
         self.family = family
         self.request = family.request
         self.on_events = on_events
-        self.metrics = RequestMetrics(arrival_time=arrival_time)
+        self._arrival_time = arrival_time
+        self._first_scheduled_time: float | None = None
+        self._first_token_time: float | None = None
+        self._last_token_time: float | None = None
         self._streams = streams
         self._logprobs = logprobs
         self._prompt_logprobs: list[PositionLogprobs | None] = [None]
@@ -38,7 +40,7 @@ class Job:
 
     @property
     def is_scheduled(self) -> bool:
-        return self.metrics.first_scheduled_time is not None
+        return self._first_scheduled_time is not None
 
     @property
     def is_over(self) -> bool:
@@ -49,8 +51,8 @@ class Job:
 
     def scheduled(self, now: float) -> None:
         """A sequence was admitted."""
-        if self.metrics.first_scheduled_time is None:
-            self.metrics = replace(self.metrics, first_scheduled_time=now)
+        if self._first_scheduled_time is None:
+            self._first_scheduled_time = now
 
     def advance(self, progress: Progress, result: StepResult, now: float) -> TokenEvent | None:
         """The event for what a step brought to one sequence; None for a prompt under way."""
@@ -59,7 +61,9 @@ class Job:
             self._take_prompt_logprobs(progress, result)
         if not progress.token_ids:
             return None
-        self._note_token(now)
+        if self._first_token_time is None:
+            self._first_token_time = now
+        self._last_token_time = now
         delta = self._streams[sequence.index].push(progress.token_ids, progress.finish)
         kept = progress.token_ids[: delta.num_kept]
         wanted = self.request.params.logprobs
@@ -93,9 +97,9 @@ class Job:
         logprobs: tuple[PositionLogprobs, ...] | None = None,
         error: str | None = None,
     ) -> TokenEvent:
-        if delta.finish_reason is not None:
+        is_last = delta.finish_reason is not None
+        if is_last:
             self._open.remove(index)
-            self.metrics = replace(self.metrics, finished_time=now)
         return TokenEvent(
             request_id=self.request.request_id,
             index=index,
@@ -106,14 +110,17 @@ class Job:
             stop_reason=delta.stop_reason,
             num_cached_tokens=self.family.num_cached_tokens or 0,
             prompt_logprobs=self._shown_prompt_logprobs(index),
-            metrics=self.metrics if delta.finish_reason is not None else None,
+            metrics=self._metrics(now) if is_last else None,
             error=error,
         )
 
-    def _note_token(self, now: float) -> None:
-        first = self.metrics.first_token_time
-        self.metrics = replace(
-            self.metrics, first_token_time=now if first is None else first, last_token_time=now
+    def _metrics(self, now: float) -> RequestMetrics:
+        return RequestMetrics(
+            arrival_time=self._arrival_time,
+            first_scheduled_time=self._first_scheduled_time,
+            first_token_time=self._first_token_time,
+            last_token_time=self._last_token_time,
+            finished_time=now,
         )
 
     def _take_prompt_logprobs(self, progress: Progress, result: StepResult) -> None:

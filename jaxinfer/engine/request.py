@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 
+import numpy as np
+
 from jaxinfer.engine.limits import CacheGroup, EngineLimits, pool_capacity
 from jaxinfer.errors import CapacityError, InvalidPrompt, PromptTooLong
 from jaxinfer.outputs import TokenEvent
@@ -42,6 +44,8 @@ def verify_prompt(prompt_token_ids: Sequence[int], vocab_size: int) -> None:
     """
     if len(prompt_token_ids) == 0:
         raise InvalidPrompt("the prompt is empty: give at least one token")
+    if _are_token_ids(prompt_token_ids, vocab_size):
+        return
     for position, token in enumerate(prompt_token_ids):
         is_int = isinstance(token, Integral) and not isinstance(token, bool)
         if not is_int or not 0 <= token < vocab_size:
@@ -49,6 +53,15 @@ def verify_prompt(prompt_token_ids: Sequence[int], vocab_size: int) -> None:
                 f"prompt_token_ids[{position}] = {token!r} is not allowed: "
                 f"it must be an integer from 0 to {vocab_size - 1}"
             )
+
+
+def _are_token_ids(values: Sequence[int], vocab_size: int) -> bool:
+    """All at once, for prompts are long; says no to some that are fine one by one."""
+    try:
+        ids = np.asarray(values)
+    except ValueError:
+        return False
+    return ids.ndim == 1 and ids.dtype.kind in "iu" and 0 <= ids.min() <= ids.max() < vocab_size
 
 
 def clipped_max_tokens(

@@ -10,13 +10,13 @@ from bisect import insort
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, gt
 
 from jaxinfer.engine.limits import CacheGroup, EngineLimits
 from jaxinfer.engine.sequence import Sequence
 from jaxinfer.engine.slots import Slots
 from jaxinfer.engine.stats import EngineStats
-from jaxinfer.engine.step import Admission, Finish, PlanDraft, Row, StepPlan, StepResult
+from jaxinfer.engine.step import Finish, PlanDraft, Row, StepPlan, StepResult
 from jaxinfer.engine.tables import PageTables
 
 _RANK = attrgetter("rank")
@@ -44,16 +44,18 @@ class Scheduler:
         self.limits = limits
         self.tables = PageTables(groups, limits.page_size)
         self.slots: Slots[Sequence] = Slots(limits.max_num_seqs)
-        self.waiting: list[Sequence] = []
+        self.stats = EngineStats()
+        self.waiting: list[Sequence] = []  # both by rank, best first
         self.running: list[Sequence] = []
-        self.stats = EngineStats(used_pages_peak=(0,) * len(groups))
+        self._refused: tuple[Sequence | None, Items[int]] = (None, ())
+        self._unsent_pages: dict[tuple[int, int, int], int] = {}
 
     def add(self, sequence: Sequence) -> None:
-        """A new sequence joins the queue."""
+        """A sequence joins the queue."""
         insort(self.waiting, sequence, key=_RANK)
 
     def finish(self, sequence: Sequence) -> None:
-        """A sequence has ended, wherever it stands; whose end is known already is left alone."""
+        """A sequence has ended, wherever it stands; a second call does nothing."""
         if sequence.is_finished:
             return
         sequence.is_finished = True
@@ -65,13 +67,13 @@ class Scheduler:
     def plan(self, max_steps: int | None = None) -> StepPlan | None:
         """The next step, or None when there is nothing to compute before the next ``commit``.
 
-        ``max_steps``: decode steps this call may take at most.
+        ``max_steps``: decode steps that one call may take at most.
         """
         self._yield_to_priority()
-        draft = PlanDraft(self._num_steps(max_steps))
+        draft = PlanDraft(self._num_steps(max_steps), self._unsent_pages)
         num_preemptions = self.stats.num_preemptions
-        budget = self.limits.max_num_batched_tokens
-        budget -= sum(not sequence.is_prefilling for sequence in self.running)
+        num_decoding = sum(not sequence.is_prefilling for sequence in self.running)
+        budget = self.limits.max_num_batched_tokens - num_decoding
 
         for sequence in self.running:
             self.tables.trim(sequence, draft)
@@ -82,10 +84,7 @@ class Scheduler:
                 self._plan_decode(sequence, draft)
         if self.stats.num_preemptions == num_preemptions:
             self._admit_waiting(budget, draft)
-        plan = draft.finished()
-        if plan is not None:
-            self._count_plan(plan)
-        return plan
+        return self._sent(draft)
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Progress]:
         """Takes in what a step brought; sequences that ended on the device are finished."""
@@ -100,7 +99,10 @@ class Scheduler:
                 continue
             token_ids = tokens_SJ[row.slot][: emitted_S[row.slot]]
             finish = Finish(finish_S[row.slot])
-            self._commit_row(sequence, row, token_ids)
+            sequence.commit(row, token_ids)
+            self.stats.num_generated_tokens += len(token_ids)
+            if self._uses_cache(sequence):
+                self.tables.publish(sequence)
             if finish is not Finish.NOT:
                 self.finish(sequence)
             progress.append(
@@ -108,23 +110,13 @@ class Scheduler:
             )
         return progress
 
-    def _commit_row(self, sequence: Sequence, row: Row, token_ids: list[int]) -> None:
-        sequence.tokens.extend(token_ids)
-        sequence.num_in_flight -= len(token_ids)
-        sequence.num_committed = row.start + (len(token_ids) if row.is_decode else row.num_tokens)
-        self.stats.num_generated_tokens += len(token_ids)
-        if row.targets is not None and row.samples:
-            sequence.family.needs_prompt_logprobs = False
-        if self._uses_cache(sequence):
-            self.tables.publish(sequence)
-
     def reset(self) -> list[Sequence]:
         """The device lost everything: empties slots and pools; returns the sequences it hit."""
         lost = list(self.running)
         for sequence in lost:
-            sequence.is_finished = True
-            self._leave(sequence)
+            self.finish(sequence)
         self.tables.clear()
+        self._unsent_pages = {}
         self.stats.num_failed_steps += 1
         return lost
 
@@ -132,10 +124,13 @@ class Scheduler:
         """Asserts that no slot and no page is lost, owned twice, or both owned and free."""
         self.slots.check()
         self.tables.check(self.running)
-        assert all(
-            s.slot and self.slots.owner(s.slot.index, s.slot.generation) is s for s in self.running
-        )
-        assert all(s.slot is None and not any(s.pages) for s in self.waiting)
+        for sequence in self.running:
+            assert sequence.slot is not None
+            owner = self.slots.owner(sequence.slot.index, sequence.slot.generation)
+            assert owner is sequence
+        for sequence in self.waiting:
+            assert sequence.slot is None
+            assert not any(sequence.pages)
         for queue in (self.waiting, self.running):
             assert queue == sorted(queue, key=_RANK)
             assert not any(sequence.is_finished for sequence in queue)
@@ -157,7 +152,7 @@ class Scheduler:
         most = max(sequence.num_remaining for sequence in self.running)
         if max_steps is not None:
             most = min(most, max_steps)
-        for num_steps in reversed(self.limits.decode_steps):
+        for num_steps in reversed(self.limits.decode_steps[1:]):
             if num_steps <= most and self.tables.can_extend(
                 (s, s.num_computed + min(num_steps, s.num_remaining)) for s in self.running
             ):
@@ -166,21 +161,8 @@ class Scheduler:
 
     def _plan_decode(self, sequence: Sequence, draft: PlanDraft) -> None:
         num_steps = min(draft.num_steps, sequence.num_remaining)
-        if not self._reserve(sequence, sequence.num_computed + num_steps, draft):
-            return
-        slot = sequence.slot
-        assert slot is not None
-        start = sequence.num_computed
-        draft.rows.append(
-            Row(
-                slot=slot.index,
-                generation=slot.generation,
-                start=start,
-                banned=sequence.banned_now(),
-            )
-        )
-        sequence.num_computed += num_steps
-        sequence.num_in_flight += num_steps
+        if self._reserve(sequence, sequence.num_computed + num_steps, draft):
+            draft.rows.append(sequence.decode_row(num_steps))
 
     def _plan_prompt(self, sequence: Sequence, budget: int, draft: PlanDraft) -> int:
         """The next chunk: as much as the budget and the free pages allow. Returns its tokens."""
@@ -188,26 +170,9 @@ class Scheduler:
         if budget <= 0 or not self._reserve(sequence, start + 1, draft):
             return 0
         end = min(start + budget, sequence.prefill_len, self.tables.reach(sequence))
-        self.tables.extend(sequence, end, draft)
-        slot = sequence.slot
-        assert slot is not None
-        samples = end == sequence.prefill_len
-        targets = None
-        if sequence.scores_prompt:
-            targets = sequence.slice(start + 1, min(end + 1, sequence.prompt_len))
-        draft.rows.append(
-            Row(
-                slot=slot.index,
-                generation=slot.generation,
-                start=start,
-                tokens=sequence.slice(start, end),
-                samples=samples,
-                targets=targets,
-                banned=sequence.banned_now() if samples else frozenset(),
-            )
-        )
-        sequence.num_computed = end
-        sequence.num_in_flight += samples
+        has_pages = self.tables.extend(sequence, end, draft)
+        assert has_pages
+        draft.rows.append(sequence.prompt_row(end))
         return end - start
 
     def _reserve(self, sequence: Sequence, end: int, draft: PlanDraft) -> bool:
@@ -255,95 +220,90 @@ class Scheduler:
         return fits
 
     def _admit_waiting(self, budget: int, draft: PlanDraft) -> None:
+        if not self.slots.num_free:
+            return
         for sequence in tuple(self.waiting):
             if budget <= 0 or not self.slots.num_free:
                 return
             siblings = [s for s in self.running if s.family is sequence.family]
             if any(s.is_prefilling or draft.has_prompt_row(s.slot) for s in siblings):
                 continue  # the prompt that they share is being computed
-            source = self._adopt(sequence, siblings)
+            if self._was_refused(sequence):
+                return
+            is_fork = self._adopt(sequence, siblings)
             if not self._fits(sequence):
                 self._give_up(sequence)
+                self._refused = sequence, self.tables.num_free
                 return
-            self._admit(sequence, draft, is_fork=source is not None)
+            self._count_admission(sequence, is_fork=is_fork)
+            self._admit(sequence, draft)
             budget -= self._plan_prompt(sequence, budget, draft)
 
-    def _adopt(self, sequence: Sequence, siblings: Items[Sequence]) -> Sequence | None:
-        """Takes over pages that hold its first tokens: cached ones, or those of a sibling.
+    def _was_refused(self, sequence: Sequence) -> bool:
+        """It did not fit the last time, and no pages were given back since; saves a long look."""
+        refused, num_free = self._refused
+        return refused is sequence and not any(map(gt, self.tables.num_free, num_free))
 
-        Returns the sibling. From that one comes the whole prompt; its last token is computed again
-        where no generated one follows it, for the sample to come from.
+    def _adopt(self, sequence: Sequence, siblings: Items[Sequence]) -> bool:
+        """Takes over pages that hold its first tokens; True: from a sibling, else cached ones.
+
+        A sibling has the whole prompt. The last token is always computed again, for something to
+        sample from.
         """
         if sequence.scores_prompt:
-            return None
-        cached = self._cached_pages(sequence)
-        num_cached = len(cached[0]) * self.limits.page_size
+            return False
         num_shared = min(sequence.prompt_len, sequence.prefill_len - 1)
-        able = (s for s in siblings if self.tables.can_fork(s, num_shared))
-        source = next(able, None) if num_shared > num_cached else None
-        if source is None:
-            self.tables.attach(sequence, cached)
-        else:
-            self.tables.fork(source, sequence, num_shared)
-        sequence.num_computed = num_cached if source is None else num_shared
-        return source
+        cached = self.tables.cached_pages(sequence) if self._uses_cache(sequence) else ()
+        if num_shared > self.tables.num_tokens(cached):
+            for source in siblings:
+                if self.tables.can_fork(source, num_shared):
+                    self.tables.fork(source, sequence, num_shared)
+                    return True
+        self.tables.attach(sequence, cached)
+        return False
 
-    def _cached_pages(self, sequence: Sequence) -> list[list[int | None]]:
-        if self._uses_cache(sequence):
-            return self.tables.cached_pages(sequence)
-        return [[] for _ in self.tables.groups]
-
-    def _uses_cache(self, sequence: Sequence) -> bool:
-        request = sequence.family.request
-        return self.limits.enable_prefix_caching and not request.bypass_prefix_cache
+    def _give_up(self, sequence: Sequence) -> None:
+        self.tables.release(sequence)
+        sequence.leave()
 
     def _fits(self, sequence: Sequence) -> bool:
         """Room for this prompt beside the rest of those that are being computed."""
         under_way = [s for s in self.running if s.is_prefilling]
         return self.tables.can_prefill([*under_way, sequence])
 
-    def _give_up(self, sequence: Sequence) -> None:
-        self.tables.release(sequence)
-        sequence.leave()
-
-    def _admit(self, sequence: Sequence, draft: PlanDraft, *, is_fork: bool) -> None:
+    def _admit(self, sequence: Sequence, draft: PlanDraft) -> None:
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_RANK)
-        sequence.slot = slot = self.slots.acquire(sequence)
-        sequence.num_committed = sequence.num_computed
-        draft.admissions.append(
-            Admission(
-                slot=slot.index,
-                generation=slot.generation,
-                sampling=sequence.sampling,
-                prompt=sequence.slice(0, sequence.prompt_len),
-                generated=sequence.slice(sequence.prompt_len, len(sequence.tokens)),
-            )
-        )
+        draft.admissions.append(sequence.enter(self.slots.acquire(sequence)))
         self.tables.show(sequence, draft)
-        self._count_admission(sequence, is_fork)
+
+    def _uses_cache(self, sequence: Sequence) -> bool:
+        request = sequence.family.request
+        return self.limits.enable_prefix_caching and not request.bypass_prefix_cache
 
     # Counting.
 
-    def _count_admission(self, sequence: Sequence, is_fork: bool) -> None:
-        family, stats = sequence.family, self.stats
+    def _count_admission(self, sequence: Sequence, *, is_fork: bool) -> None:
         if is_fork:
-            stats.num_forks += 1
-            return
-        if self._uses_cache(sequence):
-            stats.prefix_query_tokens += sequence.prefill_len
-            stats.prefix_hit_tokens += sequence.num_computed
-        if family.num_cached_tokens is None:
-            family.num_cached_tokens = sequence.num_computed
+            self.stats.num_forks += 1
+        elif self._uses_cache(sequence):
+            self.stats.prefix_query_tokens += sequence.prefill_len
+            self.stats.prefix_hit_tokens += sequence.num_computed
+        if sequence.family.num_cached_tokens is None:
+            sequence.family.num_cached_tokens = sequence.num_computed
 
-    def _count_plan(self, plan: StepPlan) -> None:
-        stats, size = self.stats, self.limits.page_size
-        used = [pool.num_used for pool in self.tables.pools]
+    def _sent(self, draft: PlanDraft) -> StepPlan | None:
+        plan, stats = draft.finished(), self.stats
+        if plan is None:
+            return None
+        self._unsent_pages = {}
+        used_pages = [pool.num_used for pool in self.tables.pools]
         stats.num_steps += 1
         stats.num_micro_steps += plan.num_steps
         stats.num_computed_tokens += plan.num_tokens * plan.num_steps
         stats.num_copied_pages += len(plan.copies)
-        stats.used_pages_peak = tuple(map(max, stats.used_pages_peak, used))
+        stats.note_used_pages(used_pages)
         stats.cached_token_steps += sum(sequence.num_computed for sequence in self.running)
-        stats.paged_token_steps += used[0] * size
+        stats.paged_token_steps += used_pages[0] * self.limits.page_size
         stats.contiguous_token_steps += len(self.running) * self.limits.max_model_len
+        return plan

@@ -10,22 +10,31 @@ import numpy as np
 from jaxinfer.engine.prefix import next_key, root_key
 from jaxinfer.engine.request import Request
 from jaxinfer.engine.slots import Slot
+from jaxinfer.engine.step import Admission, Row
 
 
 class BadWordsLike(Protocol):
-    """What ``jaxinfer.sampling.BadWords`` does."""
+    """What ``jaxinfer.sampling.BadWords`` is."""
 
-    def banned(self, history: Items[int]) -> set[int]:
-        """Ids that may not follow these generated tokens."""
-        ...
+    @property
+    def always(self) -> frozenset[int]: ...
+
+    @property
+    def needs_history(self) -> bool: ...
+
+    def banned(self, history: Items[int]) -> set[int]: ...
 
 
 class Family:
     """What the n samples of one request share.
 
-    ``arrival``: the number of the request in the order of submission. ``needs_prompt_logprobs``
-    until all of them were read back. ``num_cached_tokens``: prompt tokens found in the prefix cache
-    when the first sample was admitted first; None before.
+    Attributes:
+        arrival: the number of the request in the order of submission.
+        max_tokens: of each sample, clipped to what the context holds.
+        bad_words: None where there are none.
+        needs_prompt_logprobs: they are wanted, and not all were read back yet.
+        num_cached_tokens: prompt tokens that the prefix cache held when the first sample was
+            admitted; None before.
     """
 
     def __init__(
@@ -41,14 +50,12 @@ class Family:
         """
         Args:
             samplings: for each sample what its slot uploads.
-            max_tokens: clipped to what the context holds.
-            bad_words: those that only the host can watch.
         """
         self.request = request
-        self.bad_words = bad_words
         self.arrival = arrival
-        self.prompt_len = len(request.prompt_token_ids)
         self.max_tokens = max_tokens
+        self.bad_words = bad_words
+        self.prompt_len = len(request.prompt_token_ids)
         self.needs_prompt_logprobs = request.params.prompt_logprobs is not None
         self.num_cached_tokens: int | None = None
         self.sequences = [
@@ -68,6 +75,13 @@ class Sequence:
     decoded. ``pages[group][column]`` is a page, or 0 once it fell out of the group's window.
     """
 
+    slot: Slot | None
+    prefill_len: int
+    num_computed: int
+    num_committed: int
+    num_in_flight: int
+    num_published: int
+
     def __init__(self, family: Family, index: int, sampling: object, num_groups: int):
         self.family = family
         self.index = index
@@ -78,23 +92,14 @@ class Sequence:
         self._keys = [root_key(family.request.cache_salt)]
         self.leave()
 
-    def leave(self) -> None:
-        """Nothing of it is on the device (any more)."""
-        self.slot: Slot | None = None
-        self.prefill_len = len(self.tokens)
-        self.num_computed = 0
-        self.num_committed = 0
-        self.num_in_flight = 0
-        self.num_published = 0
+    @property
+    def priority(self) -> int:
+        return self.family.request.priority
 
     @property
     def rank(self) -> tuple[int, int, int]:
         """Lower is sooner: priority, then arrival."""
         return -self.priority, self.family.arrival, self.index
-
-    @property
-    def priority(self) -> int:
-        return self.family.request.priority
 
     @property
     def prompt_len(self) -> int:
@@ -106,45 +111,113 @@ class Sequence:
 
     @property
     def num_remaining(self) -> int:
-        """Tokens that may still be planned for; 0: it surely ends with what is in flight."""
+        """Tokens that may still be planned for."""
         return self.prompt_len + self.family.max_tokens - len(self.tokens) - self.num_in_flight
 
     @property
-    def can_decode(self) -> bool:
-        """Bad words of several tokens are watched by the host: it must know all tokens so far."""
-        knows_all = self.num_in_flight == 0 or self.family.bad_words is None
-        return self.num_remaining > 0 and knows_all
+    def is_ending(self) -> bool:
+        """It surely ends with what is in flight."""
+        return not self.is_prefilling and self.num_remaining == 0
 
     @property
-    def is_ending(self) -> bool:
-        return not self.is_prefilling and self.num_remaining == 0
+    def can_decode(self) -> bool:
+        """Whether a next token may be planned for: bad words of several tokens ask for the last."""
+        bad_words = self.family.bad_words
+        must_wait = bad_words is not None and bad_words.needs_history and self.num_in_flight > 0
+        return self.num_remaining > 0 and not must_wait
+
+    @property
+    def needs_host(self) -> bool:
+        """The host looks at every token before it lets many more be sampled."""
+        has_stops = bool(self.family.request.params.stop_strings)
+        return has_stops or self.family.bad_words is not None
 
     @property
     def scores_prompt(self) -> bool:
         """Its prompt rows bring the request's prompt log-probabilities."""
         return self.index == 0 and self.family.needs_prompt_logprobs
 
-    @property
-    def needs_host(self) -> bool:
-        """The host looks at each token before the one after the next is sampled."""
-        has_stops = bool(self.family.request.params.stop_strings)
-        return has_stops or self.family.bad_words is not None
+    # Its way through a slot.
 
-    def banned_now(self) -> frozenset[int]:
-        """Tokens that would complete a bad word of several."""
-        if self.family.bad_words is None:
-            return frozenset()
-        return frozenset(self.family.bad_words.banned(self.tokens[self.prompt_len :].tolist()))
+    def enter(self, slot: Slot) -> Admission:
+        """Begins a stay, with ``num_computed`` tokens taken over from others."""
+        self.slot = slot
+        self.num_committed = self.num_computed
+        return Admission(
+            slot=slot.index,
+            generation=slot.generation,
+            sampling=self.sampling,
+            prompt=self._slice(0, self.prompt_len),
+            generated=self._slice(self.prompt_len, len(self.tokens)),
+        )
 
-    def slice(self, begin: int, end: int) -> np.ndarray:
-        """Tokens as int32, a copy."""
-        return np.frombuffer(self.tokens[begin:end].tobytes(), np.int32)
+    def prompt_row(self, end: int) -> Row:
+        """The next chunk, up to ``end``."""
+        assert self.slot is not None
+        start, self.num_computed = self.num_computed, end
+        is_last = end == self.prefill_len
+        self.num_in_flight += is_last
+        targets = None
+        if self.scores_prompt:
+            targets = self._slice(start + 1, min(end + 1, self.prompt_len))
+        return Row(
+            slot=self.slot.index,
+            generation=self.slot.generation,
+            start=start,
+            tokens=self._slice(start, end),
+            samples=is_last,
+            targets=targets,
+            banned=self._banned() if is_last else frozenset(),
+        )
+
+    def decode_row(self, num_steps: int) -> Row:
+        """The next ``num_steps`` decode steps."""
+        assert self.slot is not None
+        start = self.num_computed
+        self.num_computed += num_steps
+        self.num_in_flight += num_steps
+        return Row(
+            slot=self.slot.index,
+            generation=self.slot.generation,
+            start=start,
+            banned=self._banned(),
+        )
+
+    def commit(self, row: Row, token_ids: list[int]) -> None:
+        """A row was read back, and with it these tokens."""
+        self.tokens.extend(token_ids)
+        self.num_in_flight -= len(token_ids)
+        self.num_committed = row.start + (len(token_ids) if row.is_decode else row.num_tokens)
+        if row.targets is not None and row.samples:
+            self.family.needs_prompt_logprobs = False
+
+    def leave(self) -> None:
+        """Nothing of it is on the device (any more)."""
+        self.slot = None
+        self.prefill_len = len(self.tokens)
+        self.num_computed = 0
+        self.num_committed = 0
+        self.num_in_flight = 0
+        self.num_published = 0
+
+    # Its tokens.
 
     def page_key(self, column: int, page_size: int) -> tuple[bytes, bytes]:
         """Key and tokens (int32) of a full page of known tokens, for the prefix cache."""
         while len(self._keys) <= column + 1:
-            self._keys.append(next_key(self._keys[-1], self._page(len(self._keys) - 1, page_size)))
-        return self._keys[column + 1], self._page(column, page_size)
+            tokens = self._page_tokens(len(self._keys) - 1, page_size)
+            self._keys.append(next_key(self._keys[-1], tokens))
+        return self._keys[column + 1], self._page_tokens(column, page_size)
 
-    def _page(self, column: int, page_size: int) -> bytes:
+    def _page_tokens(self, column: int, page_size: int) -> bytes:
         return self.tokens[column * page_size : (column + 1) * page_size].tobytes()
+
+    def _slice(self, begin: int, end: int) -> np.ndarray:
+        return np.frombuffer(self.tokens[begin:end].tobytes(), np.int32)
+
+    def _banned(self) -> frozenset[int]:
+        """Tokens that would complete a bad word now."""
+        bad_words = self.family.bad_words
+        if bad_words is None:
+            return frozenset()
+        return bad_words.always | bad_words.banned(self.tokens[self.prompt_len :])

@@ -20,7 +20,7 @@ class Slots(Generic[Owner]):
     def __init__(self, num_slots: int):
         self.num_slots = num_slots
         self._free = list(reversed(range(num_slots)))
-        self._owners: dict[Slot, Owner] = {}
+        self._loans: dict[int, tuple[int, Owner]] = {}
         self._num_loans = 0
 
     @property
@@ -31,18 +31,19 @@ class Slots(Generic[Owner]):
         """Lends a free slot; ask ``num_free`` first."""
         self._num_loans += 1
         slot = Slot(self._free.pop(), self._num_loans)
-        self._owners[slot] = owner
+        self._loans[slot.index] = slot.generation, owner
         return slot
 
     def release(self, slot: Slot) -> None:
-        del self._owners[slot]
+        generation, _ = self._loans.pop(slot.index)
+        assert generation == slot.generation, f"{slot} was given back before"
         self._free.append(slot.index)
 
     def owner(self, index: int, generation: int) -> Owner | None:
         """Who holds this very loan, or None when it has ended."""
-        return self._owners.get(Slot(index, generation))
+        present, owner = self._loans.get(index, (None, None))
+        return owner if present == generation else None
 
     def check(self) -> None:
         """Every slot is either free or lent, and once."""
-        lent = [slot.index for slot in self._owners]
-        assert sorted(lent + self._free) == list(range(self.num_slots)), (lent, self._free)
+        assert sorted([*self._loans, *self._free]) == list(range(self.num_slots))

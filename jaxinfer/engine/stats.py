@@ -1,5 +1,6 @@
 """Counters of an engine's life so far."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -8,18 +9,22 @@ class EngineStats:
     """All counts since the engine was made.
 
     Attributes:
-        num_steps: launched steps; ``num_micro_steps`` counts each of several decode steps in one.
+        num_steps: launched steps.
+        num_micro_steps: the same, but each of several decode steps in one call counts.
         num_computed_tokens: tokens whose K/V a step computed; recomputed ones count again.
-        num_generated_tokens: sampled tokens read back and kept by the scheduler.
-        num_preemptions: sequences that lost their slot and pages, and computed them again.
-        num_dropped_rows: row results of an older generation.
-        num_forks, num_copied_pages: samples that took over a sibling's prompt, and copy-on-write.
-        prefix_query_tokens, prefix_hit_tokens: prompt tokens looked up, and found in the cache.
-        used_pages_peak: by layer group.
-        cached_token_steps: cached tokens of running sequences, summed over steps.
-        paged_token_steps: room for tokens in the pages of the first group that they held, the same.
-        contiguous_token_steps: room that one stretch of ``max_model_len`` a sequence would hold.
+        num_generated_tokens: sampled tokens that were read back and belong to somebody.
+        num_preemptions: times a sequence lost its slot and pages, to compute them again.
+        num_dropped_rows: rows that brought something for a sequence that had left its slot.
+        num_forks: samples that took over a sibling's prompt.
+        num_copied_pages: pages copied because they were about to be written while shared.
+        prefix_query_tokens: tokens of admitted sequences that were looked up in the prefix cache.
+        prefix_hit_tokens: those of them that it held.
         num_failed_steps: times the device failed and everything in flight was lost.
+        used_pages_peak: by layer group.
+        cached_token_steps: tokens of running sequences in the cache, summed over all steps.
+        paged_token_steps: tokens that the pages in use had room for (first group), the same.
+        contiguous_token_steps: tokens that one stretch of ``max_model_len`` for each running
+            sequence would have had room for. What paging saves is the ratio of the two.
     """
 
     num_steps: int = 0
@@ -32,8 +37,13 @@ class EngineStats:
     num_copied_pages: int = 0
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
+    num_failed_steps: int = 0
     used_pages_peak: tuple[int, ...] = ()
     cached_token_steps: int = 0
     paged_token_steps: int = 0
     contiguous_token_steps: int = 0
-    num_failed_steps: int = 0
+
+    def note_used_pages(self, used_pages: Sequence[int]) -> None:
+        """``used_pages``: by layer group, now."""
+        peak = self.used_pages_peak or (0,) * len(used_pages)
+        self.used_pages_peak = tuple(map(max, peak, used_pages))

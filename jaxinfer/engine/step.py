@@ -6,7 +6,7 @@ that the device has not reported yet: a decode row takes its token from the slot
 device.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Protocol
@@ -35,8 +35,8 @@ class Row:
     the slot. ``samples``: the row's last token is sampled from (always in decode, and in a prompt's
     last chunk). ``targets``: None, or the wish for prompt log-probabilities: the prompt tokens
     after each of ``tokens`` (int32), one fewer in the last chunk, whose last token is followed by
-    what is sampled. ``banned``: ids that must not be sampled by this row, besides those that the
-    slot never may.
+    what is sampled. ``banned``: ids that this row must not sample, besides those that its slot
+    never may.
     """
 
     slot: int
@@ -126,21 +126,25 @@ class StepPlan:
 
 
 class PlanDraft:
-    """A plan being written."""
+    """A plan being written.
 
-    def __init__(self, num_steps: int = 1):
+    ``pages``: entries of page tables by (group, slot, column). A plan without rows is never sent,
+    so what was written here goes on into the next draft.
+    """
+
+    def __init__(self, num_steps: int, pages: dict[tuple[int, int, int], int]):
         self.num_steps = num_steps
+        self.pages = pages
         self.rows: list[Row] = []
         self.admissions: list[Admission] = []
         self.copies: list[PageCopy] = []
-        self._pages: dict[tuple[int, int, int], int] = {}
 
     def set_page(self, group: int, slot: int, column: int, page: int) -> None:
         """One entry of a page table; what is said last counts."""
-        self._pages[group, slot, column] = page
+        self.pages[group, slot, column] = page
 
     def has_prompt_row(self, slot: Slot | None) -> bool:
-        """Prompt tokens of this slot's sequence are computed in this step, not to be read before."""
+        """Prompt tokens of this slot are computed in this step: nobody can read them before."""
         return slot is not None and any(
             row.slot == slot.index and not row.is_decode for row in self.rows
         )
@@ -151,7 +155,7 @@ class PlanDraft:
             return None
         updates = (
             PageUpdate(group=group, slot=slot, column=column, page=page)
-            for (group, slot, column), page in self._pages.items()
+            for (group, slot, column), page in self.pages.items()
         )
         return StepPlan(
             rows=tuple(sorted(self.rows, key=lambda row: row.zone)),
@@ -204,18 +208,11 @@ class Runner(Protocol):
     @property
     def limits(self) -> EngineLimits: ...
 
-    def slot_sampling(
-        self,
-        params: SamplingParams,
-        *,
-        index: int,
-        max_tokens: int,
-        banned_token_ids: Iterable[int] = (),
-    ) -> object:
+    def slot_sampling(self, params: SamplingParams, *, index: int, max_tokens: int) -> object:
         """What sample ``index`` of a request uploads to its slot.
 
         Called on submission, in the caller's thread, without touching the device. ``max_tokens`` is
-        clipped to what the context holds; ``banned_token_ids`` must never be sampled.
+        clipped to what the context holds. ``bad_words`` come with the rows.
 
         Raises:
             InvalidParameter: a value that this model cannot serve.

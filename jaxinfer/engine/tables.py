@@ -9,7 +9,8 @@ Every group is asked before anything is taken from one.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence as Items
+from collections.abc import Iterable
+from collections.abc import Sequence as Items
 
 from jaxinfer.engine.limits import CacheGroup
 from jaxinfer.engine.pages import PagePool
@@ -24,6 +25,7 @@ class PageTables:
     def __init__(self, groups: Items[CacheGroup], page_size: int):
         self.groups = tuple(groups)
         self.page_size = page_size
+        self._group_ids = range(len(self.groups))
         self.clear()
 
     def clear(self) -> None:
@@ -40,6 +42,11 @@ class PageTables:
             pool.keep_nothing()
             index.clear()
 
+    @property
+    def num_free(self) -> list[int]:
+        """Free pages by group."""
+        return [pool.num_free for pool in self.pools]
+
     # What a sequence takes.
 
     def cached_pages(self, sequence: Sequence) -> list[list[int | None]]:
@@ -55,11 +62,13 @@ class PageTables:
         num_pages = longest_hit(self.groups, found, self.page_size)
         return [pages[:num_pages] for pages in found]
 
-    def attach(self, sequence: Sequence, pages_by_group: Items[Items[int | None]]) -> None:
-        """Shares pages that hold the sequence's first tokens; only those it still sees."""
-        for group, pages in enumerate(pages_by_group):
-            first = self._first_column(group, len(pages) * self.page_size)
-            self._share(group, sequence, pages, first)
+    def num_tokens(self, cached_pages: Items[Items[int | None]]) -> int:
+        """How many tokens ``cached_pages`` hold; those of no group hold none."""
+        return len(cached_pages[0]) * self.page_size if cached_pages else 0
+
+    def attach(self, sequence: Sequence, cached_pages: Items[Items[int | None]]) -> None:
+        """Shares pages that hold the sequence's first tokens."""
+        self._share(sequence, cached_pages, self.num_tokens(cached_pages))
 
     def can_fork(self, source: Sequence, num_tokens: int) -> bool:
         """Whether ``source`` still has all that a copy of its first tokens would see."""
@@ -70,9 +79,8 @@ class PageTables:
 
     def fork(self, source: Sequence, sequence: Sequence, num_tokens: int) -> None:
         """Shares the pages of the first tokens of ``source``, the partly filled last one too."""
-        for group, table in enumerate(source.pages):
-            pages = table[: self._num_pages(num_tokens)]
-            self._share(group, sequence, pages, self._first_column(group, num_tokens))
+        num_pages = self._num_pages(num_tokens)
+        self._share(sequence, [table[:num_pages] for table in source.pages], num_tokens)
 
     def num_missing(self, group: int, sequence: Sequence, end: int) -> int:
         """Pages to take from a group's pool before tokens up to ``end`` can be written."""
@@ -111,19 +119,18 @@ class PageTables:
 
     def extend(self, sequence: Sequence, end: int, draft: PlanDraft) -> bool:
         """Pages for tokens ``num_computed`` to ``end``, all of them its own; False: not enough."""
-        if not self.can_extend([(sequence, end)]):
+        missing = [self.num_missing(group, sequence, end) for group in self._group_ids]
+        if not any(missing):
+            return True
+        if not all(map(PagePool.can_allocate, self.pools, missing)):
             return False
-        assert sequence.slot is not None
-        for group, (table, pool) in enumerate(zip(sequence.pages, self.pools, strict=True)):
+        for group in self._group_ids:
             if self._must_copy(group, sequence):
-                shared = table[-1]
-                [table[-1]] = pool.allocate(1)
-                pool.release(shared)
-                draft.copies.append(PageCopy(group=group, source=shared, target=table[-1]))
-                draft.set_page(group, sequence.slot.index, len(table) - 1, table[-1])
-            for page in pool.allocate(max(0, self._num_pages(end) - len(table))):
-                draft.set_page(group, sequence.slot.index, len(table), page)
-                table.append(page)
+                self._copy_last(group, sequence, draft)
+            for _ in range(self._num_pages(end) - len(sequence.pages[group])):
+                [page] = self.pools[group].allocate(1)
+                sequence.pages[group].append(page)
+                self._show_last(group, sequence, draft)
         return True
 
     def show(self, sequence: Sequence, draft: PlanDraft) -> None:
@@ -173,12 +180,20 @@ class PageTables:
             pool.check(Counter(page for s in sequences for page in s.pages[group] if page))
             assert index.pages == pool.kept_pages, (index.pages, pool.kept_pages)
 
-    def _share(self, group: int, sequence: Sequence, pages: Items[int | None], first: int) -> None:
-        for column, page in enumerate(pages):
-            if column >= first:
-                assert page
-                self.pools[group].share(page)
-            sequence.pages[group].append(page if page and column >= first else 0)
+    def _share(
+        self, sequence: Sequence, pages_by_group: Items[Items[int | None]], num_tokens: int
+    ) -> None:
+        """Only pages that the token after the first ``num_tokens`` still sees."""
+        for group, pages in enumerate(pages_by_group):
+            first = self._first_column(group, num_tokens)
+            for column, page in enumerate(pages):
+                if column < first:
+                    page = 0
+                assert page is not None
+                if page:
+                    self.pools[group].share(page)
+                sequence.pages[group].append(page)
+        sequence.num_computed = num_tokens
 
     def _misses(self, group: int, page: int | None) -> bool:
         """No hit can go beyond a page that a full group lacks."""
@@ -189,6 +204,20 @@ class PageTables:
         if sequence.num_computed % self.page_size == 0:
             return False
         return self.pools[group].is_shared(sequence.pages[group][-1])
+
+    def _copy_last(self, group: int, sequence: Sequence, draft: PlanDraft) -> None:
+        """Copy-on-write."""
+        table, pool = sequence.pages[group], self.pools[group]
+        shared = table[-1]
+        [table[-1]] = pool.allocate(1)
+        pool.release(shared)
+        draft.copies.append(PageCopy(group=group, source=shared, target=table[-1]))
+        self._show_last(group, sequence, draft)
+
+    def _show_last(self, group: int, sequence: Sequence, draft: PlanDraft) -> None:
+        assert sequence.slot is not None
+        table = sequence.pages[group]
+        draft.set_page(group, sequence.slot.index, len(table) - 1, table[-1])
 
     def _num_pages(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)

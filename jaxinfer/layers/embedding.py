@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.layers.parameter import embedding, parameter
+from jaxinfer.ops.linear import look_up
 
 
 class Embedding(nnx.Module):
@@ -18,4 +19,4 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids_T: jax.Array) -> jax.Array:
         """The rows ``[T, width]`` of ``ids_T``; ids outside the table read its nearest row."""
-        return self.embedding.get_value().at[ids_T].get(mode="clip")
+        return look_up(self.embedding.get_value(), ids_T)

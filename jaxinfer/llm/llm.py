@@ -1,19 +1,19 @@
 """``LLM``: the offline API, over the engine that also serves."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from jaxinfer.config import ModelConfig
 from jaxinfer.engine.build import build_engine
-from jaxinfer.engine.engine import Engine
-from jaxinfer.engine.memory import MemoryBudget
-from jaxinfer.engine.stats import EngineStats
+from jaxinfer.engine.runner import DeviceRunner
 from jaxinfer.errors import InvalidParameter, StepFailed, Unsupported
 from jaxinfer.llm.interrupts import interrupts_held
 from jaxinfer.llm.opening import OpenModel, open_model
@@ -30,7 +30,6 @@ from jaxinfer.llm.score import SCORING, Scorable, Score, read_scorables, score_o
 from jaxinfer.llm.startup import PhaseProgress, StartupClock, no_phase_progress
 from jaxinfer.llm.stream import RequestStream
 from jaxinfer.llm.xla_cache import keep_compiled_programs
-from jaxinfer.models.loading import DTYPES
 from jaxinfer.outputs import RequestOutput
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.tokenizer import Tokenizer
@@ -52,7 +51,10 @@ class LLM:
 
     Attributes:
         config: what the model is made of.
+        dtype, kv_cache_dtype: of its weights and of its pages, by name.
         max_model_len: prompt and output of one sequence, in tokens.
+        engine: what it stands on.
+        budget: bytes by use, and how many tokens the pages hold; printable.
         startup_seconds: how long each phase of its making took.
     """
 
@@ -121,40 +123,53 @@ class LLM:
         mesh = _mesh(mesh, tensor_parallel_size)
         keep_compiled_programs()
         clock = StartupClock()
-        with clock.phase("open"):
-            opened = open_model(
-                model,
-                tokenizer=tokenizer,
-                skip_tokenizer=skip_tokenizer_init,
-                load_format=load_format,
-            )
-        with clock.phase("load"):
-            loaded = opened.load(
-                mesh=mesh,
-                dtype=dtype,
-                max_len=_max_len(max_model_len, opened),
-                seed=seed,
-                progress=partial(progress, "load"),
-            )
-            jax.block_until_ready(loaded.params)
-        with clock.phase("compile"):
-            self._engine = build_engine(
-                loaded,
-                opened.tokenizer,
-                max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max_num_batched_tokens,
-                prefill_tokens=prefill_tokens,
-                page_size=page_size,
-                num_pages=num_pages,
-                kv_cache_dtype=kv_cache_dtype,
-                memory_utilization=memory_utilization,
-                enable_prefix_caching=enable_prefix_caching,
-                decode_steps=decode_steps,
-                prompt_logprobs=enable_prompt_logprobs,
-                seed=seed,
-                progress=partial(progress, "compile"),
-            )
+
+        def compiled(done: int, total: int) -> None:
+            progress("compile", done, total)
+            if done == total:
+                clock.begin("warm")
+
+        clock.begin("open")
+        opened = open_model(
+            model,
+            tokenizer=tokenizer,
+            skip_tokenizer=skip_tokenizer_init,
+            load_format=load_format,
+        )
+        _require_even_heads(opened.config, mesh)
+        clock.begin("load")
+        loaded = opened.load(
+            mesh=mesh,
+            dtype=dtype,
+            max_len=_max_len(max_model_len, opened),
+            seed=seed,
+            progress=partial(progress, "load"),
+        )
+        jax.block_until_ready(loaded.params)
+        clock.begin("compile")
+        self.engine = build_engine(
+            loaded,
+            opened.tokenizer,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            prefill_tokens=prefill_tokens,
+            page_size=page_size,
+            num_pages=num_pages,
+            kv_cache_dtype=kv_cache_dtype,
+            memory_utilization=memory_utilization,
+            enable_prefix_caching=enable_prefix_caching,
+            decode_steps=decode_steps,
+            prompt_logprobs=enable_prompt_logprobs,
+            seed=seed,
+            progress=compiled,
+        )
+        clock.end()
+        runner = self.engine.runner
+        assert isinstance(runner, DeviceRunner)
+        self.budget = runner.budget
         self.config = loaded.config
+        self.dtype = jnp.dtype(loaded.dtype).name
+        self.kv_cache_dtype = self.dtype if kv_cache_dtype == "auto" else kv_cache_dtype
         self.max_model_len = loaded.max_len
         self.startup_seconds = clock.seconds
         self._tokenizer = opened.tokenizer
@@ -230,9 +245,7 @@ class LLM:
         ]
         return self._submit(prompts, sampling_params)
 
-    def score(
-        self, texts: Scorable | Sequence[Scorable], use_tqdm: bool = True
-    ) -> list[Score]:
+    def score(self, texts: Scorable | Sequence[Scorable], use_tqdm: bool = True) -> list[Score]:
         """How likely the model finds texts: all tokens of each but the first, or a continuation.
 
         Args:
@@ -260,19 +273,9 @@ class LLM:
             raise InvalidParameter("this LLM was made without a tokenizer: give it tokenizer=")
         return self._tokenizer
 
-    @property
-    def stats(self) -> EngineStats:
-        """Counters since it was made."""
-        return self._engine.stats
-
-    @property
-    def budget(self) -> MemoryBudget:
-        """Bytes by use, and how many tokens the pages hold; printable."""
-        return self._engine.runner.budget
-
     def shutdown(self) -> None:
         """Ends what is in flight and takes nothing more; a second call does nothing."""
-        self._engine.close()
+        self.engine.close()
 
     def __enter__(self) -> Self:
         return self
@@ -291,11 +294,11 @@ class LLM:
                 "prompt log-probabilities: this LLM was made with enable_prompt_logprobs=False"
             )
         request_ids = [str(number) for number in itertools.islice(self._numbers, len(prompts))]
-        return RequestStream(self._engine, self._step, prompts, params, request_ids)
+        return RequestStream(self.engine, self._step, prompts, params, request_ids)
 
     def _step(self) -> None:
         with interrupts_held():
-            self._engine.step()
+            self.engine.step()
 
     def _finish(self, stream: RequestStream, use_tqdm: bool) -> list[RequestOutput]:
         """Everything that a stream brings, in full."""
@@ -322,6 +325,17 @@ def _mesh(mesh: Mesh | None, tensor_parallel_size: int) -> Mesh:
         raise InvalidParameter(
             f"tensor_parallel_size = {tensor_parallel_size} is not allowed: {error}"
         ) from error
+
+
+def _require_even_heads(config: ModelConfig, mesh: Mesh) -> None:
+    """Each device along ``model`` holds as many heads, and their pages, as its neighbour."""
+    size = mesh.shape.get("model", 1)
+    for layer in config.layers:
+        if layer.mixer.num_kv_heads % size:
+            raise InvalidParameter(
+                f"{size} devices cannot share num_kv_heads = {layer.mixer.num_kv_heads} evenly: "
+                "take a tensor_parallel_size that divides it"
+            )
 
 
 def _max_len(max_model_len: int | None, opened: OpenModel) -> int:

@@ -61,6 +61,11 @@ class RequestStream:
             self._step()
 
     @property
+    def num_outputs(self) -> int:
+        """Samples of all prompts together."""
+        return sum(params.n for params in self._params)
+
+    @property
     def num_finished(self) -> int:
         """Requests whose outputs have all ended."""
         return len(self._events) - len(self._num_open)

@@ -13,9 +13,10 @@ def default_xla_cache_dir() -> Path:
 def keep_compiled_programs() -> None:
     """Points jax's compilation cache at our directory, unless somebody chose one already.
 
-    ``JAX_COMPILATION_CACHE_DIR`` names another one; ``JAX_ENABLE_COMPILATION_CACHE=0`` turns it off.
+    ``JAX_COMPILATION_CACHE_DIR`` names another; ``JAX_ENABLE_COMPILATION_CACHE=0`` turns it off.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if chosen is None:
         jax.config.update("jax_compilation_cache_dir", str(default_xla_cache_dir()))
         # Small programs are many, and jax would leave out what compiles in less than a second.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -1,5 +1,7 @@
 """The one decoder: embed, blocks, head. What it is made of stands in its ``ModelConfig``."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,7 +15,8 @@ from jaxinfer.layers.embedding import Embedding
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.norm import Norm
 from jaxinfer.ops.linear import tied_head
-from jaxinfer.ops.rope import rope_table
+from jaxinfer.ops.rope import RopeTable, rope_table
+from pallas_kernels import KVPages
 
 
 class Decoder(nnx.Module):
@@ -65,7 +68,10 @@ class Decoder(nnx.Module):
             self.layers, config.layers, cache, groups, strict=True
         ):
             rope = None if spec.mixer.rope is None else ropes[spec.mixer.rope]
-            x_TD, pages = block(x_TD, rope, pages, page_tables[group], ragged, self.mesh)
+            graph, params = nnx.split(block)
+            x_TD, pages = _run_block(
+                graph, params, x_TD, rope, pages, page_tables[group], ragged, mesh=self.mesh
+            )
             written.append(pages)
         return self.final_norm(x_TD), tuple(written)
 
@@ -90,3 +96,20 @@ class Decoder(nnx.Module):
                 # Rounded to the model's dtype first, as the models that scale were trained.
                 x_TD = x_TD * jnp.asarray(self.config.embed_scale, x_TD.dtype)
             return x_TD if self.positions is None else x_TD + self.positions(positions_T)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "mesh"))
+def _run_block(
+    graph: nnx.GraphDef,
+    params: nnx.State,
+    x_TD: jax.Array,
+    rope: RopeTable | None,
+    pages: KVPages,
+    page_table_SM: jax.Array,
+    ragged: Ragged,
+    *,
+    mesh: Mesh,
+) -> tuple[jax.Array, KVPages]:
+    """One block. A jit of its own, so that layers with equal specs are traced and lowered once."""
+    block: Block = nnx.merge(graph, params)
+    return block(x_TD, rope, pages, page_table_SM, ragged, mesh)

@@ -24,7 +24,7 @@ def _read(fields: HfConfig) -> ModelConfig:
         dim,
         scale=fields.size("query_pre_attn_scalar") ** -0.5,
         rope=rope(fields, dim),
-        softcap=fields.optional_number("attn_logit_softcapping"),
+        softcap=fields.optional_positive("attn_logit_softcapping"),
         qkv_bias=bias,
         out_bias=bias,
     )
@@ -32,7 +32,7 @@ def _read(fields: HfConfig) -> ModelConfig:
     layer = LayerSpec(mixer=mixer, mlp=gemma_mlp(fields), pre_norm=norms, post_norm=norms)
     count, window = num_layers(fields), sliding_window(fields)
     layers = windowed(fields, layer, count, window, lambda i: i % 2 == 0)
-    softcap = fields.optional_number("final_logit_softcapping")
+    softcap = fields.optional_positive("final_logit_softcapping")
     return gemma_decoder(fields, layers=layers, logit_softcap=softcap)
 
 

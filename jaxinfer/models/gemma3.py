@@ -26,7 +26,15 @@ _DEFAULTS = {
 }
 _IGNORED_FIELDS = frozenset({"hidden_act"})
 #: What a multimodal config says for both of its halves goes before what its text half says.
-_SHARED_FIELDS = ("bos_token_id", "eos_token_id", "dtype", "torch_dtype", "tie_word_embeddings")
+_SHARED_FIELDS = (
+    "bos_token_id",
+    "eos_token_id",
+    "dtype",
+    "torch_dtype",
+    "tie_word_embeddings",
+    "is_encoder_decoder",
+    "quantization_config",
+)
 _VISION_FIELDS = frozenset(
     {
         "vision_config",
@@ -57,7 +65,7 @@ def _read_text(fields: HfConfig) -> ModelConfig:
         dim,
         scale=fields.size("query_pre_attn_scalar") ** -0.5,
         rope=global_rope,
-        softcap=fields.optional_number("attn_logit_softcapping"),
+        softcap=fields.optional_positive("attn_logit_softcapping"),
         qk_norm=norm,
         qkv_bias=bias,
         out_bias=bias,
@@ -67,7 +75,7 @@ def _read_text(fields: HfConfig) -> ModelConfig:
     layers = windowed(
         fields, layer, num_layers(fields), sliding_window(fields), lambda i: (i + 1) % pattern != 0
     )
-    softcap = fields.optional_number("final_logit_softcapping")
+    softcap = fields.optional_positive("final_logit_softcapping")
     return gemma_decoder(fields, layers=with_local_rope(layers, local_rope), logit_softcap=softcap)
 
 
@@ -90,8 +98,10 @@ GEMMA3 = Family(
     ignored_fields=_IGNORED_FIELDS | _VISION_FIELDS,
     ignored_tensors=(
         *IGNORED_TENSORS,
-        r"language_model\.lm_head\.weight",
         r"(model\.)?(vision_tower|multi_modal_projector)\..*",
     ),
-    renamed=((r"^language_model\.model\.", "model."), (r"^model\.language_model\.", "model.")),
+    renamed=(
+        (r"^language_model\.(?=model\.|lm_head\.)", ""),
+        (r"^model\.language_model\.", "model."),
+    ),
 )

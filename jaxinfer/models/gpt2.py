@@ -114,7 +114,7 @@ GPT2 = Family(
     defaults={"activation_function": "gelu_new", "tie_word_embeddings": True},
     ignored_fields=_IGNORED_FIELDS,
     ignored_tensors=(
-        r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",
+        r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",
         r"lm_head\.weight",
     ),
     renamed=((r"^(wte|wpe|h|ln_f)\.", r"transformer.\1."),),

@@ -19,9 +19,8 @@ def _read(fields: HfConfig) -> ModelConfig:
     rope_spec = rope(
         fields,
         dim,
-        theta_field="rotary_emb_base",
-        rotary_share_field="rotary_pct",
-        rotary_share=0.25,
+        theta=fields.number("rotary_emb_base", 10000.0),
+        rotary_share=fields.number("rotary_pct", 0.25),
     )
     mlp = MlpSpec(
         width=fields.size("intermediate_size"),
@@ -82,7 +81,7 @@ GPT_NEOX = Family(
     defaults={"hidden_act": "gelu"},
     ignored_tensors=(
         r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
-        r"(embed_out|lm_head)\.weight",
+        r"embed_out\.weight",
     ),
     renamed=((r"^lm_head\.", "embed_out."),),
 )

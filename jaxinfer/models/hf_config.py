@@ -5,6 +5,7 @@ A family reads the fields it understands through `HfConfig`; what it did not ask
 """
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from jaxinfer.config import Activation
@@ -35,7 +36,7 @@ _TRAINING = """
     resid_pdrop embd_pdrop attn_pdrop attention_probs_dropout_prob hidden_dropout_prob
 """
 _OTHER_HEADS = """
-    classifier_dropout id2label label2id num_labels problem_type tie_encoder_decoder
+    classifier_dropout id2label label2id num_labels _num_labels problem_type tie_encoder_decoder
     cross_attention_hidden_size decoder_start_token_id
 """
 _GENERATION = """
@@ -60,26 +61,31 @@ _ACTIVATIONS: Mapping[str, Activation] = {
 }
 #: Gemma's first configs say "gelu" and mean the approximation by tanh.
 GEMMA_ACTIVATIONS: Mapping[str, Activation] = {**_ACTIVATIONS, "gelu": "gelu_tanh"}
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class HfConfig:
     """The fields of one JSON object, and which of them have been read.
 
+    ``defaults`` say what it means where a field is left out, which is not the same as ``null``.
     Every getter raises ConfigError with the field, its value and what is allowed; a field without a
     default must be there.
     """
 
-    def __init__(self, fields: Mapping[str, Any], path: str = "") -> None:
+    def __init__(
+        self, fields: Mapping[str, Any], path: str = "", *, defaults: Mapping[str, Any] = _NOTHING
+    ) -> None:
         if not isinstance(fields, Mapping):
             raise ConfigError(f"{path or 'config'} = {fields!r} is not a JSON object")
         self._fields = fields
         self._path = path
+        self._defaults = defaults
         self._read: set[str] = set()
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value as it stands."""
         self._read.add(name)
-        value = self._fields.get(name)
+        value = self._fields.get(name) if name in self._fields else self._defaults.get(name)
         return default if value is None else value
 
     def size(self, name: str, default: int | None = None, *, most: int = MAX_WIDTH) -> int:
@@ -116,6 +122,10 @@ class HfConfig:
         """A finite number, or None where the field is absent."""
         return None if self.get(name) is None else self.number(name)
 
+    def optional_positive(self, name: str) -> float | None:
+        """A finite number above 0, or None where the field is absent."""
+        return None if self.get(name) is None else self.positive(name)
+
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""
         value = self.get(name, default)
@@ -143,11 +153,11 @@ class HfConfig:
     def inner(self, name: str) -> "HfConfig | None":
         """The JSON object in a field; None where it is absent or empty."""
         fields = self.get(name)
-        return HfConfig(fields, f"{self._path}{name}.") if fields else None
+        return None if fields is None or fields == {} else HfConfig(fields, f"{self._path}{name}.")
 
     def updated(self, fields: Mapping[str, Any], *, defaults: Mapping[str, Any]) -> "HfConfig":
         """The same object with ``fields`` over it and ``defaults`` under it."""
-        return HfConfig({**defaults, **self._fields, **fields}, self._path)
+        return HfConfig({**self._fields, **fields}, self._path, defaults=defaults)
 
     def refuse_unread(self, ignored: Collection[str] = ()) -> None:
         """Raises ConfigError with all fields that are neither read nor ignored nor null."""

@@ -24,17 +24,11 @@ _ORIGINAL_LEN = "original_max_position_embeddings"
 
 
 def rope(
-    fields: HfConfig,
-    head_dim: int,
-    *,
-    theta: float = 10000.0,
-    theta_field: str = "rope_theta",
-    rotary_share: float = 1.0,
-    rotary_share_field: str = "partial_rotary_factor",
+    fields: HfConfig, head_dim: int, *, theta: float = 10000.0, rotary_share: float = 1.0
 ) -> RopeSpec:
     """The one rope of all layers; ``theta`` and ``rotary_share`` are the family's defaults."""
-    theta = fields.number(theta_field, theta)
-    rotary_share = fields.number(rotary_share_field, rotary_share)
+    theta = fields.number("rope_theta", theta)
+    rotary_share = fields.number("partial_rotary_factor", rotary_share)
     return rope_of(rope_object(fields), fields, head_dim, theta=theta, rotary_share=rotary_share)
 
 
@@ -86,9 +80,14 @@ def rope_of(
 
 
 def _spec(head_dim: int, theta: float, share: float, scaling: RopeScaling | None) -> RopeSpec:
+    if theta <= 1:
+        raise ConfigError(f"rope_theta = {theta!r} is not allowed: it must be above 1")
     if not 0 < share <= 1:
         raise ConfigError(f"the rotary share of a head is {share!r}: it must be above 0, at most 1")
-    return RopeSpec(theta=theta, rotary_dim=int(head_dim * share), scaling=scaling)
+    rotary_dim = int(head_dim * share)
+    if isinstance(scaling, DynamicScaling) and rotary_dim <= 2:
+        raise ConfigError(f"a dynamic rope turns {rotary_dim} dimensions of a head: it needs 4")
+    return RopeSpec(theta=theta, rotary_dim=rotary_dim, scaling=scaling)
 
 
 def _original_len(parameters: HfConfig, fields: HfConfig) -> int:
@@ -96,7 +95,10 @@ def _original_len(parameters: HfConfig, fields: HfConfig) -> int:
     beside = fields.get(_ORIGINAL_LEN)
     holder = parameters if beside is None else fields
     parameters.get(_ORIGINAL_LEN)
-    return holder.size(_ORIGINAL_LEN, max_len(fields), most=MAX_LEN)
+    length = holder.size(_ORIGINAL_LEN, max_len(fields), most=MAX_LEN)
+    if length == 1:
+        raise holder.error(_ORIGINAL_LEN, length, "above 1")
+    return length
 
 
 def _linear(parameters: HfConfig, fields: HfConfig) -> LinearScaling:
@@ -125,7 +127,7 @@ def _yarn(parameters: HfConfig, fields: HfConfig) -> YarnScaling:
         original_len=original_len,
         beta_fast=parameters.number("beta_fast", 32.0),
         beta_slow=parameters.number("beta_slow", 1.0),
-        attention_factor=parameters.optional_number("attention_factor"),
+        attention_factor=parameters.optional_positive("attention_factor"),
         mscale=parameters.optional_number("mscale"),
         mscale_all_dim=parameters.optional_number("mscale_all_dim"),
         truncate=parameters.flag("truncate", True),
@@ -139,7 +141,7 @@ def _longrope(parameters: HfConfig, fields: HfConfig) -> LongropeScaling:
         long_factor=parameters.numbers("long_factor"),
         original_len=original_len,
         factor=parameters.number("factor", max_len(fields) / original_len),
-        attention_factor=parameters.optional_number("attention_factor"),
+        attention_factor=parameters.optional_positive("attention_factor"),
     )
 
 

@@ -40,16 +40,17 @@ def attention(fields: HfConfig, dim: int, **kwargs: Any) -> AttentionSpec:
     """The attention of heads of size ``dim``; ``kwargs`` are further fields of the spec."""
     num_heads = fields.size("num_attention_heads")
     num_kv_heads = fields.size("num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
+        allowed = f"a divisor of num_attention_heads = {num_heads}"
+        raise fields.error("num_key_value_heads", num_kv_heads, allowed)
     return AttentionSpec(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=dim, **kwargs)
 
 
 def sliding_window(fields: HfConfig) -> int | None:
     """``sliding_window``, None where there is none."""
-    return (
-        None
-        if fields.get("sliding_window") is None
-        else fields.size("sliding_window", most=MAX_LEN)
-    )
+    if fields.get("sliding_window") is None:
+        return None
+    return fields.size("sliding_window", most=MAX_LEN)
 
 
 def windowed(
@@ -63,11 +64,8 @@ def windowed(
     types = fields.get("layer_types")
     if types is None:
         types = [_SLIDING if window and is_sliding(i) else _FULL for i in range(count)]
-    if (
-        not isinstance(types, list | tuple)
-        or len(types) != count
-        or not set(types) <= {_SLIDING, _FULL}
-    ):
+    is_list = isinstance(types, list | tuple) and len(types) == count
+    if not is_list or not all(kind in (_FULL, _SLIDING) for kind in types):
         raise fields.error("layer_types", types, f"{count} times {_FULL!r} or {_SLIDING!r}")
     if window is None and _SLIDING in types:
         raise fields.error("layer_types", types, f"all {_FULL!r}, as there is no sliding window")

@@ -1,22 +1,26 @@
 """A model ready to run: its config, its graph, and its parameters on their devices."""
 
-import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxinfer.checkpoint.load import Progress, Recipe, load_params, no_progress
+from jaxinfer.checkpoint.directory import read_config
+from jaxinfer.checkpoint.load import Progress, load_params, no_progress
+from jaxinfer.checkpoint.orbax import load_params as restore_params
+from jaxinfer.checkpoint.orbax import save_params
 from jaxinfer.checkpoint.source import Source
 from jaxinfer.config import ModelConfig
 from jaxinfer.errors import ConfigError, InvalidParameter
 from jaxinfer.models.decoder import Decoder
-from jaxinfer.models.registry import family_for
-from jaxinfer.models.weights import Family, WeightRule
+from jaxinfer.models.layout import as_declared, lay_out
+from jaxinfer.models.registry import family_for, model_config
+from jaxinfer.models.weights import recipes
 from jaxinfer.shapes import Tree
 from sharding import named_sharding
 
@@ -74,12 +78,39 @@ def load_model(
     names = {path: ".".join(map(str, path)) for path, _ in flat}
     filled = load_params(
         source,
-        list(_recipes(family, config, source.tensors)),
+        recipes(family, config, source.tensors),
         {names[path]: _placed(names[path], variable, mesh) for path, variable in flat},
         is_ignored=lambda name: family.ignores(family.canonical_name(name)),
         progress=progress,
     )
-    return replace(blank, params=_nested({path: filled[name] for path, name in names.items()}))
+    return _with_params(blank, _nested({path: filled.pop(name) for path, name in names.items()}))
+
+
+def save_model(
+    model: Model, directory: Path, config: dict[str, Any], *, overwrite: bool = False
+) -> None:
+    """Writes a model as an Orbax checkpoint; ``config`` is its ``config.json``.
+
+    Raises:
+        FileExistsError: there is one already and ``overwrite`` is False.
+    """
+    save_params(directory, as_declared(model.params), config, overwrite=overwrite)
+
+
+def restore_model(
+    directory: Path, *, mesh: Mesh, dtype: str = "auto", max_len: int | None = None
+) -> Model:
+    """Reads what ``save_model`` wrote, each shard onto its own device.
+
+    Raises:
+        ConfigError, CheckpointError, InvalidParameter: as ``load_model``.
+    """
+    blank = _blank(model_config(read_config(directory)), mesh, dtype, max_len)
+    wanted = {
+        path: _placed(".".join(map(str, path)), variable, mesh)
+        for path, variable in nnx.to_flat_state(blank.params)
+    }
+    return _with_params(blank, restore_params(directory, _nested(wanted)))
 
 
 def dummy_model(
@@ -103,26 +134,7 @@ def dummy_model(
         )
         return {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
 
-    return replace(blank, params=_nested(jax.jit(initial, out_shardings=shardings)()))
-
-
-def _recipes(family: Family, config: ModelConfig, names: Iterable[str]) -> Iterator[Recipe]:
-    """The family's rules for this model, in the names that the checkpoint uses."""
-    actual = {family.canonical_name(name): name for name in names}
-    for rule in family.weights(config):
-        for layer, target, source in rule.names(config):
-            yield Recipe(
-                target=target,
-                source=actual.get(source, source),
-                index=None if rule.rows is None else (rule.rows(config, layer),),
-                transform=functools.partial(_to_parameter, rule, config, layer),
-            )
-
-
-def _to_parameter(
-    rule: WeightRule, config: ModelConfig, layer: int, tensor: np.ndarray
-) -> np.ndarray:
-    return rule.to_parameter(tensor, config, layer)
+    return _with_params(blank, _nested(jax.jit(initial, out_shardings=shardings)()))
 
 
 def _blank(config: ModelConfig, mesh: Mesh, dtype: str, max_len: int | None) -> Model:
@@ -165,7 +177,15 @@ def _placed(name: str, variable: nnx.Variable, mesh: Mesh) -> jax.ShapeDtypeStru
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _nested(flat: dict[tuple, jax.Array]) -> Tree:
+def _with_params(blank: Model, params: Tree) -> Model:
+    """The model with these parameters, in the layout of its platform."""
+    mesh = blank.mesh
+    platform = mesh.devices.flat[0].platform
+    params = lay_out(params, blank.config, platform=platform, num_devices=mesh.size)
+    return replace(blank, params=params)
+
+
+def _nested(flat: Mapping[tuple, Any]) -> Tree:
     """Paths as nested dicts, the form that ``Model.merge`` takes."""
     root: dict = {}
     for path, leaf in flat.items():

@@ -76,7 +76,7 @@ PHI3 = Family(
     read=_read,
     weights=_weights,
     defaults={_ORIGINAL_LEN: 4096},
-    # The last two are of the authors' own code, which knows more kinds of layers than they published.
+    # The last two are of the authors' own code, for kinds of layers that they did not publish.
     ignored_fields=frozenset({_ORIGINAL_LEN, "full_attn_mod", "interpolate_factor"}),
     ignored_tensors=IGNORED_TENSORS,
 )

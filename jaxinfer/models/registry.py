@@ -11,6 +11,7 @@ from jaxinfer.models.gemma3 import GEMMA3
 from jaxinfer.models.gpt2 import GPT2
 from jaxinfer.models.gpt_neox import GPT_NEOX
 from jaxinfer.models.granite import GRANITE
+from jaxinfer.models.hf_config import HfConfig
 from jaxinfer.models.llama import LLAMA
 from jaxinfer.models.mistral import MISTRAL
 from jaxinfer.models.olmo2 import OLMO2, OLMO3
@@ -47,7 +48,7 @@ def family_for(config: Mapping[str, Any]) -> Family:
     Raises:
         ConfigError: no family has it; the message lists the known ones.
     """
-    model_type = config.get("model_type")
+    model_type = HfConfig(config).get("model_type")
     if not isinstance(model_type, str) or model_type not in _BY_MODEL_TYPE:
         known = ", ".join(sorted(_BY_MODEL_TYPE))
         raise ConfigError(f"model_type = {model_type!r:.100} is not known here; known: {known}")

@@ -59,8 +59,8 @@ class Family:
         weights: one rule for every parameter of that decoder.
         defaults: what a config means where it leaves a field out.
         ignored_fields: config fields that change no logit, beyond ``HARMLESS``.
-        ignored_tensors: patterns (of whole names, as stored) of tensors that no parameter needs:
-            buffers, the copy of a tied head.
+        ignored_tensors: patterns of canonical names of tensors that no parameter needs: buffers,
+            the copy of a tied head.
         renamed: pattern and replacement for names that other writers give the same tensors.
     """
 
@@ -80,7 +80,7 @@ class Family:
             ConfigError: a field that is unknown, missing, or has a value that is not allowed.
             Unsupported: a field that asks for what this build cannot do.
         """
-        fields = HfConfig({**self.defaults, **config})
+        fields = HfConfig(config, defaults=self.defaults)
         model = self.read(fields)
         fields.refuse_unread(HARMLESS | self.ignored_fields)
         return model
@@ -90,6 +90,10 @@ class Family:
         for pattern, replacement in self.renamed:
             tensor = re.sub(pattern, replacement, tensor)
         return tensor
+
+    def ignores(self, tensor: str) -> bool:
+        """Whether no parameter needs the tensor of this canonical name."""
+        return any(re.fullmatch(pattern, tensor) for pattern in self.ignored_tensors)
 
 
 def recipes(family: Family, config: ModelConfig, tensors: Iterable[str] = ()) -> Iterator[Recipe]:

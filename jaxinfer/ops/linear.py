@@ -3,17 +3,32 @@
 import jax
 import jax.numpy as jnp
 
+from jaxinfer.ops.blocked import BlockedEmbedding, BlockedKernel, multiply
 
-def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+
+def linear(
+    x: jax.Array, kernel: jax.Array | BlockedKernel, bias: jax.Array | None = None
+) -> jax.Array:
     """``x [..., in] @ kernel [in, out] + bias [out]`` as float32.
 
     The product is asked for in float32 also for 16-bit weights: it is how every unit accumulates,
     and XLA:CPU converts the whole of the weights for a 16-bit result.
     """
-    y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+    if isinstance(kernel, BlockedKernel):
+        y = multiply(x, kernel)
+    else:
+        y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
     return y if bias is None else y + jnp.broadcast_to(bias.astype(jnp.float32), y.shape)
 
 
-def tied_head(hidden_RD: jax.Array, embedding_VD: jax.Array) -> jax.Array:
+def look_up(embedding_VD: jax.Array | BlockedEmbedding, ids_T: jax.Array) -> jax.Array:
+    """The rows ``[T, D]`` of ``ids_T``; ids outside the table read its nearest row."""
+    rows_VD = embedding_VD.rows_VD if isinstance(embedding_VD, BlockedEmbedding) else embedding_VD
+    return rows_VD.at[ids_T].get(mode="clip")
+
+
+def tied_head(hidden_RD: jax.Array, embedding_VD: jax.Array | BlockedEmbedding) -> jax.Array:
     """Float32 logits ``[R, V]`` of hidden states against the rows of the embedding."""
+    if isinstance(embedding_VD, BlockedEmbedding):
+        return multiply(hidden_RD, embedding_VD.head)
     return jnp.einsum("RD,VD->RV", hidden_RD, embedding_VD, preferred_element_type=jnp.float32)

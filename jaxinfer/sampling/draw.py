@@ -14,19 +14,22 @@ from jaxinfer.sampling.keys import uniforms
 from jaxinfer.sampling.state import SamplingState
 
 
-def choose(logits_SV: jax.Array, state: SamplingState, active_S: jax.Array) -> jax.Array:
-    """int32 ``[S]``: each row's token from its processed logits; equal logits go to the lowest id.
+def greedy(logits_SV: jax.Array) -> jax.Array:
+    """int32 ``[S]``: the largest logit of each row; equal ones go to the lowest id."""
+    return argmax(logits_SV, reduce_blocks(logits_SV, jnp.max))
 
-    Temperature 0 takes the largest logit. A row in which nothing is allowed gives id 0.
+
+def choose(logits_SV: jax.Array, state: SamplingState, wanted_S: jax.Array) -> jax.Array:
+    """int32 ``[S]``: each wanted row's token from its processed logits: the greedy one at
+    temperature 0, else one drawn. A row in which nothing is allowed gives id 0.
     """
     block_max_SB = reduce_blocks(logits_SV, jnp.max)
+    sampled_S = wanted_S & (state.temperature_S > 0)
     greedy_S = argmax(logits_SV, block_max_SB)
-    sampled_S = active_S & (state.temperature_S > 0)
+    max_S = jnp.max(block_max_SB, axis=-1)
     return lax.cond(
         jnp.any(sampled_S),
-        lambda: jnp.where(
-            sampled_S, _draw(logits_SV, jnp.max(block_max_SB, -1), state, sampled_S), greedy_S
-        ),
+        lambda: jnp.where(sampled_S, _draw(logits_SV, max_S, state, sampled_S), greedy_S),
         lambda: greedy_S,
     )
 
@@ -40,18 +43,13 @@ def _draw(
     weights_SV = jnp.exp((logits_SV - max_S[:, None]) / temperature_S[:, None])
     # Computed once: each of the passes below would otherwise take the exponentials anew.
     weights_SV = lax.optimization_barrier(weights_SV)
-    uniform_S = uniforms(state.key_S2, state.num_generated_S)
 
-    def draw_filtered() -> jax.Array:
+    def filtered() -> jax.Array:
         floor_S = floors(weights_SV, state, sampled_S)
-        kept_SV = jnp.where(weights_SV >= floor_S[:, None], weights_SV, jnp.float32(0))
-        return invert_cumulative(kept_SV, uniform_S)
+        return jnp.where(weights_SV >= floor_S[:, None], weights_SV, jnp.float32(0))
 
-    return lax.cond(
-        jnp.any(sampled_S & is_filtered(state)),
-        draw_filtered,
-        lambda: invert_cumulative(weights_SV, uniform_S),
-    )
+    kept_SV = lax.cond(jnp.any(sampled_S & is_filtered(state)), filtered, lambda: weights_SV)
+    return invert_cumulative(kept_SV, uniforms(state.key_S2, state.num_generated_S))
 
 
 def invert_cumulative(weights_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:

@@ -19,11 +19,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinfer.sampling.blocks import top
+from jaxinfer.sampling.rows import map_rows
 from jaxinfer.sampling.state import SamplingState
 
 NUM_BEST = 64
-#: Rows bisected together: few enough to stay in the cache of a CPU core from pass to pass.
-ROWS_AT_ONCE = 8
+#: Rows bisected together: few, because the rows that need it are few and far between.
+ROWS_BISECTED_AT_ONCE = 4
 
 
 def is_filtered(state: SamplingState) -> jax.Array:
@@ -73,39 +74,22 @@ def _top_floors(weights_SV: jax.Array, state: SamplingState, needs_S: jax.Array)
     # With the least of the best in the nucleus, weights that were not looked at may be in it too.
     ends_in_sight_S = ~has_top_p_S | (nucleus_floor_S > best_SJ[:, -1])
     is_settled_S = ends_in_sight_S & (state.top_k_S <= num_best)
-    return _bisect_rows(weights_SV, state, floor_S, needs_S & ~is_settled_S)
+    return map_rows(
+        _bisected_floors,
+        needs_S & ~is_settled_S,
+        (weights_SV, state.min_p_S, state.top_k_S, state.top_p_S),
+        floor_S,
+        rows_at_once=ROWS_BISECTED_AT_ONCE,
+    )
 
 
-def _bisect_rows(
-    weights_SV: jax.Array,
-    state: SamplingState,
-    floor_S: jax.Array,
-    unsettled_S: jax.Array,
-) -> jax.Array:
-    """``floor_S``, with the unsettled rows' replaced by what bisection finds."""
-    num_slots = floor_S.shape[0]
-    num_rows = min(ROWS_AT_ONCE, num_slots)
-    num_chunks = -(-num_slots // num_rows)
-    (order_S,) = jnp.nonzero(unsettled_S, size=num_chunks * num_rows, fill_value=num_slots)
-
-    def bisect_chunk(chunk: jax.Array, floor_S: jax.Array) -> jax.Array:
-        rows_R = lax.dynamic_slice_in_dim(order_S, chunk * num_rows, num_rows)
-        arrays = (weights_SV, state.min_p_S, state.top_k_S, state.top_p_S)
-        chosen = [jnp.take(array, rows_R, axis=0, mode="clip") for array in arrays]
-        floor_R = _bisected_floors(*chosen)
-        return floor_S.at[rows_R].set(floor_R, mode="drop")
-
-    num_unsettled = jnp.sum(unsettled_S.astype(jnp.int32))
-    return lax.fori_loop(0, -(-num_unsettled // num_rows), bisect_chunk, floor_S)
-
-
-def _bisected_floors(
-    weights_RV: jax.Array, min_p_R: jax.Array, top_k_R: jax.Array, top_p_R: jax.Array
-) -> jax.Array:
+def _bisected_floors(_: jax.Array, operands: tuple[jax.Array, ...]) -> jax.Array:
+    weights_RV, min_p_R, top_k_R, top_p_R = operands
     shape = top_k_R.shape
 
     def top_k_floor() -> jax.Array:
-        kth_R = _largest_floor(lambda floor_R: _count(weights_RV, floor_R) >= top_k_R, shape)
+        wanted_R = top_k_R.astype(jnp.float32)
+        kth_R = _largest_floor(lambda floor_R: _count(weights_RV, floor_R) >= wanted_R, shape)
         return jnp.where(top_k_R > 0, jnp.maximum(min_p_R, kth_R), min_p_R)
 
     floor_R = lax.cond(jnp.any(top_k_R > 0), top_k_floor, lambda: min_p_R)
@@ -119,7 +103,9 @@ def _bisected_floors(
 
 
 def _count(weights_SV: jax.Array, floor_S: jax.Array) -> jax.Array:
-    return jnp.sum((weights_SV >= floor_S[:, None]).astype(jnp.int32), axis=-1)
+    # In float32, exact up to 2^24 and twice as fast as in int32 on the CPU.
+    kept_SV = jnp.where(weights_SV >= floor_S[:, None], jnp.float32(1), jnp.float32(0))
+    return jnp.sum(kept_SV, axis=-1)
 
 
 def _mass(weights_SV: jax.Array, floor_S: jax.Array) -> jax.Array:

@@ -35,14 +35,17 @@ def changes_logits(state: SamplingState, mask_SW: jax.Array | None) -> jax.Array
 
 
 def process(
-    logits_SV: jax.Array, state: SamplingState, active_S: jax.Array, mask_SW: jax.Array | None
+    logits_SV: jax.Array, state: SamplingState, wanted_S: jax.Array, mask_SW: jax.Array | None
 ) -> jax.Array:
-    """Float32 ``[S, V]``: logits after biases, penalties and masks; ``-inf`` where forbidden."""
-    num_biases = jnp.max(jnp.where(active_S, state.num_biases_S, 0))
+    """Float32 ``[S, V]``: logits after biases, penalties and masks; ``-inf`` where forbidden.
+
+    Only what some wanted row uses is done; for rows that use none of it nothing changes.
+    """
+    num_biases = jnp.max(jnp.where(wanted_S, state.num_biases_S, 0))
     return lax.cond(
-        num_biases > 0,
+        jnp.any(wanted_S & changes_logits(state, mask_SW)),
         lambda: _penalize_and_mask(_add_biases(logits_SV, state, num_biases), state, mask_SW),
-        lambda: _penalize_and_mask(logits_SV, state, mask_SW),
+        lambda: logits_SV,
     )
 
 

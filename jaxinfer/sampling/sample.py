@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinfer.sampling.bits import contains
-from jaxinfer.sampling.draw import choose
+from jaxinfer.sampling.draw import choose, greedy
 from jaxinfer.sampling.processors import changes_logits, process
-from jaxinfer.sampling.scores import MAX_LOGPROBS, Scores, score
+from jaxinfer.sampling.rows import map_rows
+from jaxinfer.sampling.scores import MAX_LOGPROBS, Scores, no_scores, score
 from jaxinfer.sampling.state import SamplingState, record
 
 #: Codes of ``SampleOutput.finish_S``.
@@ -60,13 +61,13 @@ def sample(
         mask_SW: uint32, packed bits of the ids allowed in this step, beside each slot's own.
     """
     logits_SV = logits_SV[:, : state.vocab_size]
-    changes_S = active_S & changes_logits(state, mask_SW)
-    # Two programs instead of one with a conditional before it: the untouched logits are not copied.
+    special_S = active_S & ((state.temperature_S > 0) | changes_logits(state, mask_SW))
     tokens_S = lax.cond(
-        jnp.any(changes_S),
-        lambda: choose(process(logits_SV, state, active_S, mask_SW), state, active_S),
-        lambda: choose(logits_SV, state, active_S),
+        jnp.any(active_S & ~special_S),
+        lambda: greedy(logits_SV),
+        lambda: jnp.zeros(active_S.shape, jnp.int32),
     )
+    tokens_S = map_rows(_choose, special_S, (logits_SV, state, mask_SW), tokens_S)
     tokens_S = jnp.where(active_S, tokens_S, 0)
     scores = _scores(logits_SV, tokens_S, active_S & (state.num_logprobs_S >= 0), max_logprobs)
     output = SampleOutput(
@@ -80,6 +81,13 @@ def sample(
     return output, record(state, tokens_S, active_S)
 
 
+def _choose(
+    wanted_S: jax.Array, operands: tuple[jax.Array, SamplingState, jax.Array | None]
+) -> jax.Array:
+    logits_SV, state, mask_SW = operands
+    return choose(process(logits_SV, state, wanted_S, mask_SW), state, wanted_S)
+
+
 def _finish(state: SamplingState, tokens_S: jax.Array) -> jax.Array:
     is_last_S = state.num_generated_S + 1 >= state.max_tokens_S
     ends_S = contains(state.stop_SW, tokens_S)
@@ -89,18 +97,9 @@ def _finish(state: SamplingState, tokens_S: jax.Array) -> jax.Array:
 def _scores(
     logits_SV: jax.Array, tokens_S: jax.Array, wants_S: jax.Array, max_logprobs: int
 ) -> Scores:
-    def wanted_scores() -> Scores:
-        scores = score(logits_SV, tokens_S, max_logprobs=max_logprobs)
-        return jax.tree.map(
-            lambda leaf: jnp.where(
-                lax.expand_dims(wants_S, range(1, leaf.ndim)), leaf, jnp.zeros_like(leaf)
-            ),
-            scores,
-        )
+    def score_rows(_: jax.Array, operands: tuple[jax.Array, jax.Array]) -> Scores:
+        return score(*operands, max_logprobs=max_logprobs)
 
-    shapes = jax.eval_shape(wanted_scores)
-    return lax.cond(
-        jnp.any(wants_S),
-        wanted_scores,
-        lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes),
+    return map_rows(
+        score_rows, wants_S, (logits_SV, tokens_S), no_scores(len(tokens_S), max_logprobs)
     )

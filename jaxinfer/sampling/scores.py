@@ -45,3 +45,13 @@ def score(
         top_ids_RA=top_ids_RA,
         top_logprobs_RA=top_RA - log_mass_R[:, None],
     )
+
+
+def no_scores(num_rows: int, max_logprobs: int) -> Scores:
+    """All zero: what rows hold that were not scored."""
+    return Scores(
+        logprob_R=jnp.zeros((num_rows,), jnp.float32),
+        rank_R=jnp.zeros((num_rows,), jnp.int32),
+        top_ids_RA=jnp.zeros((num_rows, max_logprobs), jnp.int32),
+        top_logprobs_RA=jnp.zeros((num_rows, max_logprobs), jnp.float32),
+    )

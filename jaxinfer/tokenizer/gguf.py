@@ -6,11 +6,11 @@ cut into words, how it is normalised) follows from ``tokenizer.ggml.model`` and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, models, normalizers
 
 from jaxinfer.errors import TokenizerError
 from jaxinfer.tokenizer.gguf_vocabulary import GGUFVocabulary, TokenType
@@ -90,13 +90,7 @@ def _sentencepiece_bpe(vocabulary: GGUFVocabulary) -> tokenizers.Tokenizer:
             byte_fallback=True,
         )
     )
-    has_prefix = vocabulary.flag("add_space_prefix", default=True)
-    prefix = [normalizers.Prepend(_SPACE)] if has_prefix else []
-    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
-    strip = [decoders.Strip(" ", 1, 0)] if has_prefix else []
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
+    _mark_spaces(backend, has_prefix=vocabulary.flag("add_space_prefix", default=True))
     frame_texts(
         backend,
         bos_token_id=vocabulary.framing("bos", default=True),
@@ -138,18 +132,32 @@ def _sentencepiece_unigram(vocabulary: GGUFVocabulary) -> tokenizers.Tokenizer:
         steps.append(normalizers.Precompiled(bytes(byte & 0xFF for byte in charsmap)))
     if vocabulary.flag("remove_extra_whitespaces", default=False):
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    backend.normalizer = normalizers.Sequence(steps)
-    scheme = "always" if vocabulary.flag("add_space_prefix", default=False) else "never"
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, scheme, split=False)
-    backend.decoder = decoders.Sequence(
-        [decoders.ByteFallback(), decoders.Metaspace(_SPACE, scheme, split=False)]
-    )
+    has_prefix = vocabulary.flag("add_space_prefix", default=False)
+    _mark_spaces(backend, has_prefix=has_prefix, after=steps)
     frame_texts(
         backend,
         bos_token_id=vocabulary.framing("bos", default=False),
         eos_token_id=vocabulary.framing("eos", default=True),
     )
     return backend
+
+
+def _mark_spaces(
+    backend: tokenizers.Tokenizer,
+    *,
+    has_prefix: bool,
+    after: Sequence[normalizers.Normalizer] = (),
+) -> None:
+    """Lets a mark stand for each space, and one more before the text, as SentencePiece does.
+
+    Special tokens cut a text; each part gets the mark, as in Llama's ``tokenizer.json``.
+    """
+    prefix = [normalizers.Prepend(_SPACE)] if has_prefix else []
+    backend.normalizer = normalizers.Sequence([*after, *prefix, normalizers.Replace(" ", _SPACE)])
+    strip = [decoders.Strip(" ", 1, 0)] if has_prefix else []
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
 
 
 _BUILDERS = {

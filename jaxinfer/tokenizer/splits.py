@@ -128,7 +128,7 @@ _WHOLE_WORDS = Split(patterns=(_GPT2,))
 _LLAMA3_SPLIT = Split(patterns=(_LLAMA3,))
 _QWEN2_SPLIT = Split(patterns=(_QWEN2,))
 
-_NAMES: dict[Split, str] = {
+_KINDS: dict[Split, str] = {
     Split(
         patterns=(r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", _THREE_DIGITS),
     ): "default",
@@ -157,4 +157,7 @@ _NAMES: dict[Split, str] = {
     Split(patterns=(_SEED,)): "seed-coder",
     Split(patterns=_CHAMELEON, add_bos=True): "chameleon",
 }
-_SPLITS = {name: split for split, names in _NAMES.items() for name in names.split()}
+_SPLITS = {name: split for split, names in _KINDS.items() for name in names.split()}
+
+NAMES = frozenset(_SPLITS)
+"""Every name that ``split_named`` knows."""

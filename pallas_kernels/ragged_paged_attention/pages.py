@@ -109,18 +109,10 @@ def _dropped_unless(keep_n: jax.Array, ids_n: jax.Array, pages: KVPages) -> jax.
 
 
 def write_tokens(
-    pages: KVPages,
-    k_TKH: jax.Array,
-    v_TKH: jax.Array,
-    page_T: jax.Array,
-    offset_T: jax.Array,
-    k_scale_K: jax.Array | None,
-    v_scale_K: jax.Array | None,
+    pages: KVPages, k_TKH: jax.Array, v_TKH: jax.Array, page_T: jax.Array, offset_T: jax.Array
 ) -> KVPages:
-    """Writes one key and value a token at ``(page, offset)``; pages not in 1..P-1 are dropped."""
+    """Writes the stored bits of one key and value a token; pages not in 1..P-1 are dropped."""
     page_T = _dropped_unless(_owned(page_T, pages), page_T, pages)
-    k_TKH = stored_tokens(k_TKH, pages.dtype, k_scale_K)
-    v_TKH = stored_tokens(v_TKH, pages.dtype, v_scale_K)
     return KVPages(
         keys_PKHp=pages.keys_PKHp.at[page_T, :, :, offset_T].set(k_TKH, mode="drop"),
         values_PKpH=pages.values_PKpH.at[page_T, :, offset_T, :].set(v_TKH, mode="drop"),

@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.pages import KVPages, gather_kv_pages, write_tokens
+from pallas_kernels.ragged_paged_attention.pages import (
+    KVPages,
+    gather_kv_pages,
+    stored_tokens,
+    write_tokens,
+)
 from pallas_kernels.ragged_paged_attention.rows import describe_rows, token_pages
 
 
@@ -39,8 +44,10 @@ def ragged_paged_attention(
     )
     written = kv_pages
     if k_TKH is not None and v_TKH is not None:
+        stored_k_TKH = stored_tokens(k_TKH, kv_pages.dtype, k_scale_K)
+        stored_v_TKH = stored_tokens(v_TKH, kv_pages.dtype, v_scale_K)
         page_T, offset_T = token_pages(rows, page_size)
-        written = write_tokens(kv_pages, k_TKH, v_TKH, page_T, offset_T, k_scale_K, v_scale_K)
+        written = write_tokens(kv_pages, stored_k_TKH, stored_v_TKH, page_T, offset_T)
     queries_per_kv_head = num_heads // kv_pages.num_kv_heads
 
     def read_row(page_M: jax.Array) -> tuple[jax.Array, jax.Array]:

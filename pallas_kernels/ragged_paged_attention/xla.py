@@ -1,19 +1,20 @@
 """Ragged paged attention in plain XLA: what the CPU runs.
 
-Rows with one new token are cut into blocks of keys, a flat list of (row, block) items that a loop with
-a dynamic trip count takes a chunk at a time (split-KV, FlashDecoding): the work is the sum of the
-lengths present. Rows with more tokens are cut into tiles of queries; each tile walks over the blocks
-it can see with an online softmax (arXiv 1805.02867). A part that has no rows makes no trips.
-
-The running maximum of a row is kept as a power of two, so bringing old sums to a new maximum is exact:
-a row's arithmetic does not depend on how its items fall into chunks.
+Rows with one new token are cut into blocks of positions: a flat list of (row, block) items, which a
+loop takes a chunk at a time (split-KV, as in FlashDecoding), so the work is the sum of the lengths
+present. Rows with more tokens are cut into tiles of queries; each tile walks over the blocks that it
+can see, as in FlashAttention-2 (arXiv 2307.08691). Both loops have dynamic trip counts: what is not in
+the batch costs nothing. The lists of items and tiles do not depend on a layer; XLA computes them once
+for all layers of a program.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from pallas_kernels.ragged_paged_attention import softmax
 from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.pages import (
     KVPages,
@@ -22,23 +23,16 @@ from pallas_kernels.ragged_paged_attention.pages import (
     write_tokens,
 )
 from pallas_kernels.ragged_paged_attention.rows import Rows, describe_rows, token_pages
+from pallas_kernels.ragged_paged_attention.softmax import Softmax
 
-DECODE_BLOCK = 64
-DECODE_CHUNK = 16
-TILE_QUERIES = 64
-TILE_BLOCK = 128
-LOG2_E = 1.4426950408889634
-LN_2 = 0.6931471805599453
-NO_TOP = -1e30
-"""The logarithm of the running maximum of a row that has seen nothing."""
+BLOCK_POSITIONS = 64
+"""Positions that an item or a step of a tile reads; a larger page is read whole."""
 
+CHUNK_ITEMS = 64
+TILE_QUERIES = (32, 64)
+"""The least and the largest number of queries in a tile."""
 
-class Softmax(NamedTuple):
-    """A softmax average in the making: ``sum(2**-top * weights)`` and the weighted values."""
-
-    top: jax.Array
-    total: jax.Array
-    values: jax.Array
+Number = TypeVar("Number", int, jax.Array)
 
 
 class Call(NamedTuple):
@@ -51,6 +45,11 @@ class Call(NamedTuple):
     k_scale_K: jax.Array | None
     v_scale_K: jax.Array | None
     options: Options
+
+    @property
+    def block_pages(self) -> int:
+        pages_per_row = self.rows.page_table_SM.shape[1]
+        return min(max(BLOCK_POSITIONS // self.pages.page_size, 1), pages_per_row)
 
 
 def ragged_paged_attention(
@@ -78,10 +77,15 @@ def ragged_paged_attention(
         cu_q_lens_S1,
         distribution_3,
     )
-    brings_kv = k_TKH is not None and v_TKH is not None
-    if brings_kv and options.update_kv_cache:
-        page_T, offset_T = token_pages(rows, page_size)
-        kv_pages = write_tokens(kv_pages, k_TKH, v_TKH, page_T, offset_T, k_scale_K, v_scale_K)
+    unwritten = None
+    if k_TKH is not None and v_TKH is not None:
+        stored_k_TKH = stored_tokens(k_TKH, kv_pages.dtype, k_scale_K)
+        stored_v_TKH = stored_tokens(v_TKH, kv_pages.dtype, v_scale_K)
+        if options.update_kv_cache:
+            page_T, offset_T = token_pages(rows, page_size)
+            kv_pages = write_tokens(kv_pages, stored_k_TKH, stored_v_TKH, page_T, offset_T)
+        else:
+            unwritten = (stored_k_TKH, stored_v_TKH)
     call = Call(
         q_TKGH=q_TNH.reshape(num_tokens, num_kv_heads, -1, head_dim),
         pages=kv_pages,
@@ -91,31 +95,38 @@ def ragged_paged_attention(
         v_scale_K=v_scale_K,
         options=options,
     )
+    has_singles, has_tiles = _parts(distribution_3, unwritten is not None)
+    is_single_S = (rows.q_lens_S == 1) & has_singles
     out_TKGH = jnp.zeros(call.q_TKGH.shape, jnp.float32)
-    unwritten = None
-    if brings_kv and not options.update_kv_cache:
-        unwritten = (
-            stored_tokens(k_TKH, kv_pages.dtype, k_scale_K),
-            stored_tokens(v_TKH, kv_pages.dtype, v_scale_K),
-        )
-        is_single_S = jnp.zeros_like(rows.q_lens_S, jnp.bool_)
-    else:
-        is_single_S = rows.q_lens_S == 1
-        out_SKGH = _attend_single_rows(call, is_single_S)
-        is_single_T = rows.is_token_T & is_single_S[rows.row_T]
-        out_TKGH = jnp.where(is_single_T[:, None, None, None], out_SKGH[rows.row_T], 0.0)
-    out_TKGH = _attend_tiles(call, is_single_S, out_TKGH, unwritten)
+    if has_singles:
+        out_TKGH = _attend_single_rows(call, is_single_S)
+    if has_tiles:
+        out_TKGH = _attend_tiles(call, ~is_single_S, out_TKGH, unwritten)
+    if v_scale_K is not None:
+        out_TKGH *= v_scale_K.astype(jnp.float32)[None, :, None, None]
     return out_TKGH.astype(q_TNH.dtype).reshape(q_TNH.shape), kv_pages
 
 
-class Items(NamedTuple):
-    """The flat list of (row, block of pages) of all rows with one new token; I is an upper bound.
+def _parts(distribution_3: jax.Array | np.ndarray, has_unwritten: bool) -> tuple[bool, bool]:
+    """Whether the program needs the part for rows with one new token, and the part for tiles.
 
-    Nothing here depends on a layer, so XLA computes it once for all of them. An entry beyond the last
-    item has row S and sees nothing.
+    Tiles can take any row; new keys and values that are not in pages are known to them only.
+    """
+    if has_unwritten:
+        return False, True
+    if isinstance(distribution_3, np.ndarray):
+        num_decode, _, num_rows = distribution_3.tolist()
+        return num_decode > 0, num_decode < num_rows
+    return True, True
+
+
+class Items(NamedTuple):
+    """The (row, block) items of all rows with one new token; I is an upper bound of their number.
+
+    An entry beyond the last item has row S and sees nothing. Of page ``page_Ib`` an item sees offsets
+    ``first_Ib <= offset < last_Ib``.
     """
 
-    count: jax.Array
     row_I: jax.Array
     token_I: jax.Array
     page_Ib: jax.Array
@@ -123,284 +134,318 @@ class Items(NamedTuple):
     last_Ib: jax.Array
 
 
-def _list_items(rows: Rows, is_single_S: jax.Array, page_size: int, window: int | None) -> Items:
+def _list_items(call: Call, is_single_S: jax.Array, chunk: int) -> tuple[jax.Array, Items]:
+    """The number of items, and the items, padded to whole chunks."""
+    rows, page_size, block_pages = call.rows, call.pages.page_size, call.block_pages
     num_slots, pages_per_row = rows.page_table_SM.shape
-    block_pages = min(max(DECODE_BLOCK // page_size, 1), pages_per_row)
-    blocks_per_row = -(-pages_per_row // block_pages)
-    first_S = jnp.zeros_like(rows.kv_lens_S)
-    if window is not None:
-        first_S = jnp.maximum(rows.kv_lens_S - window, 0)
-    first_block_S = first_S // (block_pages * page_size)
-    num_blocks_S = -(-rows.kv_lens_S // (block_pages * page_size)) - first_block_S
-    num_blocks_S = jnp.where(is_single_S, num_blocks_S, 0)
-    ends_S = jnp.cumsum(num_blocks_S)
+    block = block_pages * page_size
+    first_S = _first_seen(call.options, rows.kv_lens_S - 1)
+    first_block_S = first_S // block
+    num_blocks_S = jnp.where(is_single_S, _ceil_div(rows.kv_lens_S, block) - first_block_S, 0)
+    ends_S = jnp.cumsum(num_blocks_S, dtype=jnp.int32)
 
-    item_I = jnp.arange(num_slots * blocks_per_row, dtype=jnp.int32)
-    is_item_I = item_I < ends_S[-1]
-    row_I = (ends_S[None, :] <= item_I[:, None]).sum(axis=1, dtype=jnp.int32)
-    row_I = jnp.minimum(row_I, jnp.int32(num_slots - 1))
+    max_items = num_slots * _ceil_div(pages_per_row, block_pages)
+    item_I = jnp.arange(_ceil_div(max_items, chunk) * chunk, dtype=jnp.int32)
+    row_I = jnp.minimum(_count_ends(ends_S, item_I), num_slots - 1)
     block_I = first_block_S[row_I] + item_I - (ends_S - num_blocks_S)[row_I]
+    is_item_I = item_I < ends_S[-1]
     page_Ib = block_I[:, None] * block_pages + jnp.arange(block_pages, dtype=jnp.int32)[None, :]
-    is_page_Ib = is_item_I[:, None] & (page_Ib < pages_per_row)
-    id_Ib = rows.page_table_SM[row_I[:, None], jnp.clip(page_Ib, 0, pages_per_row - 1)]
-    id_Ib = jnp.where(is_page_Ib, id_Ib, 0)
+    id_Ib = _page_ids(rows.page_table_SM[row_I], page_Ib)
+    id_Ib = jnp.where(is_item_I[:, None], id_Ib, 0)
     start_Ib = page_Ib * page_size
-    last_Ib = jnp.where(id_Ib > 0, rows.kv_lens_S[row_I][:, None] - start_Ib, 0)
-    return Items(
-        count=ends_S[-1],
+    items = Items(
         row_I=jnp.where(is_item_I, row_I, num_slots),
         token_I=rows.q_starts_S[row_I],
         page_Ib=id_Ib,
         first_Ib=first_S[row_I][:, None] - start_Ib,
-        last_Ib=last_Ib,
+        last_Ib=jnp.where(id_Ib > 0, rows.kv_lens_S[row_I][:, None] - start_Ib, 0),
     )
+    return ends_S[-1], items
 
 
 def _attend_single_rows(call: Call, is_single_S: jax.Array) -> jax.Array:
-    """Rows with one new token; returns float32 ``[S, K, G, H]``, zero for the other rows."""
-    rows, pages, options = call.rows, call.pages, call.options
-    num_slots = rows.kv_lens_S.size
-    items = _list_items(rows, is_single_S, pages.page_size, options.sliding_window)
-    chunk = min(DECODE_CHUNK, items.row_I.size)
-    pad = -items.row_I.size % chunk
-    items = Items(
-        items.count,
-        jnp.pad(items.row_I, (0, pad), constant_values=num_slots),
-        *(jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)) for x in items[2:]),
-    )
+    """Rows with one new token; returns float32 ``[T, K, G, H]``, zero for all other tokens."""
+    rows, page_size = call.rows, call.pages.page_size
+    num_slots, pages_per_row = rows.page_table_SM.shape
+    chunk = min(CHUNK_ITEMS, num_slots * min(4, _ceil_div(pages_per_row, call.block_pages)))
+    num_items, items = _list_items(call, is_single_S, chunk)
+    offset_11p = jnp.arange(page_size, dtype=jnp.int32)[None, None, :]
 
     def take_chunk(state: tuple[jax.Array, Softmax]) -> tuple[jax.Array, Softmax]:
-        start, softmax = state
+        start, softmax_SKG = state
         row_W, token_W, page_Wb, first_Wb, last_Wb = (
-            jax.lax.dynamic_slice_in_dim(x, start, chunk) for x in items[1:]
+            jax.lax.dynamic_slice_in_dim(x, start, chunk) for x in items
         )
-        offset_p = jnp.arange(pages.page_size, dtype=jnp.int32)
-        sees_Wbp = (offset_p >= first_Wb[..., None]) & (offset_p < last_Wb[..., None])
-        q_WKGH = _scaled_queries(call, call.q_TKGH.at[token_W].get(mode="clip"))
-        logits = _logits(call, "WKGH,WbKHp->WKGbp", q_WKGH, _gather_keys(call, page_Wb))
+        sees_Wbp = (offset_11p >= first_Wb[..., None]) & (offset_11p < last_Wb[..., None])
+        q_WKGH = _scaled(call, call.q_TKGH.at[token_W].get(mode="clip"))
+        logits = _logits(call, "WKGH,WbKHp->WKGbp", q_WKGH, _read_keys(call, page_Wb))
         logits = jnp.where(sees_Wbp[:, None, None], logits, -jnp.inf)
-        top_WKG = _top(logits.max(axis=(3, 4)))
-        weights = jnp.exp(logits - (top_WKG * jnp.float32(LN_2))[..., None, None])
-        values = _gather_values(call, page_Wb, sees_Wbp)
-        average = jnp.einsum("WKGbp,WbKpH->WKGH", weights, values)
-        item = Softmax(top_WKG, weights.sum(axis=(3, 4)), average)
-        return start + chunk, _add_items(softmax, row_W, item)
+        top_WKG = softmax.top_of(logits.max(axis=(3, 4)))
+        weights = softmax.weights_of(logits, top_WKG)
+        values = _read_values(call, page_Wb, sees_Wbp)
+        values_WKGH = jnp.einsum("WKGbp,WbKpH->WKGH", weights, values)
+        item = Softmax(top_WKG, weights.sum(axis=(3, 4)), values_WKGH)
+        return start + chunk, softmax.add_items(softmax_SKG, row_W, item)
 
-    _, softmax = jax.lax.while_loop(
-        lambda state: state[0] < items.count,
-        take_chunk,
-        (jnp.int32(0), _begin(call, (num_slots,))),
+    softmax_SKG = _begin(call, num_slots)
+    _, softmax_SKG = jax.lax.while_loop(
+        lambda state: state[0] < num_items, take_chunk, (jnp.int32(0), softmax_SKG)
     )
-    return _finish(call, softmax)
+    is_single_T = rows.is_token_T & is_single_S[rows.row_T]
+    out_TKGH = softmax.finish(softmax_SKG)[rows.row_T]
+    return jnp.where(is_single_T[:, None, None, None], out_TKGH, 0.0)
 
 
-def _add_items(old: Softmax, row_W: jax.Array, item: Softmax) -> Softmax:
-    """Adds items to the rows they belong to, in their order; a row that does not exist is dropped."""
-    is_first_W = jnp.concatenate([jnp.ones(1, jnp.bool_), row_W[1:] != row_W[:-1]])
-    top = old.top.at[row_W].max(item.top, mode="drop")
-    top_W = top.at[row_W].get(mode="clip")
-    old_weight_W = _power_of_two(old.top.at[row_W].get(mode="clip") - top_W)
-    old_weight_W = jnp.where(is_first_W[:, None, None], old_weight_W, 1.0)
-    weight_W = _power_of_two(item.top - top_W)
+class Tiles(NamedTuple):
+    """The tiles of queries of all rows that have more than one; J is an upper bound of their number."""
 
-    def add(sums: jax.Array, old_weight: jax.Array, new: jax.Array) -> jax.Array:
-        old_weight = jnp.broadcast_to(old_weight, new.shape)
-        return sums.at[row_W].multiply(old_weight, mode="drop").at[row_W].add(new, mode="drop")
+    row_J: jax.Array
+    token_J: jax.Array
+    position_J: jax.Array
+    num_queries_J: jax.Array
 
+
+class Tile(NamedTuple):
+    """One tile: its queries, where they stand, and the row they belong to."""
+
+    q_KGqH: jax.Array
+    position_q: jax.Array
+    row: jax.Array
+    cached_len: jax.Array
+    kv_len: jax.Array
+
+
+def _list_tiles(rows: Rows, is_tiled_S: jax.Array, tile_size: int) -> tuple[jax.Array, Tiles]:
+    """The number of tiles, and the tiles."""
+    num_slots = rows.q_lens_S.size
+    num_tiles_S = jnp.where(is_tiled_S, _ceil_div(rows.q_lens_S, tile_size), 0)
+    ends_S = jnp.cumsum(num_tiles_S, dtype=jnp.int32)
+    tile_J = jnp.arange(rows.row_T.size // tile_size + num_slots, dtype=jnp.int32)
+    row_J = jnp.minimum(_count_ends(ends_S, tile_J), num_slots - 1)
+    first_J = (tile_J - (ends_S - num_tiles_S)[row_J]) * tile_size
+    tiles = Tiles(
+        row_J=row_J,
+        token_J=rows.q_starts_S[row_J] + first_J,
+        position_J=(rows.kv_lens_S - rows.q_lens_S)[row_J] + first_J,
+        num_queries_J=jnp.minimum(rows.q_lens_S[row_J] - first_J, tile_size),
+    )
+    return ends_S[-1], tiles
+
+
+def _attend_tiles(
+    call: Call,
+    is_tiled_S: jax.Array,
+    out_TKGH: jax.Array,
+    unwritten: tuple[jax.Array, jax.Array] | None,
+) -> jax.Array:
+    """Rows in tiles of queries, one tile at a time; their part of ``out_TKGH`` is replaced.
+
+    ``unwritten``: stored bits of new keys and values that are not in the pages.
+    """
+    rows = call.rows
+    num_tokens, num_slots = rows.row_T.size, rows.q_lens_S.size
+    tile_size = _tile_size(num_tokens, num_slots)
+    num_tiles, tiles = _list_tiles(rows, is_tiled_S, tile_size)
+    padding = ((0, tile_size), (0, 0), (0, 0), (0, 0))
+    queries = jnp.pad(call.q_TKGH, padding)
+    lane_q = jnp.arange(tile_size, dtype=jnp.int32)
+
+    def take_tile(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        index, out = state
+        row, token, position, num_queries = (x[index] for x in tiles)
+        q_qKGH = jax.lax.dynamic_slice_in_dim(queries, token, tile_size)
+        tile = Tile(
+            q_KGqH=_scaled(call, q_qKGH).transpose(1, 2, 0, 3),
+            position_q=position + lane_q,
+            row=row,
+            cached_len=rows.kv_lens_S[row] - rows.q_lens_S[row],
+            kv_len=rows.kv_lens_S[row],
+        )
+        softmax_KGq = _begin(call, None, tile_size)
+        seen_len = position + num_queries if call.options.causal else tile.kv_len
+        softmax_KGq = _attend_pages(call, tile, seen_len, softmax_KGq, unwritten is not None)
+        if unwritten is not None:
+            softmax_KGq = _attend_unwritten(call, tile, softmax_KGq, *unwritten)
+        new = softmax.finish(softmax_KGq).transpose(2, 0, 1, 3)
+        old = jax.lax.dynamic_slice_in_dim(out, token, tile_size)
+        new = jnp.where((lane_q < num_queries)[:, None, None, None], new, old)
+        return index + 1, jax.lax.dynamic_update_slice_in_dim(out, new, token, 0)
+
+    _, out = jax.lax.while_loop(
+        lambda state: state[0] < num_tiles,
+        take_tile,
+        (jnp.int32(0), jnp.pad(out_TKGH, padding)),
+    )
+    return out[:num_tokens]
+
+
+def _tile_size(num_tokens: int, num_slots: int) -> int:
+    """A power of two near the tokens a row has, for rows in a program of these static sizes."""
+    least, largest = TILE_QUERIES
+    size = min(max(_ceil_div(num_tokens, num_slots), least), largest, num_tokens)
+    return 1 << (size - 1).bit_length()
+
+
+def _attend_pages(
+    call: Call, tile: Tile, seen_len: jax.Array, softmax_KGq: Softmax, is_new_unwritten: bool
+) -> Softmax:
+    """Adds the pages that ``tile`` can see, a block at a time."""
+    page_size, block_pages = call.pages.page_size, call.block_pages
+    num_kv_heads, head_dim = call.pages.num_kv_heads, call.pages.head_dim
+    block = block_pages * page_size
+    page_M = call.rows.page_table_SM[tile.row]
+    first = _first_seen(call.options, tile.position_q[0])
+    last = jnp.minimum(seen_len, tile.cached_len) if is_new_unwritten else seen_len
+
+    def take_block(index: jax.Array, softmax_KGq: Softmax) -> Softmax:
+        page_b = index * block_pages + jnp.arange(block_pages, dtype=jnp.int32)
+        id_b = _page_ids(page_M[None], page_b[None])[0]
+        position_C = index * block + jnp.arange(block, dtype=jnp.int32)
+        is_held_C = (position_C >= first) & (position_C < last) & jnp.repeat(id_b > 0, page_size)
+        keys = _read_keys(call, id_b).transpose(1, 2, 0, 3)
+        values = _read_values(call, id_b, is_held_C.reshape(block_pages, page_size))
+        return _add_block(
+            call,
+            tile,
+            softmax_KGq,
+            keys.reshape(num_kv_heads, head_dim, block),
+            values.transpose(1, 0, 2, 3).reshape(num_kv_heads, block, head_dim),
+            position_C,
+            is_held_C,
+        )
+
+    return jax.lax.fori_loop(first // block, _ceil_div(last, block), take_block, softmax_KGq)
+
+
+def _attend_unwritten(
+    call: Call, tile: Tile, softmax_KGq: Softmax, k_TKH: jax.Array, v_TKH: jax.Array
+) -> Softmax:
+    """Adds the row's new keys and values, which are in no page."""
+    padding = ((0, BLOCK_POSITIONS), (0, 0), (0, 0))
+    k_TKH, v_TKH = jnp.pad(k_TKH, padding), jnp.pad(v_TKH, padding)
+    lane_C = jnp.arange(BLOCK_POSITIONS, dtype=jnp.int32)
+    num_new = tile.kv_len - tile.cached_len
+
+    def take_block(index: jax.Array, softmax_KGq: Softmax) -> Softmax:
+        first = index * BLOCK_POSITIONS
+        token = call.rows.q_starts_S[tile.row] + first
+        is_held_C = first + lane_C < num_new
+        keys, values = (
+            _floats(jax.lax.dynamic_slice_in_dim(x, token, BLOCK_POSITIONS), call.pages)
+            for x in (k_TKH, v_TKH)
+        )
+        values = jnp.where(is_held_C[:, None, None], values, 0.0)
+        position_C = tile.cached_len + first + lane_C
+        return _add_block(
+            call,
+            tile,
+            softmax_KGq,
+            keys.transpose(1, 2, 0),
+            values.transpose(1, 0, 2),
+            position_C,
+            is_held_C,
+        )
+
+    num_blocks = _ceil_div(num_new, BLOCK_POSITIONS)
+    return jax.lax.fori_loop(0, num_blocks, take_block, softmax_KGq)
+
+
+def _add_block(
+    call: Call,
+    tile: Tile,
+    old: Softmax,
+    keys_KHC: jax.Array,
+    values_KCH: jax.Array,
+    position_C: jax.Array,
+    is_held_C: jax.Array,
+) -> Softmax:
+    """One step of the online softmax of a tile over C positions."""
+    sees_qC = jnp.broadcast_to(is_held_C[None, :], (tile.position_q.size, position_C.size))
+    if call.options.causal:
+        sees_qC &= position_C[None, :] <= tile.position_q[:, None]
+    if call.options.sliding_window is not None:
+        sees_qC &= position_C[None, :] >= _first_seen(call.options, tile.position_q)[:, None]
+    logits = _logits(call, "KGqH,KHC->KGqC", tile.q_KGqH, keys_KHC)
+    logits = jnp.where(sees_qC[None, None], logits, -jnp.inf)
+    top = jnp.maximum(old.top, softmax.top_of(logits.max(axis=-1)))
+    weights = softmax.weights_of(logits, top)
+    decay = softmax.power_of_two(old.top - top)
+    values = jnp.einsum("KGqC,KCH->KGqH", weights, values_KCH)
     return Softmax(
         top,
-        add(old.total, old_weight_W, weight_W * item.total),
-        add(old.values, old_weight_W[..., None], weight_W[..., None] * item.values),
+        old.total * decay + weights.sum(axis=-1),
+        old.values * decay[..., None] + values,
     )
 
 
-def _gather_bits(pool: jax.Array, id_x: jax.Array) -> jax.Array:
-    """Whole pages ``[*x, ...]``. Taken as flat runs of memory: four times the speed of the 4-d form."""
-    flat = pool.reshape(pool.shape[0], -1)
-    return flat.at[id_x].get(mode="promise_in_bounds").reshape(*id_x.shape, *pool.shape[1:])
+def _begin(call: Call, num_slots: int | None, num_queries: int | None = None) -> Softmax:
+    """An empty ``[S, K, G]`` or ``[K, G, q]`` softmax, with the sinks in it if there are any."""
+    num_kv_heads, group_size, head_dim = call.q_TKGH.shape[1:]
+    sinks = call.sinks_KG
+    if num_slots is not None:
+        return softmax.begin((num_slots, num_kv_heads, group_size), head_dim, sinks)
+    sinks = None if sinks is None else sinks[..., None]
+    return softmax.begin((num_kv_heads, group_size, num_queries), head_dim, sinks)
 
 
-def _gather_keys(call: Call, id_x: jax.Array) -> jax.Array:
-    return _floats(_gather_bits(call.pages.keys_PKHp, id_x), call.pages)
-
-
-def _gather_values(call: Call, id_x: jax.Array, sees_xp: jax.Array) -> jax.Array:
-    """Values ``[*x, K, p, H]``; those not to be seen become 0, because 0 * NaN would not."""
-    values = _floats(_gather_bits(call.pages.values_PKpH, id_x), call.pages)
-    return jnp.where(sees_xp[..., None, :, None], values, 0.0)
-
-
-def _floats(bits: jax.Array, pages: KVPages) -> jax.Array:
-    """Stored bits as unscaled float32 values."""
-    if pages.dtype == jnp.bfloat16:
-        return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
-    return from_storage(bits, pages.dtype).astype(jnp.float32)
-
-
-def _scaled_queries(call: Call, q_xKGH: jax.Array) -> jax.Array:
+def _scaled(call: Call, q_xKGH: jax.Array) -> jax.Array:
     """Float32 queries with the scale of the logits, and that of the stored keys, in them."""
     q_xKGH = q_xKGH.astype(jnp.float32) * jnp.float32(call.options.scale)
     if call.k_scale_K is None:
         return q_xKGH
-    return q_xKGH * call.k_scale_K.astype(jnp.float32)[:, None, None]
+    return q_xKGH * call.k_scale_K.astype(jnp.float32)[None, :, None, None]
 
 
 def _logits(call: Call, product: str, q: jax.Array, keys: jax.Array) -> jax.Array:
-    logits = jnp.einsum(product, q, keys, preferred_element_type=jnp.float32)
+    logits = jnp.einsum(product, q, keys)
     if call.options.logit_softcap is None:
         return logits
     cap = jnp.float32(call.options.logit_softcap)
     return cap * jnp.tanh(logits / cap)
 
 
-def _attend_tiles(
-    call: Call,
-    is_single_S: jax.Array,
-    out_TKGH: jax.Array,
-    unwritten: tuple[jax.Array, jax.Array] | None,
-) -> jax.Array:
-    """Rows of several new tokens, ``TILE_QUERIES`` of one row at a time, into ``out_TKGH``."""
-    rows, pages, options = call.rows, call.pages, call.options
-    num_tokens, num_kv_heads, groups, head_dim = call.q_TKGH.shape
-    num_slots, pages_per_row = rows.page_table_SM.shape
-    tile = TILE_QUERIES
-    block_pages = min(max(TILE_BLOCK // pages.page_size, 1), pages_per_row)
-    block = block_pages * pages.page_size
-    num_tiles_S = jnp.where(is_single_S, 0, -(-rows.q_lens_S // tile))
-    ends_S = jnp.cumsum(num_tiles_S)
-    cached_S = rows.kv_lens_S - rows.q_lens_S
-    queries = jnp.pad(call.q_TKGH, ((0, tile), (0, 0), (0, 0), (0, 0)))
-    out = jnp.pad(out_TKGH, ((0, tile), (0, 0), (0, 0), (0, 0)))
-    lane_q = jnp.arange(tile, dtype=jnp.int32)
-
-    def attend(state, keys_KHC, values_KCH, sees_qC, q):
-        softmax = state
-        logits = _logits(call, "qKGH,KHC->KGqC", q, keys_KHC)
-        logits = jnp.where(sees_qC[None, None], logits, -jnp.inf)
-        top = jnp.maximum(softmax.top, _top(logits.max(axis=-1)))
-        weights = jnp.exp(logits - (top * jnp.float32(LN_2))[..., None])
-        decay = _power_of_two(softmax.top - top)
-        new = jnp.einsum("KGqC,KCH->KGqH", weights, values_KCH, preferred_element_type=jnp.float32)
-        return Softmax(
-            top,
-            softmax.total * decay + weights.sum(axis=-1),
-            softmax.values * decay[..., None] + new,
-        )
-
-    def take_tile(state):
-        index, out = state
-        row = jnp.minimum((ends_S <= index).sum(dtype=jnp.int32), jnp.int32(num_slots - 1))
-        first_q = (index - (ends_S[row] - num_tiles_S[row])) * tile
-        num_q = jnp.minimum(rows.q_lens_S[row] - first_q, tile)
-        start = rows.q_starts_S[row] + first_q
-        q = _scaled_queries(call, jax.lax.dynamic_slice_in_dim(queries, start, tile))
-        position_q = cached_S[row] + first_q + lane_q
-        length = rows.kv_lens_S[row]
-        first_seen, _ = _window(options, position_q[0], length)
-        last_seen = jnp.minimum(cached_S[row] + first_q + num_q, length) if options.causal else length
-        paged_end = jnp.minimum(last_seen, cached_S[row]) if unwritten is not None else last_seen
-        page_M = rows.page_table_SM[row]
-
-        def sees(position_C):
-            ok = (position_C >= first_seen)[None, :] & (position_C < length)[None, :]
-            if options.causal:
-                ok &= position_C[None, :] <= position_q[:, None]
-            if options.sliding_window is not None:
-                ok &= position_C[None, :] > position_q[:, None] - options.sliding_window
-            return ok
-
-        def take_block(index, softmax):
-            page_b = index * block_pages + jnp.arange(block_pages, dtype=jnp.int32)
-            id_b = page_M[jnp.clip(page_b, 0, pages_per_row - 1)]
-            id_b = jnp.where(page_b < pages_per_row, id_b, 0)
-            position_C = index * block + jnp.arange(block, dtype=jnp.int32)
-            ok_C = jnp.repeat(id_b > 0, pages.page_size) & (position_C < paged_end)
-            ok_C &= position_C >= first_seen
-            keys = _gather_keys(call, id_b)
-            values = _gather_values(call, id_b, ok_C.reshape(block_pages, -1))
-            keys = keys.transpose(1, 2, 0, 3).reshape(num_kv_heads, head_dim, block)
-            values = values.transpose(1, 0, 2, 3).reshape(num_kv_heads, block, head_dim)
-            return attend(softmax, keys, values, sees(position_C) & ok_C[None, :], q)
-
-        softmax = _begin(call, (), tile)
-        lo, hi = first_seen // block, -(-paged_end // block)
-        softmax = jax.lax.fori_loop(lo, hi, take_block, softmax)
-        if unwritten is not None:
-            new_keys, new_values = (
-                jnp.pad(x, ((0, TILE_BLOCK), (0, 0), (0, 0))) for x in unwritten
-            )
-
-            def take_new_block(index, softmax):
-                at = index * TILE_BLOCK
-                new_C = at + jnp.arange(TILE_BLOCK, dtype=jnp.int32)
-                ok_C = new_C < rows.q_lens_S[row]
-                bits = jax.lax.dynamic_slice_in_dim(
-                    new_keys, rows.q_starts_S[row] + at, TILE_BLOCK
-                )
-                keys = _floats(bits, pages)
-                bits = jax.lax.dynamic_slice_in_dim(
-                    new_values, rows.q_starts_S[row] + at, TILE_BLOCK
-                )
-                values = _floats(bits, pages)
-                values = jnp.where(ok_C[:, None, None], values, 0.0)
-                seen = sees(cached_S[row] + new_C) & ok_C[None, :]
-                return attend(
-                    softmax, keys.transpose(1, 2, 0), values.transpose(1, 0, 2), seen, q
-                )
-
-            softmax = jax.lax.fori_loop(
-                0, -(-rows.q_lens_S[row] // TILE_BLOCK), take_new_block, softmax
-            )
-        new = _finish(call, softmax, 1).transpose(2, 0, 1, 3)
-        old = jax.lax.dynamic_slice_in_dim(out, start, tile)
-        new = jnp.where((lane_q < num_q)[:, None, None, None], new, old)
-        return index + 1, jax.lax.dynamic_update_slice_in_dim(out, new, start, 0)
-
-    _, out = jax.lax.while_loop(
-        lambda state: state[0] < ends_S[-1], take_tile, (jnp.int32(0), out)
-    )
-    return out[:num_tokens]
+def _read_keys(call: Call, id_x: jax.Array) -> jax.Array:
+    """Unscaled float32 keys ``[*x, K, H, p]`` of pages ``id_x``."""
+    return _floats(_gather(call.pages.keys_PKHp, id_x), call.pages)
 
 
-def _begin(call: Call, leading: tuple[int, ...], trailing: int | None = None) -> Softmax:
-    """The softmax before any key: empty, or holding the sink."""
-    num_kv_heads, groups, head_dim = call.q_TKGH.shape[1:]
-    tail = () if trailing is None else (trailing,)
-    shape = (*leading, num_kv_heads, groups, *tail)
-    if call.sinks_KG is None:
-        top, total = jnp.full(shape, NO_TOP, jnp.float32), jnp.zeros(shape, jnp.float32)
-    else:
-        sinks = call.sinks_KG.reshape(*(1 for _ in leading), num_kv_heads, groups, *(1 for _ in tail))
-        sinks = jnp.broadcast_to(sinks, shape)
-        top = _top(sinks)
-        total = jnp.exp(sinks - top * jnp.float32(LN_2))
-    return Softmax(top, total, jnp.zeros((*shape, head_dim), jnp.float32))
+def _read_values(call: Call, id_x: jax.Array, sees_xp: jax.Array) -> jax.Array:
+    """Unscaled float32 values ``[*x, K, p, H]``; those not seen are 0, because 0 * NaN would not be."""
+    values = _floats(_gather(call.pages.values_PKpH, id_x), call.pages)
+    return jnp.where(sees_xp[..., None, :, None], values, 0.0)
 
 
-def _finish(call: Call, softmax: Softmax, trailing: int = 0) -> jax.Array:
-    """The average: weighted values over the sum of weights, 0 where nothing was seen."""
-    average = softmax.values / jnp.where(softmax.total > 0, softmax.total, 1.0)[..., None]
-    if call.v_scale_K is None:
-        return average
-    scale = call.v_scale_K.astype(jnp.float32)
-    return average * scale.reshape(-1, *(1 for _ in range(2 + trailing)))
+def _gather(pool: jax.Array, id_x: jax.Array) -> jax.Array:
+    """Whole pages ``[*x, ...]``, taken as flat runs of memory: faster than the 4-d form."""
+    flat = pool.reshape(pool.shape[0], -1)
+    return flat.at[id_x].get(mode="promise_in_bounds").reshape(*id_x.shape, *pool.shape[1:])
 
 
-def _top(logits: jax.Array) -> jax.Array:
-    """The exponent of the least power of two that is not below ``exp(logits)``."""
-    return jnp.maximum(jnp.ceil(logits * jnp.float32(LOG2_E)), jnp.float32(NO_TOP))
+def _floats(bits: jax.Array, pages: KVPages) -> jax.Array:
+    """Stored bits as float32; bfloat16 by a shift, which XLA:CPU runs faster than the conversion."""
+    if pages.dtype == jnp.bfloat16:
+        return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
+    return from_storage(bits, pages.dtype).astype(jnp.float32)
 
 
-def _power_of_two(exponent: jax.Array) -> jax.Array:
-    """Exactly ``2 ** exponent`` for an integer ``exponent <= 0``; 0 where that underflows."""
-    bits = (jnp.maximum(exponent, -127.0).astype(jnp.int32) + 127) << 23
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
-
-
-def _window(
-    options: Options, position: jax.Array, length: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The positions ``[first, last)`` which a token at ``position`` can see if it is its row's last."""
+def _first_seen(options: Options, position: jax.Array) -> jax.Array:
+    """The first position that a token at ``position`` sees."""
     if options.sliding_window is None:
-        return jnp.zeros_like(position), length
-    return jnp.maximum(position - (options.sliding_window - 1), 0), length
+        return jnp.zeros_like(position)
+    return jnp.maximum(position - (options.sliding_window - 1), 0)
+
+
+def _page_ids(table_xM: jax.Array, page_xb: jax.Array) -> jax.Array:
+    """Entries ``page_xb`` of each table; 0 beyond its end."""
+    pages_per_row = table_xM.shape[-1]
+    ids_xb = jnp.take_along_axis(table_xM, jnp.minimum(page_xb, pages_per_row - 1), axis=-1)
+    return jnp.where(page_xb < pages_per_row, ids_xb, 0)
+
+
+def _count_ends(ends_S: jax.Array, index_I: jax.Array) -> jax.Array:
+    """How many of the rising ``ends_S`` are not above each index: the row the index falls in."""
+    return (ends_S[None, :] <= index_I[:, None]).sum(axis=1, dtype=jnp.int32)
+
+
+def _ceil_div(x: Number, y: int) -> Number:
+    return -(-x // y)

@@ -1,4 +1,4 @@
-"""What a ``ModelConfig`` means: the whole decoder in plain numpy, float64, one sequence, no cache."""
+"""What a ``ModelConfig`` means: the decoder in plain numpy: float64, one sequence, no cache."""
 
 import math
 from collections.abc import Mapping

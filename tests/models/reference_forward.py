@@ -1,4 +1,7 @@
-"""The decoder's logits for the prompts of a golden case: both in one ragged step, in float32."""
+"""The decoder's logits for whole sequences: all of them in one ragged step, in float32."""
+
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +10,9 @@ import numpy as np
 from jaxinfer.batch import Ragged
 from jaxinfer.cache import init_cache, layer_groups
 from jaxinfer.models.loading import Model, load_model
+from jaxinfer.shapes import Tree
 from sharding import make_mesh
-from tests.models.dict_source import GoldenCase
+from tests.models.golden_case import GoldenCase
 
 PAGE_SIZE, PAGES_PER_ROW = 8, 8
 
@@ -16,36 +20,29 @@ PAGE_SIZE, PAGES_PER_ROW = 8, 8
 def logits(case: GoldenCase) -> list[np.ndarray]:
     """Float32 ``[T, V]`` for the tokens of each of the case's sequences."""
     model = load_model(case.source, mesh=make_mesh(), dtype="float32", max_len=case.max_len)
-    lengths = [len(sequence.tokens) for sequence in case.sequences]
-    tokens_T = np.concatenate([sequence.tokens for sequence in case.sequences])
-    positions_T = np.concatenate([np.arange(length) for length in lengths])
-    logits_TV = jax.jit(_forward, static_argnums=0)(
-        _Static(model), model.params, tokens_T, positions_T.astype(np.int32), _ragged(lengths)
-    )
-    return np.split(np.asarray(logits_TV), [lengths[0]])
+    return logits_of(model, [sequence.tokens for sequence in case.sequences])
 
 
-class _Static:
-    """The model as a static argument: equal to itself alone."""
-
-    def __init__(self, model: Model):
-        self.model = model
+def logits_of(model: Model, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Float32 ``[T, V]`` for each sequence of at most 64 tokens."""
+    lengths = [len(tokens) for tokens in sequences]
+    tokens_T = np.concatenate(sequences).astype(np.int32)
+    positions_T = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+    forward = jax.jit(functools.partial(_forward, model))
+    logits_TV = forward(model.params, tokens_T, positions_T, _ragged(lengths))
+    return np.split(np.asarray(logits_TV), np.cumsum(lengths[:-1]))
 
 
 def _forward(
-    static: _Static,
-    params: dict,
-    tokens_T: jax.Array,
-    positions_T: jax.Array,
-    ragged: Ragged,
+    model: Model, params: Tree, tokens_T: jax.Array, positions_T: jax.Array, ragged: Ragged
 ) -> jax.Array:
-    config, num_rows = static.model.config, ragged.kv_lens_S.shape[0]
+    config, num_rows = model.config, ragged.kv_lens_S.shape[0]
     page_table_SM = 1 + jnp.arange(num_rows * PAGES_PER_ROW, dtype=jnp.int32)
     page_table_SM = page_table_SM.reshape(num_rows, PAGES_PER_ROW)
     num_groups = len(layer_groups(config))
     num_pages = (1 + num_rows * PAGES_PER_ROW,) * num_groups
     cache = init_cache(config, num_pages, PAGE_SIZE, jnp.float32)
-    decoder = static.model.merge(params)
+    decoder = model.merge(params)
     tables = (page_table_SM,) * num_groups
     hidden_TD, _ = decoder(tokens_T, positions_T, cache, tables, ragged)
     return decoder.logits(hidden_TD)

@@ -4,9 +4,9 @@ Run from the repository's root, with the extra ``golden`` installed:
 
     python -m tests.golden.models.make [case ...]
 
-Writes ``<case>.json`` (the config as transformers writes it, names and shapes of the checkpoint's tensors)
-and ``<case>.npz`` (prompts, log-probabilities, greedy continuations). The weights are not stored: they
-follow from the names (seeded.py). Everything is float32 on the CPU.
+Writes ``<case>.json`` (the config as transformers writes it, names and shapes of the checkpoint's
+tensors) and ``<case>.npz`` (prompts, log-probabilities, greedy continuations). The weights are not
+stored: they follow from the names (seeded.py). Everything is float32 on the CPU.
 """
 
 import json
@@ -61,8 +61,8 @@ def rope(**parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 10000.0, **parameters}}
 
 
-#: model_type, what differs from SHAPE, and beside the config: ``max_len``, the context the rope is made
-#: for, where it is not the config's own; ``lengths`` of the two prompts.
+#: model_type, what differs from SHAPE, and beside the config: ``max_len``, the context the rope is
+#: made for, where it is not the config's own; ``lengths`` of the two prompts.
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llama": ("llama", {"tie_word_embeddings": True}, {}),
     "llama_biases": (

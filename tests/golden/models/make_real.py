@@ -1,13 +1,13 @@
-"""Asks Hugging Face's transformers to continue prompts with the models that `jaxinfer pull` fetches.
+"""Asks Hugging Face's transformers to continue prompts with the models `jaxinfer pull` fetches.
 
 Run from the repository's root, with the extra ``golden`` installed and both files on disk:
 
     python -m tests.golden.models.make_real SmolLM2-135M-Instruct.Q4_1.gguf gemma-3-270m-q4_k_m.gguf
 
-Writes ``real.json``: for each file name a list of prompts as token ids, the greedy tokens, the log-
-probability of each, and how far its logit is above the second best. transformers dequantises the same
-GGUF blocks to float32, so that an implementation in float32 must find the same tokens wherever the gap
-is not tiny.
+Writes ``real.json``: for each file name a list of prompts as token ids, the greedy tokens, the
+log-probability of each, and how far its logit is above the second best. transformers dequantises
+the same GGUF blocks to float32, so that an implementation in float32 must find the same tokens
+wherever the gap is not tiny.
 """
 
 import json

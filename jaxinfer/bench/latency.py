@@ -1,0 +1,107 @@
+"""One batch of requests, alone on the machine: how long, and how near to the memory's speed.
+
+A decode step must read every weight that it multiplies by, and the keys and values of every token
+in the cache. What the memory could deliver is measured by copying; the ratio of the two is how much
+of the machine a step uses.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxinfer.bench.device import copy_bandwidth
+from jaxinfer.bench.latencies import drain, request_times, statistics
+from jaxinfer.bench.workload import random_workload
+from jaxinfer.cache import page_bytes
+from jaxinfer.errors import InvalidParameter
+from jaxinfer.llm import LLM
+from jaxinfer.outputs import RequestOutput
+
+
+def measure_latency(
+    llm: LLM, *, batch_size: int, input_len: int, output_len: int, num_iters: int
+) -> dict[str, Any]:
+    """Times ``num_iters`` batches of random prompts, after one that does not count.
+
+    Medians over the batches: ``ttft_ms`` to the last request's first token, ``tpot_ms`` of a decode
+    step, ``prefill_throughput`` and ``decode_throughput`` in tokens a second. ``statistics`` of the
+    single requests stand beside them. ``fraction_of_limit``: bytes that a decode step must read, in
+    ``tpot_ms``, over what copying achieves.
+
+    Raises:
+        InvalidParameter: no second token to time, or no batch.
+    """
+    if output_len < 2 or num_iters < 1:
+        raise InvalidParameter(
+            f"output_len = {output_len} must be at least 2, num_iters = {num_iters} at least 1"
+        )
+    batches, times = [], []
+    for iteration in range(num_iters + 1):
+        workload = random_workload(
+            batch_size,
+            input_len=input_len,
+            output_len=output_len,
+            vocab_size=llm.config.vocab_size,
+            seed=iteration,
+        )
+        stream = llm.stream(workload.prompts, workload.sampling_params)
+        arrivals = drain(stream)
+        if iteration > 0:
+            batches.append(_batch_times(stream.outputs))
+            found = [request_times(each, arrivals[each.request_id]) for each in stream.outputs]
+            times += [entry for entry in found if entry is not None]
+    prefill, decode = (median(part) for part in zip(*batches, strict=True))
+    report: dict[str, Any] = {
+        "batch_size": batch_size,
+        "input_len": input_len,
+        "output_len": output_len,
+        "num_iters": num_iters,
+        "ttft_ms": 1e3 * prefill,
+        "tpot_ms": 1e3 * decode / (output_len - 1),
+        "prefill_throughput": batch_size * input_len / prefill,
+        "decode_throughput": batch_size * (output_len - 1) / decode,
+    }
+    return report | _limit(llm, report) | statistics(times)
+
+
+def _batch_times(outputs: Sequence[RequestOutput]) -> tuple[float, float]:
+    """Seconds to the last first token, and from there to the end."""
+    metrics = [output.metrics for output in outputs if output.metrics is not None]
+    begin = min(entry.arrival_time for entry in metrics)
+    first = max(entry.first_token_time or math.nan for entry in metrics)
+    end = max(entry.last_token_time or math.nan for entry in metrics)
+    return first - begin, end - first
+
+
+def _limit(llm: LLM, report: dict[str, Any]) -> dict[str, Any]:
+    context = report["input_len"] + report["output_len"] / 2
+    weights = _multiplied_bytes(llm)
+    cached = report["batch_size"] * _cached_bytes(llm, context)
+    bandwidth = copy_bandwidth()
+    return {
+        "weight_bytes_per_step": weights,
+        "kv_bytes_per_step": round(cached),
+        "copy_bandwidth": bandwidth,
+        "fraction_of_limit": (weights + cached) / (1e-3 * report["tpot_ms"]) / bandwidth,
+    }
+
+
+def _multiplied_bytes(llm: LLM) -> int:
+    """All weights, but for an embedding of its own, of which a step reads single rows."""
+    config, weights = llm.config, llm.budget.weights
+    if config.tied_head:
+        return weights
+    return weights - config.vocab_size * config.width * jnp.dtype(llm.dtype).itemsize
+
+
+def _cached_bytes(llm: LLM, context: float) -> float:
+    """Keys and values of one sequence, as far back as each layer looks."""
+    sizes = page_bytes(llm.config, 1, llm.kv_cache_dtype)
+    windows = [group.window for group in llm.engine.runner.groups]
+    return sum(
+        size * (context if window is None else min(context, window))
+        for size, window in zip(sizes, windows, strict=True)
+    )

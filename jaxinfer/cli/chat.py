@@ -1,0 +1,96 @@
+"""``jaxinfer chat``: a conversation at the terminal, or one answer."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from jaxinfer.cli.answer import is_aborted, show_answer
+from jaxinfer.cli.arguments import (
+    add_model_arguments,
+    add_sampling_arguments,
+    new_parser,
+    one_request_at_a_time,
+    sampling_params,
+)
+from jaxinfer.cli.loading import load_llm
+from jaxinfer.cli.printing import note
+from jaxinfer.errors import InvalidParameter, UsageError
+
+if TYPE_CHECKING:
+    from jaxinfer.llm import LLM
+    from jaxinfer.outputs import RequestOutput
+    from jaxinfer.sampling_params import SamplingParams
+
+_DESCRIPTION = (
+    "Talk with a model. Without a message it asks for one after the other, and knows what was said "
+    "before; standard input that is no terminal is one message."
+)
+_COMMANDS = "/reset forgets what was said, /exit leaves"
+
+
+def add_parser(commands: Any, name: str) -> None:
+    """Adds the command."""
+    parser = new_parser(commands, name, _DESCRIPTION, run)
+    parser.add_argument("message", nargs="?", help="one message; its answer ends the command")
+    parser.add_argument("--system", help="what the model is told first")
+    add_sampling_arguments(parser, max_tokens=512)
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    if args.n != 1:
+        raise InvalidParameter(f"--n {args.n} is not allowed: a conversation has one next turn")
+    params = sampling_params(args)
+    message = args.message
+    if message is None and not sys.stdin.isatty():
+        message = sys.stdin.read().removesuffix("\n")
+    with load_llm(**one_request_at_a_time(args)) as llm:
+        conversation = Conversation(llm, params, system=args.system, as_json=args.json)
+        if message is None:
+            return converse(conversation)
+        return 130 if is_aborted(conversation.answer(message)) else 0
+
+
+def converse(conversation: "Conversation") -> int:
+    """Asks for messages until the input ends."""
+    import readline  # noqa: F401  (gives input() its line editing)
+
+    note(_COMMANDS)
+    while True:
+        try:
+            message = input("> " if sys.stdout.isatty() else "").strip()
+        except EOFError:
+            return 0
+        if message == "/exit":
+            return 0
+        if message == "/reset":
+            conversation.reset()
+        elif message:
+            try:
+                conversation.answer(message)
+            except UsageError as error:
+                note(f"{error} ({_COMMANDS})")
+
+
+class Conversation:
+    """What was said so far, and what answers it. Its turns share their prefix in the cache."""
+
+    def __init__(self, llm: "LLM", params: "SamplingParams", *, system: str | None, as_json: bool):
+        self._llm, self._params = llm, params
+        self._system, self._as_json = system, as_json
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the beginning."""
+        self.messages: list[dict[str, str]] = []
+        if self._system is not None:
+            self.messages = [{"role": "system", "content": self._system}]
+
+    def answer(self, message: str) -> "RequestOutput":
+        """Shows the model's turn after ``message``; an error leaves the conversation as it was."""
+        asked = [*self.messages, {"role": "user", "content": message}]
+        stream = self._llm.stream_chat(asked, self._params)
+        output = show_answer(self._llm, stream, as_json=self._as_json)
+        self.messages = [*asked, {"role": "assistant", "content": output.outputs[0].text}]
+        return output

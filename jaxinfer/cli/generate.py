@@ -1,0 +1,49 @@
+"""``jaxinfer generate``: continues one text."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from jaxinfer.cli.answer import is_aborted, show_answer
+from jaxinfer.cli.arguments import (
+    add_model_arguments,
+    add_sampling_arguments,
+    new_parser,
+    one_request_at_a_time,
+    sampling_params,
+)
+from jaxinfer.cli.loading import load_llm
+from jaxinfer.errors import InvalidParameter
+
+_DESCRIPTION = "Continue a text. It goes to the model as it is; chat wraps it in a chat template."
+
+
+def add_parser(commands: Any, name: str) -> None:
+    """Adds the command."""
+    parser = new_parser(commands, name, _DESCRIPTION, run)
+    parser.add_argument("prompt", nargs="?", help="the text; - reads it from standard input")
+    parser.add_argument("--file", type=Path, help="read the text from this file")
+    add_sampling_arguments(parser, max_tokens=128)
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    params, prompt = sampling_params(args), read_text(args.prompt, args.file)
+    with load_llm(**one_request_at_a_time(args)) as llm:
+        output = show_answer(llm, llm.stream(prompt, params), as_json=args.json)
+    return 130 if is_aborted(output) else 0
+
+
+def read_text(text: str | None, file: Path | None) -> str:
+    """The text given, or the one in a file or on standard input without its last line's end.
+
+    Raises:
+        InvalidParameter: neither or both were given.
+    """
+    if (text is None) == (file is None):
+        raise InvalidParameter("give the text itself, - for standard input, or --file; one of them")
+    if file is not None:
+        return file.read_text(encoding="utf-8").removesuffix("\n")
+    return sys.stdin.read().removesuffix("\n") if text == "-" else str(text)

@@ -1,0 +1,43 @@
+"""Results on standard output, everything else on standard error."""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on one line of standard output; dataclasses are objects."""
+    print(json.dumps(_plain(document), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def note(message: str) -> None:
+    """One line for the person at the terminal."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def write(text: str) -> None:
+    """A piece of a result, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def gibibytes(nbytes: float) -> str:
+    """Bytes for people to read."""
+    return f"{nbytes / 2**30:,.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:,.1f} MiB"
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON knows it; it has no number that is not finite."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (field.name for field in dataclasses.fields(value))
+        return {name: _plain(getattr(value, name)) for name in fields}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

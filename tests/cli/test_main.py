@@ -1,0 +1,151 @@
+"""The command itself: help, exit statuses, errors in one line."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import jaxinfer
+from jaxinfer import cli
+from jaxinfer.cli.arguments import DEFAULT_MODEL
+from jaxinfer.errors import CapacityError, InvalidParameter, StepFailed
+
+COMMANDS = ["generate", "chat", "score", "inspect", "pull"]
+MEASUREMENTS = ["latency", "throughput", "startup"]
+
+
+def test_the_help_lists_what_there_is(run):
+    status, out, _ = run("--help")
+    assert status == 0
+    assert re.findall(r"^    (\w+)", out, re.MULTILINE) == [*COMMANDS, "bench"]
+
+
+@pytest.mark.parametrize("words", [[c] for c in COMMANDS] + [["bench", m] for m in MEASUREMENTS])
+def test_every_command_has_help_and_json(run, words):
+    status, out, _ = run(*words, "--help")
+    assert status == 0
+    assert "--json" in out
+    assert "--debug" in out
+
+
+def test_the_help_loads_no_jax():
+    code = (
+        "import sys; from jaxinfer.cli import main; main(['generate', '--help']);"
+        "print(sorted({'jax', 'flax', 'numpy', 'tokenizers'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_version_is_the_packages(run):
+    assert run("--version")[:2] == (0, f"{jaxinfer.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["unknown"],
+        ["generate", "x", "--no-such-flag"],
+        ["generate", "x", "--max-tokens", "many"],
+        ["generate", "x", "--logit-bias", "3"],
+        ["bench"],
+        ["bench", "throughput", "--goodput", "speed:3"],
+        ["inspect", "--memory", "much"],
+        ["pull"],
+    ],
+)
+def test_wrong_usage_exits_with_two_and_prints_nothing_on_standard_output(run, words):
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert "usage: jaxinfer" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["generate"], 2, "give the text itself"),
+        (["generate", "x", "--file", "y"], 2, "one of them"),
+        (["generate", "x", "--temperature", "nan"], 2, "temperature = nan is not allowed"),
+        (["generate", "x", "--max-tokens", "0"], 2, "max_tokens = 0 is not allowed"),
+        (["generate", "x", "--top-p", "1.5"], 2, "top_p = 1.5"),
+        (["generate", "x", "--n", "1000"], 2, "n = 1000"),
+        (["generate", "x", "--stop", ""], 2, "stop"),
+        (["generate", "--file", "no/such/file"], 1, "no/such/file"),
+        (["generate", "x", "--model", "nothing here"], 1, "no model 'nothing here'"),
+        (["generate", "x", "--load-format", "dummy", "--model", "m"], 1, "no model 'm'"),
+        (["generate", "x", "--load-format", "pt"], 2, "load_format"),
+        (["generate", "x", "--load-format", "dummy"], 2, "has no tokenizer"),
+        (["chat", "hello", "--n", "2"], 2, "--n 2"),
+        (["score"], 2, "give the text itself"),
+        (["score", "x", "--file", "y"], 2, "not both"),
+        (["inspect", "nothing here"], 1, "no model"),
+        (["inspect", "--load-format", "dummy", "--dtype", "int8"], 2, "dtype"),
+        (["pull", "unheard-of"], 1, "no known model 'unheard-of'; there are: smollm2-135m"),
+        (["bench", "startup", "--model", "nothing here"], 1, "no model 'nothing here'"),
+    ],
+)
+def test_every_error_is_one_line_and_an_exit_status(run, monkeypatch, words, status, message):
+    if "has no tokenizer" in message:
+        monkeypatch.setattr("jaxinfer.cli.generate.load_llm", _llm_without_tokenizer)
+    found, out, err = run(*words)
+    assert (found, out) == (status, "")
+    [line] = err.splitlines()
+    assert line.startswith("jaxinfer: error: ")
+    assert message in line
+
+
+def _llm_without_tokenizer(**settings):
+    from jaxinfer.errors import InvalidPrompt
+
+    raise InvalidPrompt("this LLM has no tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InvalidParameter("of yours"), 2),
+        (CapacityError("too\n  much"), 1),
+        (StepFailed("device"), 1),
+        (OSError(28, "disk full"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_the_status_says_whose_fault_it_was(run, monkeypatch, error, status):
+    def fail(**settings):
+        raise error
+
+    monkeypatch.setattr("jaxinfer.cli.generate.load_llm", fail)
+    found, out, err = run("generate", "x")
+    assert (found, out) == (status, "")
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in err
+
+
+def test_debug_shows_where_an_error_came_from(run, monkeypatch):
+    def fail(**settings):
+        raise CapacityError("too much")
+
+    monkeypatch.setattr("jaxinfer.cli.generate.load_llm", fail)
+    status, _, err = run("generate", "x", "--debug")
+    assert status == 1
+    assert "Traceback" in err
+    assert err.splitlines()[-1] == "jaxinfer: error: too much"
+
+
+def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user(run, monkeypatch):
+    def fail(**settings):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("jaxinfer.cli.generate.load_llm", fail)
+    with pytest.raises(ZeroDivisionError):
+        run("generate", "x")
+
+
+def test_a_reader_that_leaves_early_ends_the_command_quietly():
+    command = f"{sys.executable} -m jaxinfer.cli inspect {DEFAULT_MODEL} --load-format dummy"
+    pipe = ["bash", "-o", "pipefail", "-c", f"{command} | true"]
+    run = subprocess.run(pipe, capture_output=True, text=True)
+    assert run.returncode in (0, cli.FAILED)
+    assert "BrokenPipe" not in run.stderr

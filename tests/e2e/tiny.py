@@ -1,0 +1,139 @@
+"""Two tiny random models in float32, and the plain loop that every engine run is compared with.
+
+Shapes are few and shared, because each is a compilation. Unused pages hold NaN throughout: whatever
+reads one of them shows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinfer.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig, NormSpec, RopeSpec
+from jaxinfer.decoding.programs import ProgramShapes, ProgramTable
+from jaxinfer.engine.build import build_engine
+from jaxinfer.engine.engine import Engine
+from jaxinfer.engine.request import Request
+from jaxinfer.generate import generate
+from jaxinfer.models.loading import Model, dummy_model
+from jaxinfer.outputs import TokenEvent
+from jaxinfer.sampling import slot_sampling
+from jaxinfer.sampling_params import SamplingParams
+from pallas_kernels import fill_kv_pages
+from sharding import make_mesh
+
+VOCAB, MAX_LEN, PAGE = 96, 64, 8
+EOS = 7
+
+
+def tiny_config(windows: Sequence[int | None]) -> ModelConfig:
+    """One layer a window; two kv heads under four query heads."""
+    norm = NormSpec(eps=1e-5)
+    rope = RopeSpec(theta=10_000.0, rotary_dim=16)
+    layers = tuple(
+        LayerSpec(
+            mixer=AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=16, rope=rope, window=window),
+            mlp=MlpSpec(width=64),
+            pre_norm=norm,
+        )
+        for window in windows
+    )
+    return ModelConfig(
+        model_type="llama",
+        vocab_size=VOCAB,
+        width=32,
+        max_len=MAX_LEN,
+        layers=layers,
+        final_norm=norm,
+        tied_head=False,
+        dtype="float32",
+        eos_token_ids=(EOS,),
+    )
+
+
+def tiny_model(windows: Sequence[int | None], devices: int = 1) -> Model:
+    """Weights large enough that the best two logits are apart, the same on every mesh."""
+    mesh = make_mesh({"model": devices})
+    model = dummy_model(tiny_config(windows), mesh=mesh, seed=3)
+    return replace(model, params=jax.tree.map(lambda leaf: leaf * jnp.float32(1.5), model.params))
+
+
+@dataclass(frozen=True)
+class House:
+    """A model, its oracle, and engines of it."""
+
+    model: Model
+    oracle: ProgramTable
+
+    def engine(self, **options: object) -> Engine:
+        settings: dict = {
+            "max_num_seqs": 4,
+            "max_num_batched_tokens": 16,
+            "prefill_tokens": (16,),
+            "page_size": PAGE,
+            "num_pages": 40,
+        } | options
+        engine = build_engine(self.model, None, **settings)
+        poison(engine)
+        return engine
+
+    def expected(self, prompt: Sequence[int], params: SamplingParams, index: int = 0) -> list[int]:
+        """What the plain loop says."""
+        row = slot_sampling(
+            params,
+            sample_index=index,
+            vocab_size=VOCAB,
+            eos_token_ids=(EOS,),
+            max_tokens=min(params.max_tokens or MAX_LEN, MAX_LEN - len(prompt)),
+        )
+        return list(generate(self.oracle, prompt, row))
+
+
+def poison(engine: Engine) -> None:
+    """Fills every page with NaN, as memory that nobody wrote may be."""
+    runner = engine.runner
+    fill = jax.jit(
+        lambda pages: fill_kv_pages(pages, jnp.arange(pages.num_pages), float("nan")),
+        donate_argnums=0,
+    )
+    runner._cache = tuple(fill(pages) for pages in runner._cache)
+
+
+def run(engine: Engine, requests: Sequence[Request]) -> dict[str, list[list[int]]]:
+    """Serves requests to their end: by id, the tokens of each output."""
+    events: list[TokenEvent] = []
+    for request in requests:
+        engine.submit(request, events.extend)
+    while engine.step():
+        pass
+    tokens = {r.request_id: [[] for _ in range(r.params.n)] for r in requests}
+    for event in events:
+        tokens[event.request_id][event.index].extend(event.token_ids)
+    return tokens
+
+
+def request(name: str, prompt: Sequence[int], **params: object) -> Request:
+    return Request(request_id=name, prompt_token_ids=prompt, params=SamplingParams(**params))
+
+
+def prompts(count: int, lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
+    """Random prompts without the end-of-sequence token."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(8, VOCAB, lengths[i % len(lengths)]).tolist() for i in range(count)]
+
+
+def house_of(windows: Sequence[int | None]) -> House:
+    model = tiny_model(windows)
+    shapes = ProgramShapes(
+        num_slots=2,
+        pages_per_sequence=MAX_LEN // PAGE,
+        page_size=PAGE,
+        num_pages=(1 + MAX_LEN // PAGE,) * len(set(windows)),
+        kv_dtype="float32",
+        prefill_tokens=(MAX_LEN,),
+    )
+    oracle = ProgramTable(model, shapes)
+    oracle.compile()
+    return House(model, oracle)

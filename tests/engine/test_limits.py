@@ -1,0 +1,180 @@
+"""What is refused before anything is allocated for it, and with which figures."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxinfer.engine.limits import CacheGroup, EngineLimits, pool_capacity
+from jaxinfer.errors import (
+    CapacityError,
+    DuplicateRequest,
+    EngineClosed,
+    InvalidParameter,
+    InvalidPrompt,
+    PromptTooLong,
+)
+from tests.engine.house import VOCAB, House, full_group, window_group
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "the prompt is empty"),
+        ([1, -1], r"prompt_token_ids\[1\] = -1 .* from 0 to 11"),
+        ([VOCAB], r"prompt_token_ids\[0\] = 12"),
+        ([2**31], "2147483648"),
+        ([2**32 - 1], "4294967295"),
+        ([1.0], "1.0"),
+        ([True], "True"),
+        (["1"], "'1'"),
+        ([[1]], r"\[1\]"),
+        ([[1], [2, 3]], r"\[1\]"),
+        ([1, None], "None"),
+    ],
+)
+def test_a_prompt_that_is_no_list_of_token_ids_is_refused(prompt, message):
+    house = House()
+    with pytest.raises(InvalidPrompt, match=message):
+        house.submit("r", prompt)
+    house.assert_idle()
+
+
+@pytest.mark.parametrize(
+    "prompt", [(1, 2), np.array([1, 2]), np.array([1, 2], np.uint8), range(1, 3)]
+)
+def test_any_sequence_of_integers_is_a_prompt(prompt):
+    house = House()
+    house.submit("r", prompt, max_tokens=2)
+    house.run()
+    house.assert_as_expected("r")
+
+
+def test_sampling_parameters_are_verified_against_the_model():
+    house = House()
+    with pytest.raises(InvalidParameter, match="stop_token_ids = 12"):
+        house.submit("r", [1], stop_token_ids=[VOCAB])
+    with pytest.raises(InvalidParameter, match="temperature = nan"):
+        house.submit("r", [1], temperature=float("nan"))
+    house.assert_idle()
+
+
+def test_a_prompt_must_leave_room_for_one_token_in_the_context():
+    house = House(max_model_len=8)
+    with pytest.raises(PromptTooLong, match="8 tokens: at most 7"):
+        house.submit("r", [1] * 8)
+    house.submit("r", [1] * 7, ignore_eos=True)
+    house.run()
+    assert len(house.output("r").tokens) == 1
+
+
+def test_a_prompt_must_fit_into_the_page_pool():
+    house = House((full_group(num_pages=4),))
+    with pytest.raises(PromptTooLong, match="13 tokens: the page pool holds 12"):
+        house.submit("r", [1] * 13)
+    house.submit("r", [1] * 12, max_tokens=1)
+    house.run()
+    house.assert_as_expected("r")
+
+
+def test_a_request_that_could_never_fit_is_refused_with_figures():
+    house = House((full_group(num_pages=4),))
+    with pytest.raises(CapacityError, match=r"needs 13 .* holds 12; ask for at most 8,"):
+        house.submit("r", [1] * 5, max_tokens=9)
+    house.submit("r", [1] * 5, max_tokens=8, ignore_eos=True)
+    house.run()
+    house.assert_as_expected("r")
+
+
+@pytest.mark.parametrize("num_pages", [4, 64])
+def test_max_tokens_none_goes_on_until_context_or_pool_are_full(num_pages):
+    house = House((full_group(num_pages),))
+    house.submit("r", [1] * 5, max_tokens=None, ignore_eos=True)
+    house.run()
+    assert len(house.output("r").tokens) == min(64, 4 * (num_pages - 1) + 1) - 5
+
+
+def test_max_tokens_is_clipped_to_the_context():
+    house = House()
+    house.submit("r", [1] * 60, max_tokens=2**32 - 1, ignore_eos=True)
+    house.run()
+    assert len(house.output("r").tokens) == 4
+
+
+def test_an_id_is_free_again_when_its_request_is_over():
+    house = House()
+    house.submit("r", [1], max_tokens=2)
+    with pytest.raises(DuplicateRequest, match="'r' is in use"):
+        house.submit("r", [2], max_tokens=2)
+    house.run()
+    house.events.clear()
+    house.submit("r", [2], max_tokens=2)
+    house.run()
+    house.assert_as_expected("r")
+
+
+def test_a_closed_engine_takes_nothing_in():
+    house = House()
+    house.engine.close()
+    house.engine.close()
+    with pytest.raises(EngineClosed, match="'r'"):
+        house.submit("r", [1])
+
+
+def test_the_queue_is_bounded_in_requests_and_in_tokens():
+    house = House(max_waiting_requests=2, max_waiting_tokens=10)
+    house.submit("a", [1] * 4)
+    with pytest.raises(CapacityError, match="11 prompt tokens would wait, at most 10"):
+        house.submit("b", [1] * 7)
+    house.submit("b", [1] * 6)
+    with pytest.raises(CapacityError, match="3 requests would wait, at most 2"):
+        house.submit("c", [1])
+    house.step()
+    house.submit("c", [1])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_model_len", 1),
+        ("max_num_seqs", 0),
+        ("max_num_batched_tokens", 7),
+        ("page_size", 0),
+        ("decode_steps", ()),
+        ("decode_steps", (2,)),
+        ("decode_steps", (1, 4, 2)),
+    ],
+)
+def test_limits_that_no_engine_can_keep_are_refused(field, value):
+    with pytest.raises(InvalidParameter, match=field):
+        EngineLimits(**{"max_model_len": 64, "vocab_size": 8, field: value})
+
+
+def test_groups_that_no_cache_can_have_are_refused():
+    with pytest.raises(InvalidParameter, match="window"):
+        CacheGroup(kind="full", window=4, num_pages=8)
+    with pytest.raises(InvalidParameter, match="num_pages = 1"):
+        full_group(num_pages=1)
+
+
+@given(window=st.none() | st.integers(1, 20), num_pages=st.integers(2, 9), size=st.integers(1, 5))
+def test_a_pools_capacity_is_the_most_that_one_sequence_can_grow_to(window, num_pages, size):
+    group = full_group(num_pages) if window is None else window_group(window, num_pages)
+    capacity = pool_capacity([group], size)
+    if capacity is None:
+        assert group.pages_for(10_000, size) <= num_pages - 1
+    else:
+        assert (
+            group.pages_for(capacity, size) <= num_pages - 1 < group.pages_for(capacity + 1, size)
+        )
+
+
+@given(window=st.integers(1, 20), end=st.integers(1, 60), size=st.integers(1, 5))
+def test_pages_for_a_window_are_those_that_its_worst_position_touches(window, end, size):
+    touched = [
+        {position // size for position in range(max(0, last + 1 - window), last + 1)}
+        for last in range(end)
+    ]
+    # Window borders meet page borders in the worst way only in a sequence that is long enough.
+    most = max(map(len, touched))
+    assert most <= window_group(window).pages_for(end, size) <= most + 1

@@ -1,0 +1,84 @@
+"""A model's name leads to its config, its dtype and its tokenizer."""
+
+import gguf
+import numpy as np
+import pytest
+
+from jaxinfer.errors import CorruptCheckpoint, ModelNotFound, TokenizerError, Unsupported
+from jaxinfer.llm.opening import open_model
+
+
+def write_gguf(path, matrix_type):
+    """A one-layer llama without a tokenizer, its matrices stored as ``matrix_type``."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(8)
+    shapes = {"attn_q": 32, "attn_k": 16, "attn_v": 16, "attn_output": 32}
+    shapes |= {"ffn_gate": 32, "ffn_up": 32, "ffn_down": 32}
+    tensors = {f"blk.0.{name}.weight": (rows, 32) for name, rows in shapes.items()}
+    for name, shape in ({"token_embd.weight": (8, 32)} | tensors).items():
+        data = gguf.quants.quantize(np.ones(shape, np.float32), matrix_type)
+        writer.add_tensor(name, data, raw_dtype=matrix_type)
+    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
+        writer.add_tensor(f"{name}.weight", np.ones(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype"),
+    [("F32", "float32"), ("F16", "float16"), ("BF16", "bfloat16"), ("Q8_0", "bfloat16")],
+)
+def test_a_gguf_file_has_the_dtype_of_its_matrices_and_bfloat16_for_quantised_ones(
+    tmp_path, stored, dtype
+):
+    path = write_gguf(tmp_path / "model.gguf", gguf.GGMLQuantizationType[stored])
+    opened = open_model(path, skip_tokenizer=True)
+    opened.close()
+    assert opened.config.dtype == dtype
+    assert opened.tokenizer is None
+
+
+def test_a_gguf_file_without_a_vocabulary_needs_a_tokenizer(tmp_path, tiny_directory):
+    path = write_gguf(tmp_path / "model.gguf", gguf.GGMLQuantizationType.F32)
+    with pytest.raises(TokenizerError, match=r"model\.gguf"):
+        open_model(path)
+    opened = open_model(path, tokenizer=tiny_directory)
+    opened.close()
+    assert opened.tokenizer.decode(opened.tokenizer.encode("text")) == "text"
+
+
+def test_random_weights_need_a_config_only(tiny_directory, tmp_path):
+    assert open_model(tiny_directory, load_format="dummy").tokenizer is not None
+    (tmp_path / "config.json").write_text((tiny_directory / "config.json").read_text())
+    assert open_model(tmp_path, load_format="dummy").tokenizer is None
+    assert open_model("llama-3.1-8b", load_format="dummy").config.width == 4096
+
+
+def test_a_directory_without_weights_is_no_model_unless_they_are_random(tiny_directory):
+    with pytest.raises(ModelNotFound, match="safetensors"):
+        open_model(tiny_directory)
+    with pytest.raises(ModelNotFound, match=r"llama-3\.1-8b"):
+        open_model("unheard-of", load_format="dummy")
+
+
+def test_a_config_that_is_no_json_is_a_corrupt_checkpoint(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CorruptCheckpoint, match="not JSON"):
+        open_model(tmp_path, load_format="dummy")
+
+
+def test_an_orbax_checkpoint_is_a_clear_no(tmp_path):
+    (tmp_path / "params").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(Unsupported, match="Orbax"):
+        open_model(tmp_path)

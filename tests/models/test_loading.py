@@ -1,0 +1,107 @@
+"""Layouts and formats change where weights lie, never what they are."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinfer.errors import CheckpointError, InvalidParameter
+from jaxinfer.models.layout import as_declared
+from jaxinfer.models.loading import Model, dummy_model, restore_model, save_model
+from jaxinfer.models.registry import model_config
+from jaxinfer.ops.blocked import BlockedEmbedding, BlockedKernel, block_kernel, multiply
+from jaxinfer.ops.linear import linear, look_up, tied_head
+from sharding import make_mesh
+
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+}
+
+
+def tiny(devices: int = 1, **options: object) -> Model:
+    return dummy_model(model_config(CONFIG), mesh=make_mesh({"model": devices}), **options)
+
+
+def random_bf16(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape), jnp.bfloat16)
+
+
+@pytest.mark.parametrize("rows", [2, 32, 200])
+def test_a_blocked_kernel_multiplies_to_the_same_bits(rows: int) -> None:
+    x, kernel = random_bf16(rows, 96), random_bf16(96, 64 * 50)
+    blocked = block_kernel(kernel)
+    assert len(blocked.parts) == 2
+    assert blocked.shape == kernel.shape
+    plain = jax.jit(linear)(x, kernel)
+    np.testing.assert_array_equal(jax.jit(multiply)(x, blocked), plain)
+
+
+def test_a_blocked_embedding_looks_up_and_multiplies_as_the_plain_one() -> None:
+    hidden, table = random_bf16(4, 64), random_bf16(128, 64)
+    both = BlockedEmbedding(table, block_kernel(table.T))
+    ids = jnp.asarray([0, 127, 5], jnp.int32)
+    np.testing.assert_array_equal(look_up(both, ids), look_up(table, ids))
+    np.testing.assert_allclose(
+        tied_head(hidden, both), tied_head(hidden, table), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_kernels_are_blocked_on_one_cpu_in_bfloat16_only() -> None:
+    def kinds(model: Model) -> set[type]:
+        nodes = jax.tree.leaves(
+            model.params, is_leaf=lambda x: isinstance(x, BlockedKernel | BlockedEmbedding)
+        )
+        return {type(node) for node in nodes} & {BlockedKernel, BlockedEmbedding}
+
+    assert kinds(tiny()) == {BlockedKernel, BlockedEmbedding}
+    assert kinds(tiny(dtype="float32")) == set()
+
+
+def test_laying_out_keeps_every_parameter() -> None:
+    blocked, plain = as_declared(tiny().params), tiny(dtype="float32").params
+    assert jax.tree.structure(blocked) == jax.tree.structure(plain)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), blocked, plain)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_an_orbax_checkpoint_restores_the_same_model_on_any_mesh(
+    tmp_path: Path, four_devices: list[jax.Device], devices: int
+) -> None:
+    saved = tiny()
+    save_model(saved, tmp_path / "model", CONFIG)
+    restored = restore_model(tmp_path / "model", mesh=make_mesh({"model": devices}))
+    assert restored.config == saved.config
+    jax.tree.map(
+        np.testing.assert_array_equal, as_declared(restored.params), as_declared(saved.params)
+    )
+    kernel = as_declared(restored.params)["layers"][0]["mlp"]["up"]["kernel"]
+    assert len(kernel.sharding.device_set) == devices
+
+
+def test_an_orbax_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
+    save_model(tiny(), tmp_path / "model", CONFIG | {"intermediate_size": 192})
+    with pytest.raises(CheckpointError, match=r"mlp.*kernel"):
+        restore_model(tmp_path / "model", mesh=make_mesh())
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"dtype": "int7"}, "int7"), ({"max_len": 65}, "65"), ({"max_len": 1}, "max_model_len = 1")],
+)
+def test_a_dtype_or_length_that_is_not_allowed_is_named(options: dict, named: str) -> None:
+    with pytest.raises(InvalidParameter, match=named):
+        tiny(**options)

@@ -1,0 +1,68 @@
+"""A call that contradicts the contract is refused with the value and what is allowed."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import NoImplementation, init_kv_pages, ragged_paged_attention
+
+ARRAYS = {
+    "q_TNH": np.zeros((4, 6, 16), np.float32),
+    "k_TKH": np.zeros((4, 2, 16), np.float32),
+    "v_TKH": np.zeros((4, 2, 16), np.float32),
+    "kv_pages": init_kv_pages(5, 8, 2, 16, "float32"),
+    "kv_lens_S": np.zeros(3, np.int32),
+    "page_table_SM": np.zeros((3, 2), np.int32),
+    "cu_q_lens_S1": np.zeros(4, np.int32),
+    "distribution_3": np.zeros(3, np.int32),
+}
+WRONG = [
+    ({"q_TNH": np.zeros((4, 6), np.float32)}, r"shape of q_TNH = \(4, 6\) .* \[T, N, H\]"),
+    ({"q_TNH": np.zeros((4, 6, 16), np.int32)}, r"dtype of q_TNH = int32 .* float32 or bfloat16"),
+    ({"q_TNH": np.zeros((4, 6, 8), np.float32)}, r"head dim of q_TNH = 8 .* 16, as paged"),
+    ({"q_TNH": np.zeros((4, 5, 16), np.float32)}, r"query heads = 5 .* multiple of the 2 kv heads"),
+    ({"k_TKH": np.zeros((4, 3, 16), np.float32)}, r"shape of k_TKH = \(4, 3, 16\) .* \(4, 2, 16\)"),
+    ({"v_TKH": np.zeros((3, 2, 16), np.float32)}, r"shape of v_TKH = \(3, 2, 16\)"),
+    ({"v_TKH": np.zeros((4, 2, 16), np.int8)}, r"dtype of v_TKH = int8 .* a float dtype"),
+    ({"v_TKH": None}, r"one of k_TKH and v_TKH = None .* None together"),
+    ({"kv_lens_S": np.zeros(2, np.int32)}, r"shape of kv_lens_S = \(2,\) .* \(3,\)"),
+    ({"kv_lens_S": np.zeros(3, np.int16)}, r"dtype of kv_lens_S = int16 .* int32"),
+    ({"page_table_SM": np.zeros(3, np.int32)}, r"shape of page_table_SM = \(3,\) .* \[S, M\]"),
+    ({"page_table_SM": np.zeros((3, 2), np.int8)}, r"dtype of page_table_SM = int8 .* int32"),
+    ({"cu_q_lens_S1": np.zeros(3, np.int32)}, r"shape of cu_q_lens_S1 = \(3,\) .* \(4,\)"),
+    ({"distribution_3": np.zeros(2, np.int32)}, r"shape of distribution_3 = \(2,\) .* \(3,\)"),
+    ({"kv_pages": init_kv_pages(5, 8, 2, 16, "int8")}, r"k_scale_K = None .* given for int8 pages"),
+    ({"sinks_N": np.zeros(5, np.float32)}, r"shape of sinks_N = \(5,\) .* \(6,\)"),
+    ({"k_scale_K": np.zeros(3, np.float32)}, r"shape of k_scale_K = \(3,\) .* \(2,\)"),
+    ({"v_scale_K": np.zeros(2, np.int32)}, r"dtype of v_scale_K = int32 .* a float dtype"),
+    ({"scale": float("nan")}, r"scale = nan is not finite"),
+    ({"sliding_window": 0}, r"sliding_window = 0 is not None or 1 or more"),
+    ({"logit_softcap": -1.0}, r"logit_softcap = -1.0 is not None or a finite number above 0"),
+    ({"implementation": "cuda"}, r"implementation = 'cuda' is not one of None, tpu, gpu, xla"),
+]
+
+
+def attend(**changes):
+    call = {**ARRAYS, "scale": 1.0, **changes}
+    arrays = {
+        name: jnp.asarray(x) if isinstance(x, np.ndarray) else x
+        for name, x in call.items()
+        if name in ARRAYS
+    }
+    return ragged_paged_attention(
+        *arrays.values(), **{name: x for name, x in call.items() if name not in ARRAYS}
+    )
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_a_wrong_argument_is_named_with_its_value(changes, message):
+    with pytest.raises(ValueError, match=message):
+        attend(**changes)
+
+
+@pytest.mark.parametrize("name", ["tpu", "gpu"])
+def test_a_kernel_that_is_not_in_this_build_says_so(name):
+    with pytest.raises(NoImplementation, match=f"no {name} kernel in this build"):
+        attend(implementation=name)
+    with pytest.raises(NoImplementation, match=f"no {name} kernel in this build"):
+        init_kv_pages(3, 8, 1, 4, "float32", implementation=name)
