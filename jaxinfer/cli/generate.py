@@ -31,7 +31,9 @@ def add_parser(commands: Any, name: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     params, prompt = sampling_params(args), read_text(args.prompt, args.file)
-    with load_llm(**one_request_at_a_time(args)) as llm:
+    # Nobody comes after this prompt: its pages need not outlive it.
+    settings = {"enable_prefix_caching": False} | one_request_at_a_time(args)
+    with load_llm(**settings) as llm:
         output = show_answer(llm, llm.stream(prompt, params), as_json=args.json)
     return 130 if is_aborted(output) else 0
 

@@ -18,8 +18,20 @@ from jaxinfer.engine.limits import CacheGroup, EngineLimits
 from jaxinfer.engine.memory import MemoryBudget
 from jaxinfer.engine.step import Admission, PageCopy, PromptLogprobs, StepPlan, StepResult
 from jaxinfer.errors import StepFailed, Unsupported
-from jaxinfer.sampling import Scores, SlotSampling, slot_sampling
+from jaxinfer.sampling import Scores, SlotSampling, pack_ids, slot_sampling
 from jaxinfer.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotRequest:
+    """What one sample asks of its slot. The slot's arrays, as wide as the vocabulary, are made on
+    admission: a long queue must not hold them.
+    """
+
+    params: SamplingParams
+    index: int
+    max_tokens: int
+    default_seed: int
 
 
 @dataclass(frozen=True)
@@ -85,21 +97,32 @@ class DeviceRunner:
                 rows = pack_decode((), num_slots)
             else:
                 rows = pack_prefill((), int(size), num_slots)
-            output, hidden_TD = self._step(name, rows)
+            output, hidden_TD = self._step(name, rows, self._anything_SW)
             if hidden_TD is not None and self._programs.shapes.score_rows:
                 list(self._score_chunk(hidden_TD, 0, np.zeros(1, np.int32)))
             _logprobs(output)
         self.reset()
 
-    def slot_sampling(self, params: SamplingParams, *, index: int, max_tokens: int) -> SlotSampling:
-        """The slot row of sample ``index``; a request without a seed draws one from the runner's."""
+    def slot_sampling(self, params: SamplingParams, *, index: int, max_tokens: int) -> SlotRequest:
+        """Checks sample ``index`` of a request; without a seed of its own it draws one here."""
+        if params.prompt_logprobs is not None and not self._programs.shapes.score_rows:
+            raise Unsupported(
+                "prompt_logprobs: this engine was built without them; build it with"
+                " prompt_logprobs=True"
+            )
+        seed = self._seeds.getrandbits(63)
+        request = SlotRequest(params=params, index=index, max_tokens=max_tokens, default_seed=seed)
+        self._slot_row(request)  # raises what admission would raise too late
+        return request
+
+    def _slot_row(self, request: SlotRequest) -> SlotSampling:
         return slot_sampling(
-            params,
-            sample_index=index,
+            request.params,
+            sample_index=request.index,
             vocab_size=self.limits.vocab_size,
             eos_token_ids=self._eos_token_ids,
-            max_tokens=max_tokens,
-            default_seed=self._seeds.getrandbits(63),
+            max_tokens=request.max_tokens,
+            default_seed=request.default_seed,
         )
 
     def launch(self, plan: StepPlan) -> Pending:
@@ -136,14 +159,26 @@ class DeviceRunner:
         else:
             size = self._programs.prefill_size(plan.num_tokens)
             name, rows = f"prefill/{size}", pack_prefill(plan.rows, size, num_slots)
-        output, hidden_TD = self._step(name, rows)
+        output, hidden_TD = self._step(name, rows, self._mask(plan))
         scored = [] if hidden_TD is None else list(self._score(plan, hidden_TD))
         wants_logprobs = any(row.slot in self._logprob_slots for row in plan.rows)
         for leaf in jax.tree.leaves(output) if wants_logprobs else [output.events_J3S]:
             leaf.copy_to_host_async()
         return Pending(output, wants_logprobs, scored)
 
-    def _step(self, name: str, rows: np.ndarray) -> tuple[StepOutput, jax.Array | None]:
+    def _mask(self, plan: StepPlan) -> jax.Array:
+        """The tokens each slot may take in this step, as packed bits."""
+        if not any(row.banned for row in plan.rows):
+            return self._anything_SW
+        mask_SW = self._programs.unrestricted()
+        for row in plan.rows:
+            if row.banned:
+                mask_SW[row.slot] &= ~pack_ids(row.banned, self.limits.vocab_size)
+        return self._programs.replicate(mask_SW)
+
+    def _step(
+        self, name: str, rows: np.ndarray, mask_SW: jax.Array
+    ) -> tuple[StepOutput, jax.Array | None]:
         """Calls a decode or prefill program; prefill returns hidden states too."""
         self._cache, self._slots, output, *hidden = self._programs[name](
             self._params,
@@ -151,17 +186,17 @@ class DeviceRunner:
             self._slots,
             self._device_tables,
             self._programs.replicate(rows),
-            self._anything_SW,
+            mask_SW,
         )
         return output, hidden[0] if hidden else None
 
     def _admit(self, admission: Admission) -> None:
-        sampling = admission.sampling
-        assert isinstance(sampling, SlotSampling)
-        row = sampling.with_tokens(admission.prompt, admission.generated)
+        request = admission.sampling
+        assert isinstance(request, SlotRequest)
+        row = self._slot_row(request).with_tokens(admission.prompt, admission.generated)
         slot = np.asarray(admission.slot, np.int32)
         self._slots = self._programs["admit"](self._slots, *self._programs.replicate((slot, row)))
-        if int(sampling.num_logprobs) >= 0:
+        if request.params.logprobs is not None:
             self._logprob_slots.add(admission.slot)
         else:
             self._logprob_slots.discard(admission.slot)
@@ -205,8 +240,6 @@ class DeviceRunner:
     ) -> Iterator[Scores]:
         """Scores of ``targets_C`` after tokens ``begin``, ``begin + 1`` ..., some rows a call."""
         at_once = self._programs.shapes.score_rows
-        if not at_once:
-            raise Unsupported("this engine was built with prompt_logprobs=False: build it with True")
         score = self._programs[f"score/{hidden_TD.shape[0]}"]
         for start in range(0, len(targets_C), at_once):
             chosen = targets_C[start : start + at_once]

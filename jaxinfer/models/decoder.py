@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxinfer.batch import Ragged
 from jaxinfer.cache import Cache, group_of_layer
@@ -83,6 +83,10 @@ class Decoder(nnx.Module):
                 logits_RV = tied_head(hidden_RD, self.embed.embedding.get_value())
             else:
                 logits_RV = self.head(hidden_RD)
+            if self.mesh.size > 1:
+                # Sampling looks at whole rows, on every device alike.
+                whole = NamedSharding(self.mesh, PartitionSpec())
+                logits_RV = jax.lax.with_sharding_constraint(logits_RV, whole)
             logits_RV = logits_RV * jnp.float32(config.logit_scale)
             if config.logit_softcap is not None:
                 cap = jnp.float32(config.logit_softcap)

@@ -113,18 +113,20 @@ def write_tokens(
 ) -> KVPages:
     """Writes the stored bits of one key and value a token; pages not in 1..P-1 are dropped."""
     page_T = _dropped_unless(_owned(page_T, pages), page_T, pages)
+    options = {"mode": "drop", "wrap_negative_indices": False}
     return KVPages(
-        keys_PKHp=pages.keys_PKHp.at[page_T, :, :, offset_T].set(k_TKH, mode="drop"),
-        values_PKpH=pages.values_PKpH.at[page_T, :, offset_T, :].set(v_TKH, mode="drop"),
+        keys_PKHp=pages.keys_PKHp.at[page_T, :, :, offset_T].set(k_TKH, **options),
+        values_PKpH=pages.values_PKpH.at[page_T, :, offset_T, :].set(v_TKH, **options),
         dtype_name=pages.dtype_name,
     )
 
 
 def stored_tokens(x_TKH: jax.Array, dtype: np.dtype, scale_K: jax.Array | None) -> jax.Array:
     """New keys or values as the bits a page would hold, divided by their scale."""
-    x_TKH = x_TKH.astype(jnp.float32)
     if scale_K is not None:
-        x_TKH = x_TKH / scale_K.astype(jnp.float32)[None, :, None]
+        x_TKH = x_TKH.astype(jnp.float32) / scale_K.astype(jnp.float32)[None, :, None]
+    elif x_TKH.dtype == dtype:
+        return jax.lax.bitcast_convert_type(x_TKH, STORAGE[dtype.name])
     return to_storage(x_TKH, dtype)
 
 

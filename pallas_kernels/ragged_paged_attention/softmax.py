@@ -19,28 +19,35 @@ NO_TOP = -1e30
 class Softmax(NamedTuple):
     """Sums over the positions seen so far, all divided by ``2 ** top``; leading axes are free.
 
-    ``top [...]`` a whole number in float32, ``total [...]`` the sum of ``exp(logit)``, ``values
-    [..., H]`` the sum of ``exp(logit) * value``.
+    ``top [...]`` is a whole number in float32. ``sums [..., H + 1]`` holds the sum of ``exp(logit) *
+    value`` and, as its last column, the sum of ``exp(logit)``: one array, because every update of an
+    array is a kernel of its own.
     """
 
     top: jax.Array
-    total: jax.Array
-    values: jax.Array
+    sums: jax.Array
 
 
 def begin(shape: tuple[int, ...], head_dim: int, sinks: jax.Array | None) -> Softmax:
     """A softmax that has seen nothing, or its sink only; ``sinks`` broadcasts to ``shape``."""
-    values = jnp.zeros((*shape, head_dim), jnp.float32)
     if sinks is None:
-        return Softmax(jnp.full(shape, NO_TOP, jnp.float32), jnp.zeros(shape, jnp.float32), values)
+        no_sums = jnp.zeros((*shape, head_dim + 1), jnp.float32)
+        return Softmax(jnp.full(shape, NO_TOP, jnp.float32), no_sums)
     sinks = jnp.broadcast_to(sinks, shape)
     top = top_of(sinks)
-    return Softmax(top, jnp.exp(sinks - top * jnp.float32(LN_2)), values)
+    no_values = jnp.zeros((*shape, head_dim), jnp.float32)
+    return Softmax(top, join(no_values, weights_of(sinks, top)))
+
+
+def join(values: jax.Array, total: jax.Array) -> jax.Array:
+    """The ``sums`` of a Softmax."""
+    return jnp.concatenate([values, total[..., None]], axis=-1)
 
 
 def finish(softmax: Softmax) -> jax.Array:
     """The average: weighted values over the sum of weights, 0 where nothing was seen."""
-    return softmax.values / jnp.where(softmax.total > 0, softmax.total, 1.0)[..., None]
+    values, total = softmax.sums[..., :-1], softmax.sums[..., -1:]
+    return values / jnp.where(total > 0, total, 1.0)
 
 
 def top_of(logit: jax.Array) -> jax.Array:
@@ -60,24 +67,19 @@ def power_of_two(exponent: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def add_items(old: Softmax, slot_W: jax.Array, item: Softmax) -> Softmax:
+def add_items(old: Softmax, slot_W: jax.Array, is_first_W: jax.Array, item: Softmax) -> Softmax:
     """Adds ``item`` w to row ``slot_W[w]`` of ``old``, in their order.
 
-    Items of one row must be neighbours. A slot beyond the rows is dropped.
+    Items of one row are neighbours, and ``is_first_W`` marks the first of each in this call. A slot
+    beyond the rows is dropped.
     """
-    is_first_W = jnp.concatenate([jnp.ones(1, jnp.bool_), slot_W[1:] != slot_W[:-1]])
-    top = old.top.at[slot_W].max(item.top, mode="drop")
-    top_W = top.at[slot_W].get(mode="clip")
-    decay_W = power_of_two(old.top.at[slot_W].get(mode="clip") - top_W)
-    decay_W = jnp.where(is_first_W.reshape(-1, *(1 for _ in top.shape[1:])), decay_W, 1.0)
-    weight_W = power_of_two(item.top - top_W)
-
-    def add(sums: jax.Array, decay_W: jax.Array, new_W: jax.Array) -> jax.Array:
-        decay_W = jnp.broadcast_to(decay_W, new_W.shape)
-        return sums.at[slot_W].multiply(decay_W, mode="drop").at[slot_W].add(new_W, mode="drop")
-
-    return Softmax(
-        top,
-        add(old.total, decay_W, weight_W * item.total),
-        add(old.values, decay_W[..., None], weight_W[..., None] * item.values),
-    )
+    slots, columns = {"mode": "drop", "wrap_negative_indices": False}, (1,) * (old.top.ndim - 1)
+    read = {"mode": "clip", "wrap_negative_indices": False}
+    top = old.top.at[slot_W].max(item.top, **slots)
+    top_W = top.at[slot_W].get(**read)
+    decay_W = power_of_two(old.top.at[slot_W].get(**read) - top_W)
+    decay_W = jnp.where(is_first_W.reshape(-1, *columns), decay_W, 1.0)
+    decay_W = jnp.broadcast_to(decay_W[..., None], item.sums.shape)
+    added_W = item.sums * power_of_two(item.top - top_W)[..., None]
+    sums = old.sums.at[slot_W].multiply(decay_W, **slots).at[slot_W].add(added_W, **slots)
+    return Softmax(top, sums)

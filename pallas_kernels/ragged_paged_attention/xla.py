@@ -123,11 +123,12 @@ def _parts(distribution_3: jax.Array | np.ndarray, has_unwritten: bool) -> tuple
 class Items(NamedTuple):
     """The (row, block) items of all rows with one new token; I is an upper bound of their number.
 
-    An entry beyond the last item has row S and sees nothing. Of page ``page_Ib`` an item sees offsets
-    ``first_Ib <= offset < last_Ib``.
+    An entry beyond the last item has row S and sees nothing. ``is_first_I`` marks the first item that a
+    row has in its chunk. Of page ``page_Ib`` an item sees offsets ``first_Ib <= offset < last_Ib``.
     """
 
     row_I: jax.Array
+    is_first_I: jax.Array
     token_I: jax.Array
     page_Ib: jax.Array
     first_Ib: jax.Array
@@ -153,8 +154,10 @@ def _list_items(call: Call, is_single_S: jax.Array, chunk: int) -> tuple[jax.Arr
     id_Ib = _page_ids(rows.page_table_SM[row_I], page_Ib)
     id_Ib = jnp.where(is_item_I[:, None], id_Ib, 0)
     start_Ib = page_Ib * page_size
+    is_first_I = (item_I % chunk == 0) | (row_I != jnp.roll(row_I, 1))
     items = Items(
         row_I=jnp.where(is_item_I, row_I, num_slots),
+        is_first_I=is_first_I,
         token_I=rows.q_starts_S[row_I],
         page_Ib=id_Ib,
         first_Ib=first_S[row_I][:, None] - start_Ib,
@@ -173,19 +176,19 @@ def _attend_single_rows(call: Call, is_single_S: jax.Array) -> jax.Array:
 
     def take_chunk(state: tuple[jax.Array, Softmax]) -> tuple[jax.Array, Softmax]:
         start, softmax_SKG = state
-        row_W, token_W, page_Wb, first_Wb, last_Wb = (
+        row_W, is_first_W, token_W, page_Wb, first_Wb, last_Wb = (
             jax.lax.dynamic_slice_in_dim(x, start, chunk) for x in items
         )
         sees_Wbp = (offset_11p >= first_Wb[..., None]) & (offset_11p < last_Wb[..., None])
-        q_WKGH = _scaled(call, call.q_TKGH.at[token_W].get(mode="clip"))
+        q_WKGH = _scaled(call, call.q_TKGH.at[token_W].get(mode="clip", wrap_negative_indices=False))
         logits = _logits(call, "WKGH,WbKHp->WKGbp", q_WKGH, _read_keys(call, page_Wb))
         logits = jnp.where(sees_Wbp[:, None, None], logits, -jnp.inf)
         top_WKG = softmax.top_of(logits.max(axis=(3, 4)))
         weights = softmax.weights_of(logits, top_WKG)
         values = _read_values(call, page_Wb, sees_Wbp)
         values_WKGH = jnp.einsum("WKGbp,WbKpH->WKGH", weights, values)
-        item = Softmax(top_WKG, weights.sum(axis=(3, 4)), values_WKGH)
-        return start + chunk, softmax.add_items(softmax_SKG, row_W, item)
+        item = Softmax(top_WKG, softmax.join(values_WKGH, weights.sum(axis=(3, 4))))
+        return start + chunk, softmax.add_items(softmax_SKG, row_W, is_first_W, item)
 
     softmax_SKG = _begin(call, num_slots)
     _, softmax_SKG = jax.lax.while_loop(
@@ -371,11 +374,8 @@ def _add_block(
     weights = softmax.weights_of(logits, top)
     decay = softmax.power_of_two(old.top - top)
     values = jnp.einsum("KGqC,KCH->KGqH", weights, values_KCH)
-    return Softmax(
-        top,
-        old.total * decay + weights.sum(axis=-1),
-        old.values * decay[..., None] + values,
-    )
+    sums = softmax.join(values, weights.sum(axis=-1))
+    return Softmax(top, old.sums * decay[..., None] + sums)
 
 
 def _begin(call: Call, num_slots: int | None, num_queries: int | None = None) -> Softmax:
@@ -418,7 +418,8 @@ def _read_values(call: Call, id_x: jax.Array, sees_xp: jax.Array) -> jax.Array:
 def _gather(pool: jax.Array, id_x: jax.Array) -> jax.Array:
     """Whole pages ``[*x, ...]``, taken as flat runs of memory: faster than the 4-d form."""
     flat = pool.reshape(pool.shape[0], -1)
-    return flat.at[id_x].get(mode="promise_in_bounds").reshape(*id_x.shape, *pool.shape[1:])
+    runs = flat.at[id_x].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    return runs.reshape(*id_x.shape, *pool.shape[1:])
 
 
 def _floats(bits: jax.Array, pages: KVPages) -> jax.Array:

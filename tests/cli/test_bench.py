@@ -45,7 +45,8 @@ def test_throughput_of_a_dataset(run_json, loaded, tmp_path):
 
 
 def test_latency(run_json, loaded):
-    words = ["bench", "latency", "--batch-size", "2", "--input-len", "9", "--output-len", "5", "--num-iters", "2"]
+    lengths = ["--input-len=9", "--output-len=5"]
+    words = ["bench", "latency", "--batch-size=2", "--num-iters=2", *lengths]
     [report] = run_json(*words)
     assert report["decode_throughput"] == pytest.approx(2e3 / report["tpot_ms"])
     assert report["prefill_throughput"] == pytest.approx(2e3 * 9 / report["ttft_ms"])

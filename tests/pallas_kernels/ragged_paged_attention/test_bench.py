@@ -1,0 +1,42 @@
+"""The bench and the specs it shares with the tests."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pallas_kernels.ragged_paged_attention import bench
+from pallas_kernels.ragged_paged_attention.specs import SPECS, Spec
+
+
+def test_the_last_line_is_json_with_time_limit_and_fraction(capsys, monkeypatch):
+    tiny = Spec(num_heads=2, num_kv_heads=1, head_dim=8, rows=((1, 9), (3, 3)), page_size=8, layers=2)
+    monkeypatch.setitem(SPECS, "tiny", tiny)
+    limits = bench.Limits(bytes_per_second=1e9, flops_per_second=1e9)
+    monkeypatch.setattr(bench, "measure_limits", lambda: limits)
+    bench.main(["--spec", "tiny", "--repeats", "2", "--json", "--pages-dtype", "int8"])
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (result,) = document["results"]
+    assert document["limits"] == {"bytes_per_second": 1e9, "flops_per_second": 1e9}
+    assert (result["spec"], result["layers"], result["page_size"]) == ("tiny", 2, 8)
+    assert result["achieved"] > 0
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_work_counts_every_visible_position_once(window):
+    spec = Spec(
+        num_heads=6, num_kv_heads=2, head_dim=8, rows=((1, 9), (3, 5)), sliding_window=window
+    )
+    visible = {None: 9 + (3 + 4 + 5), 4: 4 + (3 + 4 + 4)}[window]
+    read = {None: 9 + 5, 4: 4 + 5}[window]
+    assert spec.flops == visible * 6 * 8 * 4
+    assert spec.kv_bytes(2) == read * 2 * 8 * 2 * 2
+
+
+def test_a_spec_deals_out_every_page_once():
+    spec = SPECS["smollm2-mixed"]
+    rows = spec.describe(np.random.default_rng(0))
+    dealt = np.sort(rows["page_table_SM"][rows["page_table_SM"] > 0])
+    np.testing.assert_array_equal(dealt, np.arange(1, spec.num_pages))
+    assert rows["kv_lens_S"].tolist() == [n for _, n in spec.rows] + [0] * (32 - len(spec.rows))
+    assert rows["distribution_3"].tolist() == [24, 24, 27]
