@@ -5,7 +5,7 @@ A step's rows cross to the device in one int32 buffer; ``pack_*`` (numpy, host) 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import jax
@@ -33,12 +33,16 @@ class Ragged:
 
     ``kv_lens_S``: length of each row after this step, 0 for an idle row. ``cu_q_lens_S1``: borders
     of the rows in the flat tokens. ``distribution_3``: ends of decode rows, of pure prefill rows,
-    of all rows. All int32.
+    of all rows. All int32. Where the distribution is the same in every step of a program it stands
+    in ``fixed_distribution`` instead, so that nothing is compiled for zones without rows.
     """
 
     kv_lens_S: jax.Array
     cu_q_lens_S1: jax.Array
-    distribution_3: jax.Array
+    distribution_3: jax.Array | None
+    fixed_distribution: tuple[int, int, int] | None = field(
+        default=None, metadata={"static": True}
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -118,5 +122,6 @@ def decode_ragged(kv_lens_S: jax.Array) -> Ragged:
     return Ragged(
         kv_lens_S=kv_lens_S,
         cu_q_lens_S1=jnp.arange(num_slots + 1, dtype=jnp.int32),
-        distribution_3=jnp.full((3,), num_slots, jnp.int32),
+        distribution_3=None,
+        fixed_distribution=(num_slots, num_slots, num_slots),
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Timing:
     """Seconds to the first token, from the start of the process and from submission.
 
+    ``first_token_after_start``: None where a person took the time in between, too.
     ``tokens_per_second``: of all outputs, after the first token; None with fewer than two.
     ``startup``: seconds by phase.
     """
@@ -26,18 +27,21 @@ class Timing:
     startup: dict[str, float]
 
     def __str__(self) -> str:
-        if self.first_token_after_start is None:
+        if self.first_token_after_submission is None:
             return "no token"
+        waited = f"first token {self.first_token_after_submission:.3f} s after the prompt"
+        if self.first_token_after_start is not None:
+            waited += f", {self.first_token_after_start:.2f} s after the start"
         rate = f"; {self.tokens_per_second:,.1f} tokens/s" if self.tokens_per_second else ""
-        return (
-            f"first token {self.first_token_after_start:.2f} s after the start, "
-            f"{self.first_token_after_submission:.3f} s after the prompt{rate}"
-        )
+        return waited + rate
 
 
-def show_answer(llm: "LLM", stream: "RequestStream", *, as_json: bool) -> "RequestOutput":
+def show_answer(
+    llm: "LLM", stream: "RequestStream", *, as_json: bool, since_start: bool = True
+) -> "RequestOutput":
     """Writes the text of a single prompt while it comes; JSON when all of it is there.
 
+    ``since_start``: the process did nothing but this.
     An interrupt ends the output where it stands; ask ``is_aborted``.
     """
     is_live = not as_json and stream.num_outputs == 1
@@ -50,7 +54,7 @@ def show_answer(llm: "LLM", stream: "RequestStream", *, as_json: bool) -> "Reque
     except KeyboardInterrupt:
         stream.close()
     [output] = stream.outputs
-    timing = _timing(llm, output)
+    timing = _timing(llm, output, since_start)
     if as_json:
         print_json({"output": output, "timing": timing})
         return output
@@ -64,7 +68,7 @@ def is_aborted(output: "RequestOutput") -> bool:
     return any(sample.finish_reason == "abort" for sample in output.outputs)
 
 
-def _timing(llm: "LLM", output: "RequestOutput") -> Timing:
+def _timing(llm: "LLM", output: "RequestOutput", since_start: bool) -> Timing:
     metrics = output.metrics
     if metrics is None or metrics.first_token_time is None or metrics.last_token_time is None:
         return Timing(
@@ -76,7 +80,9 @@ def _timing(llm: "LLM", output: "RequestOutput") -> Timing:
     seconds = metrics.last_token_time - metrics.first_token_time
     num_later = sum(len(sample.token_ids) for sample in output.outputs) - 1
     return Timing(
-        first_token_after_start=metrics.first_token_time - process_started_at(),
+        first_token_after_start=(
+            metrics.first_token_time - process_started_at() if since_start else None
+        ),
         first_token_after_submission=metrics.first_token_time - metrics.arrival_time,
         tokens_per_second=num_later / seconds if seconds > 0 else None,
         startup=llm.startup_seconds,

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         conversation = Conversation(llm, params, system=args.system, as_json=args.json)
         if message is None:
             return converse(conversation)
-        return 130 if is_aborted(conversation.answer(message)) else 0
+        return 130 if is_aborted(conversation.answer(message, since_start=True)) else 0
 
 
 def converse(conversation: "Conversation") -> int:
@@ -87,10 +87,10 @@ class Conversation:
         if self._system is not None:
             self.messages = [{"role": "system", "content": self._system}]
 
-    def answer(self, message: str) -> "RequestOutput":
+    def answer(self, message: str, *, since_start: bool = False) -> "RequestOutput":
         """Shows the model's turn after ``message``; an error leaves the conversation as it was."""
         asked = [*self.messages, {"role": "user", "content": message}]
         stream = self._llm.stream_chat(asked, self._params)
-        output = show_answer(self._llm, stream, as_json=self._as_json)
+        output = show_answer(self._llm, stream, as_json=self._as_json, since_start=since_start)
         self.messages = [*asked, {"role": "assistant", "content": output.outputs[0].text}]
         return output

@@ -18,6 +18,9 @@ from jaxinfer.models.decoder import Decoder
 from jaxinfer.sampling import SampleOutput, Scores, sample, score
 
 
+_FEW_SLOTS = 4
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class StepOutput:
@@ -93,10 +96,14 @@ def prefill(
     decodes_S = row_S < batch.distribution_3[0]
     start_S = jnp.where(decodes_S, state.num_cached_S[slot_S], batch.starts_S)
     length_S = start_S + jnp.diff(batch.cu_q_lens_S1)
+    # With few slots, what the decode rows of a mixed step would gain from code of their own is less
+    # than that code takes to compile.
+    is_small = num_slots <= _FEW_SLOTS
     ragged = Ragged(
         kv_lens_S=jnp.where(active_S, length_S, 0),
         cu_q_lens_S1=batch.cu_q_lens_S1,
-        distribution_3=batch.distribution_3,
+        distribution_3=None if is_small else batch.distribution_3,
+        fixed_distribution=(0, 0, num_slots) if is_small else None,
     )
 
     token_T = jnp.arange(batch.tokens_T.shape[0], dtype=jnp.int32)

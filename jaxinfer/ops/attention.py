@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxinfer.batch import Ragged
@@ -37,7 +38,13 @@ def attend(
         logit_softcap=spec.softcap,
         implementation=implementation,
     )
-    rows = (ragged.kv_lens_S, page_table_SM, ragged.cu_q_lens_S1, ragged.distribution_3)
+    rows: tuple[jax.Array, ...] = (ragged.kv_lens_S, page_table_SM, ragged.cu_q_lens_S1)
+    if ragged.fixed_distribution is None:
+        assert ragged.distribution_3 is not None
+        rows = (*rows, ragged.distribution_3)
+    else:
+        distribution_3 = np.asarray(ragged.fixed_distribution, np.int32)
+        kernel = functools.partial(kernel, distribution_3=distribution_3)
     with jax.named_scope("attention"):
         if mesh.size == 1:
             return kernel(q_TNH, k_TKH, v_TKH, pages, *rows)
@@ -54,7 +61,7 @@ def attend(
         sharded = jax.shard_map(
             kernel,
             mesh=mesh,
-            in_specs=(heads, heads, heads, pool, whole, whole, whole, whole),
+            in_specs=(heads, heads, heads, pool, *(whole for _ in rows)),
             out_specs=(heads, pool),
             check_vma=False,
         )

@@ -1,4 +1,5 @@
-"""Attention over a ragged batch whose keys and values live in pages, with their write in the same call.
+"""Attention over a ragged batch whose keys and values live in pages, with their write in the same
+call.
 
 ``ragged_paged_attention`` follows PagedAttention (arXiv 2309.06180) and the calling convention of
 Ragged Paged Attention (arXiv 2604.15464). The pages are a pytree to be carried, donated and handed
@@ -48,8 +49,8 @@ def init_kv_pages(
     """A pool of ``num_pages`` pages of ``page_size`` positions for one layer, filled with zeros.
 
     ``dtype``: float32, bfloat16, float16, float8_e4m3fn, float8_e5m2 or int8. Page 0 exists but is
-    never owned: a pool of ``num_pages`` serves ``num_pages - 1`` pages. ``implementation`` chooses the
-    layout, by the rule of ``ragged_paged_attention``.
+    never owned: a pool of ``num_pages`` serves ``num_pages - 1`` pages. ``implementation`` chooses
+    the layout, by the rule of ``ragged_paged_attention``.
 
     Raises ``ValueError`` for a size below 1 or another dtype, and ``NoImplementation``.
     """
@@ -84,30 +85,30 @@ def ragged_paged_attention(
 
     Arrays (all integers int32):
 
-    - ``q_TNH`` float32, bfloat16 or float16: T tokens of all rows laid end to end, N query heads that
-      share K kv heads in runs of N / K.
-    - ``k_TKH``, ``v_TKH``: the new keys and values, any float dtype; both None to read only what the
-      pages hold (then ``kv_lens_S`` still counts the present tokens, whose owner wrote them).
+    - ``q_TNH`` float32, bfloat16 or float16: T tokens of all rows laid end to end, N query heads
+      that share K kv heads in runs of N / K.
+    - ``k_TKH``, ``v_TKH``: the new keys and values, any float dtype; both None to read only what
+      the pages hold (then ``kv_lens_S`` still counts the present tokens, whose owner wrote them).
     - ``kv_lens_S``: length of each row after this step, cached plus new. 0: the row is idle.
-    - ``page_table_SM``: entry ``[s, m]`` is the page of positions ``m * page_size ...`` of row s, or 0
-      where no page is in use (beyond the length, or before the window).
+    - ``page_table_SM``: entry ``[s, m]`` is the page of positions ``m * page_size ...`` of row s,
+      or 0 where no page is in use (beyond the length, or before the window).
     - ``cu_q_lens_S1``: row s owns tokens ``cu_q_lens[s]`` to ``cu_q_lens[s + 1]``; its last token
       has position ``kv_lens[s] - 1``.
-    - ``distribution_3``: ends of the decode rows (one token each), of the pure-prefill rows (nothing
-      cached), of all rows. The first two are hints for speed and never change a result.
+    - ``distribution_3``: ends of the decode rows (one token each), of the pure-prefill rows
+      (nothing cached), of all rows. The first two are hints for speed and never change a result.
     - ``sinks_N``: an extra logit per query head that joins the softmax denominator only.
     - ``k_scale_K``, ``v_scale_K``: a page holds ``value / scale``; int8 pages need both.
 
-    ``out_TNH`` has the dtype of ``q_TNH`` and is zero for tokens of idle rows and for padding (tokens
-    beyond the last border, rows beyond ``distribution[2]``), which is never read and may be NaN. So
-    may all memory that no row has written. A position whose table entry is not in 1..P-1 is not
-    written and not seen; a row whose numbers contradict each other (more new tokens than its length,
-    longer than its table) is idle. No such mistake reaches another row's pages.
+    ``out_TNH`` has the dtype of ``q_TNH`` and is zero for tokens of idle rows and for padding
+    (tokens beyond the last border, rows beyond ``distribution[2]``), which is never read and may be
+    NaN. So may all memory that no row has written. A position whose table entry is not in 1..P-1 is
+    not written and not seen; a row whose numbers contradict each other (more new tokens than its
+    length, longer than its table) is idle. No such mistake reaches another row's pages.
 
-    Options: ``scale`` multiplies the logits; ``causal=False`` lets every new token see its whole row;
-    ``sliding_window=w`` lets position i see no position before ``i - w + 1``; ``logit_softcap=c``
-    makes logits ``c * tanh(logits / c)``; ``update_kv_cache=False`` lets the new keys and values take
-    part, rounded as if written, and leaves the pages as they were.
+    Options: ``scale`` multiplies the logits; ``causal=False`` lets every new token see its whole
+    row; ``sliding_window=w`` lets position i see no position before ``i - w + 1``;
+    ``logit_softcap=c`` makes logits ``c * tanh(logits / c)``; ``update_kv_cache=False`` lets the
+    new keys and values take part, rounded as if written, and leaves the pages as they were.
 
     ``implementation``: None for the first that can of ``dispatch.NAMES``, or one of them.
     ``interpret`` runs a Pallas kernel in its interpreter; the others ignore it.
@@ -168,7 +169,9 @@ def _check_heads(
     _require(
         q_TNH.dtype.name in QUERY_DTYPES, "dtype of q_TNH", q_TNH.dtype, " or ".join(QUERY_DTYPES)
     )
-    _require(q_TNH.shape[2] == head_dim, "head dim of q_TNH", q_TNH.shape[2], f"{head_dim}, as paged")
+    _require(
+        q_TNH.shape[2] == head_dim, "head dim of q_TNH", q_TNH.shape[2], f"{head_dim}, as paged"
+    )
     _require(
         num_heads % kv_heads == 0,
         "number of query heads",

@@ -1,12 +1,13 @@
 """Time of ragged paged attention, and its fraction of what this machine can do.
 
-``python -m pallas_kernels.ragged_paged_attention.bench [--spec NAME] [--implementation NAME] [--json]``
+``python -m pallas_kernels.ragged_paged_attention.bench [--spec NAME] [--implementation NAME]
+[--json]``
 
 All layers of a spec run in one compiled step, each with pages of its own and waiting for the layer
-before it, as in a model. The limits are measured in the same run: bytes a second by a copy too large
-for any cache, FLOPs by a float32 matrix product. A step cannot take less than the keys and values it
-must read at the one and its two products at the other; ``achieved`` is the larger of these times over
-the measured one. The last line of standard output is JSON.
+before it, as in a model. The limits are measured in the same run: bytes a second by a copy too
+large for any cache, FLOPs by a float32 matrix product. A step cannot take less than the keys and
+values it must read at the one and its two products at the other; ``achieved`` is the larger of
+these times over the measured one. The last line of standard output is JSON.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,10 +64,13 @@ class Step:
 
     def __init__(self, spec: Spec, pages_dtype: str, q_dtype: str, implementation: str | None):
         rng = np.random.default_rng(0)
-        rows = {name: jnp.asarray(x) for name, x in spec.describe(rng).items()}
+        rows: dict[str, Any] = {name: jnp.asarray(x) for name, x in spec.describe(rng).items()}
         kv_shape = (spec.tokens, spec.num_kv_heads, spec.head_dim)
         scales = jnp.full(spec.num_kv_heads, 0.03, jnp.float32) if pages_dtype == "int8" else None
-        options = {"sliding_window": spec.sliding_window, "logit_softcap": spec.logit_softcap}
+        options: dict[str, Any] = {
+            "sliding_window": spec.sliding_window,
+            "logit_softcap": spec.logit_softcap,
+        }
         if spec.has_sinks:
             options["sinks_N"] = jnp.zeros(spec.num_heads, jnp.float32)
         group_size = spec.num_heads // spec.num_kv_heads
@@ -136,7 +141,6 @@ def measure(name: str, spec: Spec, arguments: argparse.Namespace, limits: Limits
         "achieved": bound / min(times),
         "trace_s": step.trace_seconds,
         "compile_s": step.compile_seconds,
-        "temp_megabytes": step.compiled.memory_analysis().temp_size_in_bytes / 1e6,
     }
 
 

@@ -1,12 +1,13 @@
 """Paged keys and values: one layer's pool, an opaque pytree for everyone outside this folder.
 
-Keys lie transposed, ``[pages, kv heads, head dim, page size]``, and values plain, ``[pages, kv heads,
-page size, head dim]``, so that both products of attention read along the last axis. 16-bit floats are
-stored as uint16 and fp8 as uint8: XLA:CPU updates integers in place, but copies a whole pool of small
-floats. Only new rows and gathered blocks are bitcast, never the pool.
+Keys lie transposed, ``[pages, kv heads, head dim, page size]``, and values plain, ``[pages, kv
+heads, page size, head dim]``, so that both products of attention read along the last axis. 16-bit
+floats are stored as uint16 and fp8 as uint8: XLA:CPU updates integers in place, but copies a whole
+pool of small floats. Only new rows and gathered blocks are bitcast, never the pool.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ STORAGE = {
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class KVPages:
-    """The keys and values of one layer, in pages of ``page_size`` positions. Page 0 is never owned."""
+    """The keys and values of one layer, in pages of ``page_size`` positions. Nobody owns page 0."""
 
     keys_PKHp: jax.Array
     values_PKpH: jax.Array
@@ -113,7 +114,7 @@ def write_tokens(
 ) -> KVPages:
     """Writes the stored bits of one key and value a token; pages not in 1..P-1 are dropped."""
     page_T = _dropped_unless(_owned(page_T, pages), page_T, pages)
-    options = {"mode": "drop", "wrap_negative_indices": False}
+    options: dict[str, Any] = {"mode": "drop", "wrap_negative_indices": False}
     return KVPages(
         keys_PKHp=pages.keys_PKHp.at[page_T, :, :, offset_T].set(k_TKH, **options),
         values_PKpH=pages.values_PKpH.at[page_T, :, offset_T, :].set(v_TKH, **options),
@@ -131,9 +132,11 @@ def stored_tokens(x_TKH: jax.Array, dtype: np.dtype, scale_K: jax.Array | None) 
 
 
 def copy_kv_pages(pages: KVPages, src_n: jax.Array, dst_n: jax.Array) -> KVPages:
-    """Copies page ``src_n[i]`` onto page ``dst_n[i]`` (copy-on-write); all are read before any is written.
+    """Copies page ``src_n[i]`` onto page ``dst_n[i]`` (copy-on-write); all are read before any is
+    written.
 
-    Int32 ids ``[n]``. A pair whose ``src`` or ``dst`` is not in 1..P-1 is ignored, so ``(0, 0)`` pads.
+    Int32 ids ``[n]``. A pair whose ``src`` or ``dst`` is not in 1..P-1 is ignored, so ``(0, 0)``
+    pads.
     """
     src_n, dst_n = jnp.asarray(src_n), jnp.asarray(dst_n)
     keep_n = _owned(src_n, pages) & _owned(dst_n, pages)
@@ -183,7 +186,8 @@ def scatter_kv_pages(
 
 
 def fill_kv_pages(pages: KVPages, ids_n: jax.Array, value: float) -> KVPages:
-    """Fills pages ``ids_n`` (page 0 too) with ``value``, unscaled: NaN poisons what must not be read.
+    """Fills pages ``ids_n`` (page 0 too) with ``value``, unscaled: NaN poisons what must not be
+    read.
 
     Int8 pages cannot hold NaN or infinity: ``ValueError``.
     """

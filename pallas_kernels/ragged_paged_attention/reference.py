@@ -1,7 +1,7 @@
 """The meaning of ragged paged attention: one token at a time, its whole row gathered, one softmax.
 
-Slow and obvious. Everything is computed in float32. Positions that a token must not see are replaced
-before they are used, not multiplied by zero: unwritten memory may hold NaN.
+Slow and obvious. Everything is computed in float32. Positions that a token must not see are
+replaced before they are used, not multiplied by zero: unwritten memory may hold NaN.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""Who is who in a ragged batch: the row and the position of every token, from borders and lengths."""
+"""Who is who in a ragged batch: the row and the position of every token."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 class Rows:
     """Rows as every implementation sees them: clean of padding, idle rows and ids out of range.
 
-    ``q_lens_S`` and ``kv_lens_S`` are 0 for a row that takes no part. ``row_T`` is in range also for
-    padding tokens, which ``is_token_T`` tells apart. ``page_table_SM`` holds 0 for "no page".
+    ``q_lens_S`` and ``kv_lens_S`` are 0 for a row that takes no part. ``row_T`` is in range also
+    for padding tokens, which ``is_token_T`` tells apart. ``page_table_SM`` holds 0 for "no page".
     """
 
     q_starts_S: jax.Array
@@ -33,7 +33,7 @@ def describe_rows(
     cu_q_lens_S1: jax.Array,
     distribution_3: jax.Array,
 ) -> Rows:
-    """Reads the batch's description; what does not depend on a layer, so XLA shares it among layers."""
+    """Reads the description of a batch. No layer enters, so XLA shares the result among layers."""
     num_slots, pages_per_row = page_table_SM.shape
     slot_S = jnp.arange(num_slots, dtype=jnp.int32)
     is_row_S = slot_S < distribution_3[2]

@@ -1,11 +1,11 @@
 """A softmax average that is built block by block, so that the order of work leaves no trace.
 
-The running maximum (online softmax, arXiv 1805.02867) is rounded up to a power of two. Bringing sums to
-a new maximum then multiplies them by a power of two, which is exact: a row's result does not depend on
-which of its blocks were added in one step.
+The running maximum (online softmax, arXiv 1805.02867) is rounded up to a power of two. Bringing
+sums to a new maximum then multiplies them by a power of two, which is exact: a row's result does
+not depend on which of its blocks were added in one step.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,9 @@ NO_TOP = -1e30
 class Softmax(NamedTuple):
     """Sums over the positions seen so far, all divided by ``2 ** top``; leading axes are free.
 
-    ``top [...]`` is a whole number in float32. ``sums [..., H + 1]`` holds the sum of ``exp(logit) *
-    value`` and, as its last column, the sum of ``exp(logit)``: one array, because every update of an
-    array is a kernel of its own.
+    ``top [...]`` is a whole number in float32. ``sums [..., H + 1]`` holds the sum of ``exp(logit)
+    * value`` and, as its last column, the sum of ``exp(logit)``: one array, because every update of
+    an array is a kernel of its own.
     """
 
     top: jax.Array
@@ -73,8 +73,9 @@ def add_items(old: Softmax, slot_W: jax.Array, is_first_W: jax.Array, item: Soft
     Items of one row are neighbours, and ``is_first_W`` marks the first of each in this call. A slot
     beyond the rows is dropped.
     """
-    slots, columns = {"mode": "drop", "wrap_negative_indices": False}, (1,) * (old.top.ndim - 1)
-    read = {"mode": "clip", "wrap_negative_indices": False}
+    columns = (1,) * (old.top.ndim - 1)
+    slots: dict[str, Any] = {"mode": "drop", "wrap_negative_indices": False}
+    read: dict[str, Any] = {"mode": "clip", "wrap_negative_indices": False}
     top = old.top.at[slot_W].max(item.top, **slots)
     top_W = top.at[slot_W].get(**read)
     decay_W = power_of_two(old.top.at[slot_W].get(**read) - top_W)

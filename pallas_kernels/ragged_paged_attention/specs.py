@@ -7,7 +7,8 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """One call: a model's attention heads and the rows of a batch as ``(new tokens, length after)``.
+    """One call: a model's attention heads and the rows of a batch as ``(new tokens, length
+    after)``.
 
     ``num_slots`` and ``num_tokens`` are the padded shapes; None: exactly what the rows need.
     """
@@ -46,7 +47,11 @@ class Spec:
     def seen(self) -> list[np.ndarray]:
         """For each row, how many positions each of its new tokens sees."""
         ends = [np.arange(length - new, length) + 1 for new, length in self.rows]
-        return ends if self.sliding_window is None else [np.minimum(e, self.sliding_window) for e in ends]
+        return (
+            ends
+            if self.sliding_window is None
+            else [np.minimum(e, self.sliding_window) for e in ends]
+        )
 
     @property
     def flops(self) -> int:
@@ -104,9 +109,7 @@ SPECS = {
         num_slots=32,
         num_tokens=256,
     ),
-    "smollm2-one-long": Spec(
-        **_SMOLLM2, rows=((1, 8000), *_decode(7, 64, 128)), max_len=8192
-    ),
+    "smollm2-one-long": Spec(**_SMOLLM2, rows=((1, 8000), *_decode(7, 64, 128)), max_len=8192),
     "gemma3-270m-local": Spec(
         **_GEMMA3_270M, rows=(*_decode(3, 600, 1000), (40, 700)), max_len=1024, sliding_window=512
     ),

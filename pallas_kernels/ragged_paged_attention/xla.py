@@ -2,10 +2,10 @@
 
 Rows with one new token are cut into blocks of positions: a flat list of (row, block) items, which a
 loop takes a chunk at a time (split-KV, as in FlashDecoding), so the work is the sum of the lengths
-present. Rows with more tokens are cut into tiles of queries; each tile walks over the blocks that it
-can see, as in FlashAttention-2 (arXiv 2307.08691). Both loops have dynamic trip counts: what is not in
-the batch costs nothing. The lists of items and tiles do not depend on a layer; XLA computes them once
-for all layers of a program.
+present. Rows with more tokens are cut into tiles of queries; each tile walks over the blocks that
+it can see, as in FlashAttention-2 (arXiv 2307.08691). Both loops have dynamic trip counts: what is
+not in the batch costs nothing. The lists of items and tiles do not depend on a layer; XLA computes
+them once for all layers of a program.
 """
 
 from typing import NamedTuple, TypeVar
@@ -66,7 +66,7 @@ def ragged_paged_attention(
     v_scale_K: jax.Array | None,
     options: Options,
 ) -> tuple[jax.Array, KVPages]:
-    num_tokens, num_heads, head_dim = q_TNH.shape
+    num_tokens, _, head_dim = q_TNH.shape
     num_kv_heads, page_size = kv_pages.num_kv_heads, kv_pages.page_size
     rows = describe_rows(
         num_tokens,
@@ -123,8 +123,9 @@ def _parts(distribution_3: jax.Array | np.ndarray, has_unwritten: bool) -> tuple
 class Items(NamedTuple):
     """The (row, block) items of all rows with one new token; I is an upper bound of their number.
 
-    An entry beyond the last item has row S and sees nothing. ``is_first_I`` marks the first item that a
-    row has in its chunk. Of page ``page_Ib`` an item sees offsets ``first_Ib <= offset < last_Ib``.
+    An entry beyond the last item has row S and sees nothing. ``is_first_I`` marks the first item
+    that a row has in its chunk. Of page ``page_Ib`` an item sees offsets ``first_Ib <= offset <
+    last_Ib``.
     """
 
     row_I: jax.Array
@@ -180,8 +181,8 @@ def _attend_single_rows(call: Call, is_single_S: jax.Array) -> jax.Array:
             jax.lax.dynamic_slice_in_dim(x, start, chunk) for x in items
         )
         sees_Wbp = (offset_11p >= first_Wb[..., None]) & (offset_11p < last_Wb[..., None])
-        q_WKGH = _scaled(call, call.q_TKGH.at[token_W].get(mode="clip", wrap_negative_indices=False))
-        logits = _logits(call, "WKGH,WbKHp->WKGbp", q_WKGH, _read_keys(call, page_Wb))
+        q_WKGH = _scaled(call, _rows_of(call.q_TKGH, token_W))
+        logits = _logits(call, "WKGH,WbKHp->WKGbp", q_WKGH, _read_keys(call, page_Wb, sees_Wbp))
         logits = jnp.where(sees_Wbp[:, None, None], logits, -jnp.inf)
         top_WKG = softmax.top_of(logits.max(axis=(3, 4)))
         weights = softmax.weights_of(logits, top_WKG)
@@ -190,7 +191,7 @@ def _attend_single_rows(call: Call, is_single_S: jax.Array) -> jax.Array:
         item = Softmax(top_WKG, softmax.join(values_WKGH, weights.sum(axis=(3, 4))))
         return start + chunk, softmax.add_items(softmax_SKG, row_W, is_first_W, item)
 
-    softmax_SKG = _begin(call, num_slots)
+    softmax_SKG = _begin(call, (num_slots,), ())
     _, softmax_SKG = jax.lax.while_loop(
         lambda state: state[0] < num_items, take_chunk, (jnp.int32(0), softmax_SKG)
     )
@@ -200,7 +201,7 @@ def _attend_single_rows(call: Call, is_single_S: jax.Array) -> jax.Array:
 
 
 class Tiles(NamedTuple):
-    """The tiles of queries of all rows that have more than one; J is an upper bound of their number."""
+    """The tiles of all rows that are cut into them; J is an upper bound of their number."""
 
     row_J: jax.Array
     token_J: jax.Array
@@ -249,37 +250,31 @@ def _attend_tiles(
     num_tokens, num_slots = rows.row_T.size, rows.q_lens_S.size
     tile_size = _tile_size(num_tokens, num_slots)
     num_tiles, tiles = _list_tiles(rows, is_tiled_S, tile_size)
-    padding = ((0, tile_size), (0, 0), (0, 0), (0, 0))
-    queries = jnp.pad(call.q_TKGH, padding)
     lane_q = jnp.arange(tile_size, dtype=jnp.int32)
 
     def take_tile(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         index, out = state
         row, token, position, num_queries = (x[index] for x in tiles)
-        q_qKGH = jax.lax.dynamic_slice_in_dim(queries, token, tile_size)
         tile = Tile(
-            q_KGqH=_scaled(call, q_qKGH).transpose(1, 2, 0, 3),
+            q_KGqH=_scaled(call, _rows_of(call.q_TKGH, token + lane_q)).transpose(1, 2, 0, 3),
             position_q=position + lane_q,
             row=row,
             cached_len=rows.kv_lens_S[row] - rows.q_lens_S[row],
             kv_len=rows.kv_lens_S[row],
         )
-        softmax_KGq = _begin(call, None, tile_size)
+        softmax_KGq = _begin(call, (), (tile_size,))
         seen_len = position + num_queries if call.options.causal else tile.kv_len
         softmax_KGq = _attend_pages(call, tile, seen_len, softmax_KGq, unwritten is not None)
         if unwritten is not None:
             softmax_KGq = _attend_unwritten(call, tile, softmax_KGq, *unwritten)
-        new = softmax.finish(softmax_KGq).transpose(2, 0, 1, 3)
-        old = jax.lax.dynamic_slice_in_dim(out, token, tile_size)
-        new = jnp.where((lane_q < num_queries)[:, None, None, None], new, old)
-        return index + 1, jax.lax.dynamic_update_slice_in_dim(out, new, token, 0)
+        token_q = jnp.where(lane_q < num_queries, token + lane_q, num_tokens)
+        new_qKGH = softmax.finish(softmax_KGq).transpose(2, 0, 1, 3)
+        return index + 1, out.at[token_q].set(new_qKGH, mode="drop", wrap_negative_indices=False)
 
-    _, out = jax.lax.while_loop(
-        lambda state: state[0] < num_tiles,
-        take_tile,
-        (jnp.int32(0), jnp.pad(out_TKGH, padding)),
+    _, out_TKGH = jax.lax.while_loop(
+        lambda state: state[0] < num_tiles, take_tile, (jnp.int32(0), out_TKGH)
     )
-    return out[:num_tokens]
+    return out_TKGH
 
 
 def _tile_size(num_tokens: int, num_slots: int) -> int:
@@ -305,8 +300,9 @@ def _attend_pages(
         id_b = _page_ids(page_M[None], page_b[None])[0]
         position_C = index * block + jnp.arange(block, dtype=jnp.int32)
         is_held_C = (position_C >= first) & (position_C < last) & jnp.repeat(id_b > 0, page_size)
-        keys = _read_keys(call, id_b).transpose(1, 2, 0, 3)
-        values = _read_values(call, id_b, is_held_C.reshape(block_pages, page_size))
+        is_held_bp = is_held_C.reshape(block_pages, page_size)
+        keys = _read_keys(call, id_b, is_held_bp).transpose(1, 2, 0, 3)
+        values = _read_values(call, id_b, is_held_bp)
         return _add_block(
             call,
             tile,
@@ -378,14 +374,14 @@ def _add_block(
     return Softmax(top, old.sums * decay[..., None] + sums)
 
 
-def _begin(call: Call, num_slots: int | None, num_queries: int | None = None) -> Softmax:
-    """An empty ``[S, K, G]`` or ``[K, G, q]`` softmax, with the sinks in it if there are any."""
+def _begin(call: Call, before: tuple[int, ...], after: tuple[int, ...]) -> Softmax:
+    """An empty ``[*before, K, G, *after]`` softmax, with the sinks in it if there are any."""
     num_kv_heads, group_size, head_dim = call.q_TKGH.shape[1:]
     sinks = call.sinks_KG
-    if num_slots is not None:
-        return softmax.begin((num_slots, num_kv_heads, group_size), head_dim, sinks)
-    sinks = None if sinks is None else sinks[..., None]
-    return softmax.begin((num_kv_heads, group_size, num_queries), head_dim, sinks)
+    if sinks is not None:
+        ones = ((1,) * len(before), (1,) * len(after))
+        sinks = sinks.reshape(*ones[0], num_kv_heads, group_size, *ones[1])
+    return softmax.begin((*before, num_kv_heads, group_size, *after), head_dim, sinks)
 
 
 def _scaled(call: Call, q_xKGH: jax.Array) -> jax.Array:
@@ -404,26 +400,35 @@ def _logits(call: Call, product: str, q: jax.Array, keys: jax.Array) -> jax.Arra
     return cap * jnp.tanh(logits / cap)
 
 
-def _read_keys(call: Call, id_x: jax.Array) -> jax.Array:
-    """Unscaled float32 keys ``[*x, K, H, p]`` of pages ``id_x``."""
-    return _floats(_gather(call.pages.keys_PKHp, id_x), call.pages)
+def _read_keys(call: Call, id_x: jax.Array, sees_xp: jax.Array) -> jax.Array:
+    """Unscaled float32 keys ``[*x, K, H, p]`` of pages ``id_x``; those not seen are 0.
+
+    Their logits are masked in any case, but a gather that computes something is faster than a bare
+    one.
+    """
+    keys = _floats(_gather(call.pages.keys_PKHp, id_x), call.pages)
+    return jnp.where(sees_xp[..., None, None, :], keys, 0.0)
 
 
 def _read_values(call: Call, id_x: jax.Array, sees_xp: jax.Array) -> jax.Array:
-    """Unscaled float32 values ``[*x, K, p, H]``; those not seen are 0, because 0 * NaN would not be."""
+    """Unscaled float32 values ``[*x, K, p, H]``; those not seen are 0, as 0 * NaN would not be."""
     values = _floats(_gather(call.pages.values_PKpH, id_x), call.pages)
     return jnp.where(sees_xp[..., None, :, None], values, 0.0)
 
 
 def _gather(pool: jax.Array, id_x: jax.Array) -> jax.Array:
     """Whole pages ``[*x, ...]``, taken as flat runs of memory: faster than the 4-d form."""
-    flat = pool.reshape(pool.shape[0], -1)
-    runs = flat.at[id_x].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    runs = _rows_of(pool.reshape(pool.shape[0], -1), id_x)
     return runs.reshape(*id_x.shape, *pool.shape[1:])
 
 
+def _rows_of(array: jax.Array, index: jax.Array) -> jax.Array:
+    """``array[index]``; an index beyond the end takes the last."""
+    return array.at[index].get(mode="clip", wrap_negative_indices=False)
+
+
 def _floats(bits: jax.Array, pages: KVPages) -> jax.Array:
-    """Stored bits as float32; bfloat16 by a shift, which XLA:CPU runs faster than the conversion."""
+    """Stored bits as float32; bfloat16 by a shift, which XLA:CPU runs faster than a conversion."""
     if pages.dtype == jnp.bfloat16:
         return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
     return from_storage(bits, pages.dtype).astype(jnp.float32)

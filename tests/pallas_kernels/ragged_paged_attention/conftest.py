@@ -97,7 +97,9 @@ def make_batch(
         jnp.asarray(np.clip(np.round(x), -127, 127) if pages_dtype == "int8" else x, pages_dtype)
         for x in (pool_k, pool_v)
     )
-    pages = fill_kv_pages(scatter_kv_pages(pages, all_ids, stored_k, stored_v), all_ids[:1], unwritten)
+    pages = fill_kv_pages(
+        scatter_kv_pages(pages, all_ids, stored_k, stored_v), all_ids[:1], unwritten
+    )
     return Batch(
         q_TNH=jnp.asarray(q, q_dtype),
         k_TKH=jnp.asarray(k, q_dtype),

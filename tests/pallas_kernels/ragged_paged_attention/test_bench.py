@@ -10,7 +10,9 @@ from pallas_kernels.ragged_paged_attention.specs import SPECS, Spec
 
 
 def test_the_last_line_is_json_with_time_limit_and_fraction(capsys, monkeypatch):
-    tiny = Spec(num_heads=2, num_kv_heads=1, head_dim=8, rows=((1, 9), (3, 3)), page_size=8, layers=2)
+    tiny = Spec(
+        num_heads=2, num_kv_heads=1, head_dim=8, rows=((1, 9), (3, 3)), page_size=8, layers=2
+    )
     monkeypatch.setitem(SPECS, "tiny", tiny)
     limits = bench.Limits(bytes_per_second=1e9, flops_per_second=1e9)
     monkeypatch.setattr(bench, "measure_limits", lambda: limits)

@@ -29,9 +29,7 @@ def test_a_row_alone_equals_itself_among_others_bit_for_bit(row, pages_dtype, ba
             content=lambda _: np.random.default_rng((0, row)),
         )
         out, _ = attend("xla", alone)
-        np.testing.assert_array_equal(
-            out[tokens_of(alone_rows, slot)], among[tokens_of(ROWS, row)]
-        )
+        np.testing.assert_array_equal(out[tokens_of(alone_rows, slot)], among[tokens_of(ROWS, row)])
 
 
 def test_no_neighbour_however_long_moves_a_row_into_other_numbers(batch_of, attend):
@@ -67,9 +65,7 @@ def test_zones_known_when_compiling_give_the_same_result(rows, zones, batch_of, 
 
 
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
-def test_rows_beyond_the_last_zone_are_padding(
-    implementation, batch_of, attend, assert_same_pages
-):
+def test_rows_beyond_the_last_zone_are_padding(implementation, batch_of, attend, assert_same_pages):
     batch = batch_of(ROWS)
     garbage = batch.where(
         kv_lens_S=batch.kv_lens_S.at[2:].set(1 << 30),

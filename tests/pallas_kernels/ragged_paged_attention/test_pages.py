@@ -77,7 +77,9 @@ def test_ids_nobody_owns_are_never_written(bad):
 def test_fill_poisons_the_named_pages_and_no_other(dtype):
     pages = some_pages(dtype)
     filled = fill_kv_pages(pages, ids(2, 4, -1, 7), float("nan"))
-    for got, wanted in zip(content(filled, 1, 2, 3, 4, 5, 6), content(pages, 1, 3, 5, 6), strict=True):
+    for got, wanted in zip(
+        content(filled, 1, 2, 3, 4, 5, 6), content(pages, 1, 3, 5, 6), strict=True
+    ):
         assert np.isnan(got[[1, 3]]).all()
         np.testing.assert_array_equal(got[[0, 2, 4, 5]], wanted)
 
@@ -117,7 +119,9 @@ def test_pages_split_over_devices_by_kv_head(four_devices, batch_of, attend):
     heads, rest = PartitionSpec(None, "model"), PartitionSpec()
     call = functools.partial(ragged_paged_attention, scale=0.25)
     specs = (heads, heads, heads, kv_pages_spec("model"), rest, rest, rest, rest)
-    split = jax.shard_map(call, mesh=mesh, in_specs=specs, out_specs=(heads, heads), check_vma=False)
+    split = jax.shard_map(
+        call, mesh=mesh, in_specs=specs, out_specs=(heads, heads), check_vma=False
+    )
     out, _ = jax.jit(split)(*batch.arguments)
     np.testing.assert_allclose(np.asarray(out), expected, rtol=2e-5, atol=2e-5)
 
@@ -144,7 +148,9 @@ def test_a_dtype_that_pages_cannot_hold_is_refused():
 def memory_of(function, num_pages, dtype, *rest):
     pages = jax.eval_shape(lambda: init_kv_pages(num_pages, 16, 2, 16, dtype))
     compiled = jax.jit(function, donate_argnums=0).lower(pages, *rest).compile()
-    return compiled.memory_analysis(), sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pages))
+    return compiled.memory_analysis(), sum(
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pages)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
