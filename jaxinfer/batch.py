@@ -40,9 +40,7 @@ class Ragged:
     kv_lens_S: jax.Array
     cu_q_lens_S1: jax.Array
     distribution_3: jax.Array | None
-    fixed_distribution: tuple[int, int, int] | None = field(
-        default=None, metadata={"static": True}
-    )
+    fixed_distribution: tuple[int, int, int] | None = field(default=None, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

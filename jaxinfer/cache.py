@@ -17,7 +17,7 @@ from pallas_kernels import KVPages, copy_kv_pages, init_kv_pages
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGroup:
-    """Layers that share page ids. ``window`` is the number of tokens that must stay, None for all."""
+    """Layers that share page ids. ``window``: how many tokens must stay, None for all."""
 
     kind: Literal["full", "window"]
     window: int | None

@@ -3,10 +3,10 @@
     JaxInferError
     ├── UsageError(ValueError)          a value somebody gave us is wrong
     │   ├── ConfigError                 a model configuration: unknown architecture, field or value
-    │   ├── InvalidParameter            a sampling or engine parameter: NaN, out of range, contradictory
+    │   ├── InvalidParameter            a sampling or engine parameter: NaN, out of range
     │   ├── InvalidPrompt               empty, ids outside the vocabulary, not text
     │   │   └── PromptTooLong           longer than the context, or than the pages of the whole pool
-    │   └── ChatTemplateError           a chat template that is missing, hostile or fails on the messages
+    │   └── ChatTemplateError           a chat template that is missing, hostile or fails
     ├── ModelNotFound(FileNotFoundError) no such directory, file, hub id or known name
     ├── CheckpointError                 the files of a model
     │   ├── CorruptCheckpoint           truncated, sizes that lie, paths that leave the directory
@@ -18,7 +18,7 @@
     ├── CapacityError                   does not fit: memory, pages, queue
     ├── DuplicateRequest(ValueError)    a request id that is in use
     ├── EngineClosed(RuntimeError)      submitted after close()
-    └── StepFailed(RuntimeError)        the device failed during a step; what was in flight is told why
+    └── StepFailed(RuntimeError)        the device failed during a step
 
 Each message names the value, what is allowed, and the fix.
 """

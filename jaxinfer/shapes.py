@@ -3,7 +3,7 @@
     T  tokens of a step, all rows laid end to end      S  slots (rows of a step)
     P  pages of a pool          p  tokens a page        M  pages a sequence (width of a page table)
     D  model width              N  query heads          K  kv heads        G  = N / K
-    H  head dim                 F  mlp width            V  vocabulary      W  = ceil(V / 32) mask words
+    H  head dim                 F  mlp width            V  vocabulary      W  = ceil(V / 32) words
     E  experts                  R  latent rank          Z  recurrent state
     L  layers                   B  batch
 

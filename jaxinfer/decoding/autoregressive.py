@@ -17,7 +17,6 @@ from jaxinfer.decoding.slots import SlotState
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.sampling import SampleOutput, Scores, sample, score
 
-
 _FEW_SLOTS = 4
 
 

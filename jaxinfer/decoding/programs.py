@@ -22,6 +22,7 @@ from jaxinfer.checkpoint.load import Progress, no_progress
 from jaxinfer.decoding.autoregressive import decode, prefill, score_rows
 from jaxinfer.decoding.slots import SlotState, admit_slot, init_slots
 from jaxinfer.models.loading import Model
+from jaxinfer.ops.blocked import COMPILER_OPTIONS
 from jaxinfer.sampling import blank_slot_sampling
 from jaxinfer.shapes import Shape, Tree, next_in
 from pallas_kernels import kv_pages_spec
@@ -65,7 +66,7 @@ class ProgramTable:
         only: Collection[str] | None = None,
         threads: int = 2,
     ) -> None:
-        """Lowers and compiles every program, or ``only`` those; XLA's half of it runs in parallel."""
+        """Lowers and compiles every program, or ``only`` those, XLA's part in parallel."""
         lowerings = self._lowerings()
         if only is not None:
             lowerings = {name: lowerings[name] for name in only}
@@ -123,9 +124,8 @@ class ProgramTable:
 
     def temporary_bytes(self) -> int:
         """The most temporary memory any of the programs needs, by the compiler's own analysis."""
-        return max(
-            program.memory_analysis().temp_size_in_bytes for program in self._compiled.values()
-        )
+        analyses = (program.memory_analysis() for program in self._compiled.values())
+        return max(analysis.temp_size_in_bytes for analysis in analyses if analysis is not None)
 
     def _lowerings(self) -> dict[str, Callable[[], Lowered]]:
         """How to lower each program, by name."""
@@ -149,8 +149,8 @@ class ProgramTable:
         step = (params, cache, state, tables)
         for steps in shapes.decode_steps:
             rows = self._ints(shapes.num_slots)
-            results = (where_cache, where_state, whole)
-            add(f"decode/{steps}", self._decode(steps), results, (1, 2), *step, rows, mask)
+            after = (where_cache, where_state, whole)
+            add(f"decode/{steps}", self._decode(steps), after, (1, 2), *step, rows, mask)
         for num_tokens in shapes.prefill_tokens:
             rows = self._ints(prefill_buffer_size(num_tokens, shapes.num_slots))
             results = (where_cache, where_state, whole, whole)
@@ -169,7 +169,7 @@ class ProgramTable:
         return lowerings
 
     def _decode(self, num_steps: int) -> Callable:
-        def run(params, cache, state, tables, planned_S, mask_SW):  # type: ignore[no-untyped-def]
+        def run(params, cache, state, tables, planned_S, mask_SW):
             decoder = self.model.merge(params)
             return decode(
                 decoder, cache, state, tables, planned_S, num_steps=num_steps, mask_SW=mask_SW
@@ -177,11 +177,11 @@ class ProgramTable:
 
         return run
 
-    def _prefill(self, params, cache, state, tables, packed, mask_SW):  # type: ignore[no-untyped-def]
+    def _prefill(self, params, cache, state, tables, packed, mask_SW):
         decoder = self.model.merge(params)
         return prefill(decoder, cache, state, tables, packed, mask_SW=mask_SW)
 
-    def _score(self, params, hidden_TD, index_R, targets_R):  # type: ignore[no-untyped-def]
+    def _score(self, params, hidden_TD, index_R, targets_R):
         return score_rows(self.model.merge(params), hidden_TD, index_R, targets_R)
 
     def _copy(self, cache: Cache, source_GC: jax.Array, target_GC: jax.Array) -> Cache:
@@ -231,4 +231,5 @@ def _compile(lowered: Lowered, options: dict[str, Any]) -> Compiled:
 
 
 def _compiler_options(model: Model) -> dict[str, Any]:
-    return {}
+    """The options that the layout of this model's parameters asks for."""
+    return dict(COMPILER_OPTIONS) if model.is_blocked else {}

@@ -18,6 +18,7 @@ from jaxinfer.engine.memory import (
 )
 from jaxinfer.engine.runner import DeviceRunner
 from jaxinfer.errors import CapacityError, InvalidParameter
+from jaxinfer.models.layout import for_decoding
 from jaxinfer.models.loading import DTYPES, Model
 from jaxinfer.tokenizer import Tokenizer
 
@@ -58,6 +59,11 @@ def build_engine(
         decode_steps=tuple(decode_steps),
         enable_prefix_caching=enable_prefix_caching,
     )
+    num_slots = max_num_seqs
+    model = for_decoding(model, num_slots)
+    if not model.is_blocked and model.mesh.devices.flat[0].platform == "cpu":
+        # XLA:CPU multiplies one row with plain 16-bit weights far slower than two.
+        num_slots = max(2, num_slots)
     kv_dtype = _kv_dtype(kv_cache_dtype, model)
     if not 0 < memory_utilization <= 1:
         raise InvalidParameter(f"memory_utilization = {memory_utilization} must be in (0, 1]")
@@ -67,8 +73,7 @@ def build_engine(
     def table_with(pages: int) -> ProgramTable:
         groups = cache_groups(model.config, limits, pages)
         shapes = ProgramShapes(
-            # A step of one row would take other code paths than a step of many.
-            num_slots=max(2, max_num_seqs),
+            num_slots=num_slots,
             pages_per_sequence=-(-limits.max_model_len // page_size),
             page_size=page_size,
             num_pages=tuple(group.num_pages for group in groups),

@@ -110,8 +110,6 @@ def fitting_pages(
     """
     per_sequence = -(-limits.max_model_len // limits.page_size)
     useful = 1 + limits.max_num_seqs * per_sequence
-    if limits.enable_prefix_caching:
-        useful += limits.max_num_seqs * per_sequence
     candidates = [count for count in _grid(_MOST_PAGES) if count <= useful] + [useful]
     fitting = [count for count in candidates if pool_bytes(config, limits, count, dtype) <= room]
     if not fitting:

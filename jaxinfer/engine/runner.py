@@ -83,7 +83,7 @@ class DeviceRunner:
         self._upload_tables()
 
     def warm_up(self) -> None:
-        """Runs every program once, on idle rows, and starts again with everything empty."""
+        """Runs every program once, on idle rows, which leaves the cache as it is."""
         num_slots = self._programs.shapes.num_slots
         nothing = np.zeros(0, np.int32)
         sampling = self.slot_sampling(SamplingParams(logprobs=0), index=0, max_tokens=1)
@@ -101,7 +101,7 @@ class DeviceRunner:
             if hidden_TD is not None and self._programs.shapes.score_rows:
                 list(self._score_chunk(hidden_TD, 0, np.zeros(1, np.int32)))
             _logprobs(output)
-        self.reset()
+        self._slots = self._programs.empty_slots()
 
     def slot_sampling(self, params: SamplingParams, *, index: int, max_tokens: int) -> SlotRequest:
         """Checks sample ``index`` of a request; without a seed of its own it draws one here."""

@@ -9,6 +9,7 @@ from jaxinfer.batch import Ragged
 from jaxinfer.config import AttentionSpec
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.norm import Norm
+from jaxinfer.layers.parameter import KeySource
 from jaxinfer.ops.attention import attend
 from jaxinfer.ops.rope import RopeTable, rotate
 from pallas_kernels import KVPages
@@ -17,7 +18,7 @@ from pallas_kernels import KVPages
 class Attention(nnx.Module):
     """Projects, norms and rotates queries and keys, attends over the pages, projects back."""
 
-    def __init__(self, spec: AttentionSpec, width: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+    def __init__(self, spec: AttentionSpec, width: int, dtype: jnp.dtype, *, rngs: KeySource):
         self.spec = spec
         q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         bias = spec.qkv_bias

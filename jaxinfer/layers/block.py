@@ -10,6 +10,7 @@ from jaxinfer.config import LayerSpec, NormSpec
 from jaxinfer.layers.attention import Attention
 from jaxinfer.layers.mlp import Mlp
 from jaxinfer.layers.norm import Norm
+from jaxinfer.layers.parameter import KeySource
 from jaxinfer.ops.rope import RopeTable
 from pallas_kernels import KVPages
 
@@ -17,7 +18,7 @@ from pallas_kernels import KVPages
 class Block(nnx.Module):
     """Builds what its ``LayerSpec`` says; has no choices of its own."""
 
-    def __init__(self, spec: LayerSpec, width: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+    def __init__(self, spec: LayerSpec, width: int, dtype: jnp.dtype, *, rngs: KeySource):
         def norm(norm_spec: NormSpec | None) -> Norm | None:
             return None if norm_spec is None else Norm(norm_spec, width, dtype, rngs=rngs)
 

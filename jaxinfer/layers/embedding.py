@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxinfer.layers.parameter import embedding, parameter
+from jaxinfer.layers.parameter import KeySource, embedding, parameter
 from jaxinfer.ops.linear import look_up
 
 
@@ -12,7 +12,7 @@ class Embedding(nnx.Module):
     """``embedding [rows, width]``; ``rows_axis`` is the logical name of its first axis."""
 
     def __init__(
-        self, rows: int, width: int, dtype: jnp.dtype, rows_axis: str | None, *, rngs: nnx.Rngs
+        self, rows: int, width: int, dtype: jnp.dtype, rows_axis: str | None, *, rngs: KeySource
     ):
         axes = (rows_axis, "embed")
         self.embedding = parameter(rngs, (rows, width), dtype, axes, embedding)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxinfer.layers.parameter import fan_in, parameter, zeros
+from jaxinfer.layers.parameter import KeySource, fan_in, parameter, zeros
 from jaxinfer.ops.linear import linear
 
 
@@ -19,7 +19,7 @@ class Linear(nnx.Module):
         axes: tuple[str, str],
         *,
         bias: bool = False,
-        rngs: nnx.Rngs,
+        rngs: KeySource,
     ):
         self.kernel = parameter(rngs, (size_in, size_out), dtype, axes, fan_in)
         self.bias = parameter(rngs, (size_out,), dtype, axes[1:], zeros) if bias else None

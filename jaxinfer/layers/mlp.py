@@ -6,13 +6,14 @@ from flax import nnx
 
 from jaxinfer.config import MlpSpec
 from jaxinfer.layers.linear import Linear
+from jaxinfer.layers.parameter import KeySource
 from jaxinfer.ops.activation import activate
 
 
 class Mlp(nnx.Module):
     """``down(act(gate(x)) * up(x))`` (SwiGLU, GeGLU), or ``down(act(up(x)))`` when not gated."""
 
-    def __init__(self, spec: MlpSpec, width: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+    def __init__(self, spec: MlpSpec, width: int, dtype: jnp.dtype, *, rngs: KeySource):
         self.spec = spec
         wide, narrow = ("embed", "mlp"), ("mlp", "embed")
 

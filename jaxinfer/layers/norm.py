@@ -5,14 +5,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.config import NormSpec
-from jaxinfer.layers.parameter import ones, parameter, zeros
+from jaxinfer.layers.parameter import KeySource, ones, parameter, zeros
 from jaxinfer.ops.norm import normalize
 
 
 class Norm(nnx.Module):
     """Normalises the last axis, of size ``width``."""
 
-    def __init__(self, spec: NormSpec, width: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+    def __init__(self, spec: NormSpec, width: int, dtype: jnp.dtype, *, rngs: KeySource):
         init = zeros if spec.unit_offset else ones
         self.spec = spec
         self.scale = parameter(rngs, (width,), dtype, (None,), init)

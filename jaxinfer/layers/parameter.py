@@ -1,6 +1,7 @@
 """One declaration a weight: shape, dtype, logical axes and initialiser stand on one line."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,21 @@ fan_in: Initializer = nnx.initializers.lecun_normal()
 embedding: Initializer = nnx.initializers.normal(stddev=0.02)
 
 
+class KeySource(Protocol):
+    """Where initialisers get their keys: ``nnx.Rngs``, or ``OneKey``."""
+
+    def params(self) -> jax.Array: ...
+
+
+class OneKey:
+    """The same key for everyone: for shapes alone, where counting keys would take seconds."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
 def parameter(
-    rngs: nnx.Rngs, shape: Shape, dtype: jnp.dtype, axes: LogicalAxes, init: Initializer
+    rngs: KeySource, shape: Shape, dtype: jnp.dtype, axes: LogicalAxes, init: Initializer
 ) -> nnx.Param:
     """A parameter whose ``axes`` metadata names what each dimension is, for the sharding rules."""
     return nnx.Param(init(rngs.params(), shape, dtype), axes=axes)

@@ -16,8 +16,8 @@ from jaxinfer.checkpoint.orbax import is_orbax_directory
 from jaxinfer.checkpoint.resolve import resolve_model
 from jaxinfer.checkpoint.source import Source, open_source
 from jaxinfer.config import ModelConfig
-from jaxinfer.errors import InvalidParameter, ModelNotFound, Unsupported
-from jaxinfer.models.loading import Model, dummy_model, load_model
+from jaxinfer.errors import InvalidParameter, ModelNotFound
+from jaxinfer.models.loading import Model, dummy_model, load_model, restore_model
 from jaxinfer.models.registry import model_config
 from jaxinfer.presets import config_names, find_config
 from jaxinfer.tokenizer import Tokenizer, load_tokenizer
@@ -34,13 +34,15 @@ class OpenModel:
 
     Attributes:
         config: what it is made of; ``config.dtype`` is what dtype "auto" means for it.
-        source: its weights; None for a model of random ones.
+        source: its weights; None for a model of random ones, and for an Orbax checkpoint.
+        orbax: the directory of an Orbax checkpoint.
         tokenizer: None where it has none, or none was wanted.
     """
 
     config: ModelConfig
     source: Source | None
     tokenizer: Tokenizer | None
+    orbax: Path | None = None
 
     def load(
         self, *, mesh: Mesh, dtype: str, max_len: int | None, seed: int, progress: Progress
@@ -51,6 +53,8 @@ class OpenModel:
             CheckpointError, ConfigError, InvalidParameter: as ``load_model``.
         """
         dtype = self.config.dtype if dtype == "auto" else dtype
+        if self.orbax is not None:
+            return restore_model(self.orbax, mesh=mesh, dtype=dtype, max_len=max_len)
         if self.source is None:
             return dummy_model(self.config, mesh=mesh, dtype=dtype, max_len=max_len, seed=seed)
         with self.source as source:
@@ -78,26 +82,29 @@ def open_model(
 
     Raises:
         ModelNotFound, CheckpointError, ConfigError, TokenizerError: what is wrong with it.
-        Unsupported: a kind of checkpoint that cannot be served.
         InvalidParameter: an unknown ``load_format``.
     """
     if load_format not in LOAD_FORMATS:
         raise InvalidParameter(f"load_format = {load_format!r} must be {' or '.join(LOAD_FORMATS)}")
+    orbax: Path | None = None
+    source: Source | None
     if load_format == "dummy":
         path, source = Path(model).expanduser(), None
         config = model_config(_config_only(model, path))
     else:
         path = resolve_model(model)
         if path.is_dir() and is_orbax_directory(path):
-            raise Unsupported(f"{path} is an Orbax checkpoint: give the safetensors or GGUF files")
-        source = open_source(path)
-        config = _with_stored_dtype(model_config(source.config), source)
+            source, orbax = None, path
+            config = model_config(read_config(path))
+        else:
+            source = open_source(path)
+            config = _with_stored_dtype(model_config(source.config), source)
     found = None
     if isinstance(tokenizer, Tokenizer):
         found = tokenizer
     elif not skip_tokenizer:
         found = _find_tokenizer(path, source) if tokenizer is None else _tokenizer_at(tokenizer)
-    return OpenModel(config=config, source=source, tokenizer=found)
+    return OpenModel(config=config, source=source, tokenizer=found, orbax=orbax)
 
 
 def _config_only(model: str | Path, path: Path) -> Mapping[str, Any]:

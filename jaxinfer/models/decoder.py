@@ -14,6 +14,7 @@ from jaxinfer.layers.block import Block
 from jaxinfer.layers.embedding import Embedding
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.norm import Norm
+from jaxinfer.layers.parameter import KeySource
 from jaxinfer.ops.linear import tied_head
 from jaxinfer.ops.rope import RopeTable, rope_table
 from pallas_kernels import KVPages
@@ -28,7 +29,7 @@ class Decoder(nnx.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, *, dtype: jnp.dtype, max_len: int, mesh: Mesh, rngs: nnx.Rngs
+        self, config: ModelConfig, *, dtype: jnp.dtype, max_len: int, mesh: Mesh, rngs: KeySource
     ):
         width = config.width
         self.config, self.max_len, self.mesh = config, max_len, mesh

@@ -1,51 +1,47 @@
-"""How parameters lie in memory: as declared, or as the platform multiplies them fastest."""
+"""How parameters lie in memory: as declared, and as a platform multiplies a few rows fastest."""
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.config import ModelConfig
-from jaxinfer.ops.blocked import BLOCK, BlockedEmbedding, BlockedKernel, block_kernel
+from jaxinfer.models.loading import Model
+from jaxinfer.ops.blocked import (
+    FEW_ROWS,
+    BlockedEmbedding,
+    BlockedKernel,
+    block,
+    can_block,
+)
 from jaxinfer.shapes import Tree
 
 
-def lay_out(params: Tree, config: ModelConfig, *, platform: str, num_devices: int) -> Tree:
-    """The same parameters; on one CPU, bfloat16 kernels become ``BlockedKernel``.
+def for_decoding(model: Model, num_slots: int) -> Model:
+    """The model with its kernels also in blocks where decode steps of ``num_slots`` rows gain.
 
-    A tied embedding is kept twice then, as rows and as blocks. Leaves are replaced one by one in
-    the nested dict that is given, so that at most one tensor exists twice.
+    That is on one CPU, in bfloat16, with few slots. It takes the memory of the weights again, which
+    is then what float32 weights would take.
     """
-    if platform != "cpu" or num_devices > 1:
-        return params
-    embed = params["embed"]
-    if config.tied_head and _can_block(embed["embedding"].T):
-        rows_VD = embed["embedding"]
-        embed["embedding"] = BlockedEmbedding(rows_VD, block_kernel(rows_VD.T))
-    _block_kernels(params)
-    return params
+    platform = model.mesh.devices.flat[0].platform
+    if platform != "cpu" or model.mesh.size > 1 or num_slots > FEW_ROWS:
+        return model
+    params = _blocked(model.params)
+    embedding_VD = params["embed"]["embedding"]
+    if model.config.tied_head and _gains(embedding_VD.T):
+        params["embed"] = {"embedding": BlockedEmbedding(embedding_VD, block(embedding_VD.T))}
+    return replace(model, params=params)
 
 
-def as_declared(params: Tree) -> Tree:
-    """The inverse of ``lay_out``: every parameter one array of its declared shape."""
-    return jax.tree.map(
-        _declared,
-        params,
-        is_leaf=lambda leaf: isinstance(leaf, BlockedKernel | BlockedEmbedding),
-    )
+def _blocked(node: Tree) -> Tree:
+    if isinstance(node, dict):
+        return {
+            name: BlockedKernel(child, block(child))
+            if name == "kernel" and _gains(child)
+            else _blocked(child)
+            for name, child in node.items()
+        }
+    return node
 
 
-def _declared(leaf: jax.Array | BlockedKernel | BlockedEmbedding) -> jax.Array:
-    if isinstance(leaf, BlockedEmbedding):
-        return leaf.rows_VD
-    return leaf.joined() if isinstance(leaf, BlockedKernel) else leaf
-
-
-def _block_kernels(node: dict) -> None:
-    for name, child in node.items():
-        if isinstance(child, dict):
-            _block_kernels(child)
-        elif name == "kernel" and _can_block(child):
-            node[name] = block_kernel(child)
-
-
-def _can_block(kernel: jax.Array) -> bool:
-    return kernel.dtype == jnp.bfloat16 and kernel.shape[-1] % BLOCK == 0
+def _gains(kernel_IO: jax.Array) -> bool:
+    return kernel_IO.dtype == jnp.bfloat16 and can_block(kernel_IO.shape)

@@ -17,10 +17,11 @@ from jaxinfer.checkpoint.orbax import save_params
 from jaxinfer.checkpoint.source import Source
 from jaxinfer.config import ModelConfig
 from jaxinfer.errors import ConfigError, InvalidParameter
+from jaxinfer.layers.parameter import OneKey
 from jaxinfer.models.decoder import Decoder
-from jaxinfer.models.layout import as_declared, lay_out
 from jaxinfer.models.registry import family_for, model_config
 from jaxinfer.models.weights import recipes
+from jaxinfer.ops.blocked import BlockedEmbedding, BlockedKernel
 from jaxinfer.shapes import Tree
 from sharding import named_sharding
 
@@ -47,6 +48,13 @@ class Model:
     @property
     def num_params(self) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether ``layout.for_decoding`` gave some kernels a second form."""
+        kinds = (BlockedKernel, BlockedEmbedding)
+        leaves = jax.tree.leaves(self.params, is_leaf=lambda node: isinstance(node, kinds))
+        return any(isinstance(leaf, kinds) for leaf in leaves)
 
     @property
     def weight_bytes(self) -> int:
@@ -83,7 +91,7 @@ def load_model(
         is_ignored=lambda name: family.ignores(family.canonical_name(name)),
         progress=progress,
     )
-    return _with_params(blank, _nested({path: filled.pop(name) for path, name in names.items()}))
+    return replace(blank, params=_nested({path: filled.pop(name) for path, name in names.items()}))
 
 
 def save_model(
@@ -94,7 +102,7 @@ def save_model(
     Raises:
         FileExistsError: there is one already and ``overwrite`` is False.
     """
-    save_params(directory, as_declared(model.params), config, overwrite=overwrite)
+    save_params(directory, model.params, config, overwrite=overwrite)
 
 
 def restore_model(
@@ -110,7 +118,7 @@ def restore_model(
         path: _placed(".".join(map(str, path)), variable, mesh)
         for path, variable in nnx.to_flat_state(blank.params)
     }
-    return _with_params(blank, restore_params(directory, _nested(wanted)))
+    return replace(blank, params=restore_params(directory, _nested(wanted)))
 
 
 def dummy_model(
@@ -134,7 +142,7 @@ def dummy_model(
         )
         return {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
 
-    return _with_params(blank, _nested(jax.jit(initial, out_shardings=shardings)()))
+    return replace(blank, params=_nested(jax.jit(initial, out_shardings=shardings)()))
 
 
 def _blank(config: ModelConfig, mesh: Mesh, dtype: str, max_len: int | None) -> Model:
@@ -142,7 +150,7 @@ def _blank(config: ModelConfig, mesh: Mesh, dtype: str, max_len: int | None) -> 
     model_dtype = jnp.dtype(_checked_dtype(dtype, config))
     length = _checked_len(max_len, config)
     decoder = nnx.eval_shape(
-        lambda: Decoder(config, dtype=model_dtype, max_len=length, mesh=mesh, rngs=nnx.Rngs(0))
+        lambda: Decoder(config, dtype=model_dtype, max_len=length, mesh=mesh, rngs=OneKey())
     )
     graph, shapes = nnx.split(decoder)
     return Model(
@@ -175,14 +183,6 @@ def _placed(name: str, variable: nnx.Variable, mesh: Mesh) -> jax.ShapeDtypeStru
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _with_params(blank: Model, params: Tree) -> Model:
-    """The model with these parameters, in the layout of its platform."""
-    mesh = blank.mesh
-    platform = mesh.devices.flat[0].platform
-    params = lay_out(params, blank.config, platform=platform, num_devices=mesh.size)
-    return replace(blank, params=params)
 
 
 def _nested(flat: Mapping[tuple, Any]) -> Tree:

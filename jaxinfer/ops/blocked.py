@@ -1,8 +1,8 @@
 """Kernels of 16-bit weights in blocks of columns: how XLA:CPU multiplies a few rows fastest.
 
-For a plain ``[in, out]`` kernel XLA:CPU rearranges the weights at every product, which takes as
-long for one row as for sixty. As a batch of ``[in, 64]`` blocks they are read as they lie. The
-sums, and so the bits of the result, are the same in both layouts.
+XLA:CPU rearranges a plain ``[in, out]`` kernel at every product, on one thread when there are few
+rows, which takes as long for one row as for thirty. Written as multiply and add over ``[in, 64]``
+blocks it becomes one pass over the weights as they lie, with the blocks divided among threads.
 """
 
 from dataclasses import dataclass
@@ -14,58 +14,71 @@ import numpy as np
 from jaxinfer.shapes import Shape
 
 BLOCK = 64
-#: A batched product of many more blocks falls onto a slow path; larger kernels come in parts.
-_MOST_BLOCKS = 48
+#: Beyond so many rows the plain product is faster.
+FEW_ROWS = 4
+#: A sum over fewer terms is folded into the multiplication and no longer vectorised.
+_LEAST_TERMS = 33
+#: What the multiply-and-add form needs of the compiler: not to be taken for a matrix product.
+COMPILER_OPTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+    "xla_cpu_prefer_vector_width": 512,
+}
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BlockedKernel:
-    """A kernel ``[in, out]`` as parts ``[n, in, 64]``, the columns in their order."""
+    """A kernel ``[in, out]`` kept twice: as it is, and as blocks ``[out / 64, in, 64]``."""
 
-    parts: tuple[jax.Array, ...]
+    plain_IO: jax.Array
+    blocks_nIo: jax.Array
 
     @property
     def shape(self) -> Shape:
-        num_blocks = sum(part.shape[0] for part in self.parts)
-        return self.parts[0].shape[1], num_blocks * BLOCK
-
-
-    def joined(self) -> jax.Array:
-        """The kernel as one array ``[in, out]``."""
-        columns = np.concatenate([np.asarray(part) for part in self.parts])
-        kernel = np.ascontiguousarray(columns.transpose(1, 0, 2)).reshape(self.shape)
-        return jax.device_put(kernel, self.parts[0].sharding)
+        return self.plain_IO.shape
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BlockedEmbedding:
-    """An embedding used at both ends: ``rows_VD`` to look up, ``head`` to multiply with."""
+    """An embedding used at both ends: rows ``[V, D]`` to look up, blocks to multiply with."""
 
     rows_VD: jax.Array
-    head: BlockedKernel
+    blocks_nIo: jax.Array
 
 
-def block_kernel(kernel: jax.Array) -> BlockedKernel:
-    """The blocks of a kernel ``[in, out]``; ``out`` must divide by 64."""
-    columns = np.asarray(kernel).reshape(kernel.shape[0], -1, BLOCK)
-    parts = [
-        np.ascontiguousarray(columns[:, start : start + _MOST_BLOCKS].transpose(1, 0, 2))
-        for start in range(0, columns.shape[1], _MOST_BLOCKS)
-    ]
-    return BlockedKernel(tuple(jax.device_put(part, kernel.sharding) for part in parts))
+def can_block(shape: Shape) -> bool:
+    """Whether a kernel of this shape ``(in, out)`` divides into blocks."""
+    size_in, size_out = shape
+    return size_out % BLOCK == 0 and _num_slabs(size_in) > 1
 
 
-def multiply(x: jax.Array, kernel: BlockedKernel) -> jax.Array:
-    """Float32 ``[..., out]``."""
-    rows = x.reshape(-1, x.shape[-1])
-    products = [_multiply_part(rows, part) for part in kernel.parts]
-    y = products[0] if len(products) == 1 else jnp.concatenate(products, axis=1)
-    return y.reshape(*x.shape[:-1], y.shape[-1])
+def block(kernel_IO: jax.Array) -> jax.Array:
+    """The blocks ``[out / 64, in, 64]`` of a kernel."""
+    columns = np.asarray(kernel_IO).reshape(kernel_IO.shape[0], -1, BLOCK)
+    return jax.device_put(np.ascontiguousarray(columns.transpose(1, 0, 2)), kernel_IO.sharding)
 
 
-def _multiply_part(rows: jax.Array, part: jax.Array) -> jax.Array:
-    repeated = jnp.broadcast_to(rows[None], (part.shape[0], *rows.shape))
-    blocks = jnp.einsum("nRi,nio->nRo", repeated, part, preferred_element_type=jnp.float32)
-    return blocks.transpose(1, 0, 2).reshape(rows.shape[0], -1)
+def multiply_few(x_RI: jax.Array, blocks_nIo: jax.Array) -> jax.Array:
+    """Float32 ``[R, out]`` of a few rows.
+
+    Slabs of the inner axis are added up term by term before the one sum that is left, which keeps
+    that sum short and the reading of weights in step.
+    """
+    num_rows, size_in = x_RI.shape
+    num_slabs = _num_slabs(size_in)
+    slab = size_in // num_slabs
+    x_RJP = x_RI.astype(jnp.float32).reshape(num_rows, num_slabs, slab)
+    total = None
+    for j in range(num_slabs):
+        weights = blocks_nIo[:, j * slab : (j + 1) * slab].astype(jnp.float32)[:, :, None, :]
+        terms_nPRo = weights * x_RJP[:, j].T[None, :, :, None]
+        total = terms_nPRo if total is None else total + terms_nPRo
+    assert total is not None
+    return total.sum(axis=1).transpose(1, 0, 2).reshape(num_rows, -1)
+
+
+def _num_slabs(size_in: int) -> int:
+    """How many slabs the inner axis is added up in; 1 where it is too short to gain anything."""
+    fitting = (n for n in (8, 4, 2) if size_in % n == 0 and size_in // n >= _LEAST_TERMS)
+    return next(fitting, 1)

@@ -1,9 +1,11 @@
 """Matrix products with weights, accumulated in float32."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.ops.blocked import BlockedEmbedding, BlockedKernel, multiply
+from jaxinfer.ops.blocked import FEW_ROWS, BlockedEmbedding, BlockedKernel, multiply_few
 
 
 def linear(
@@ -15,9 +17,13 @@ def linear(
     and XLA:CPU converts the whole of the weights for a 16-bit result.
     """
     if isinstance(kernel, BlockedKernel):
-        y = multiply(x, kernel)
+        if math.prod(x.shape[:-1]) <= FEW_ROWS:
+            y = multiply_few(x.reshape(-1, x.shape[-1]), kernel.blocks_nIo)
+            y = y.reshape(*x.shape[:-1], -1)
+        else:
+            y = _multiply(x, kernel.plain_IO)
     else:
-        y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+        y = _multiply(x, kernel)
     return y if bias is None else y + jnp.broadcast_to(bias.astype(jnp.float32), y.shape)
 
 
@@ -30,5 +36,11 @@ def look_up(embedding_VD: jax.Array | BlockedEmbedding, ids_T: jax.Array) -> jax
 def tied_head(hidden_RD: jax.Array, embedding_VD: jax.Array | BlockedEmbedding) -> jax.Array:
     """Float32 logits ``[R, V]`` of hidden states against the rows of the embedding."""
     if isinstance(embedding_VD, BlockedEmbedding):
-        return multiply(hidden_RD, embedding_VD.head)
+        if hidden_RD.shape[0] <= FEW_ROWS:
+            return multiply_few(hidden_RD, embedding_VD.blocks_nIo)
+        embedding_VD = embedding_VD.rows_VD
     return jnp.einsum("RD,VD->RV", hidden_RD, embedding_VD, preferred_element_type=jnp.float32)
+
+
+def _multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)

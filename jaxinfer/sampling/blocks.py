@@ -70,7 +70,7 @@ def top(x_SV: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     # Among equal values the first wins, so the blocks must stand in the order of their ids.
     values, ids = read_blocks(x_SV, jnp.sort(blocks, axis=-1), fill=-jnp.inf, size=TOP_BLOCK)
     values, ids = (array.reshape(array.shape[0], -1) for array in (values, ids))
-    # Values are read through their places: XLA makes a full sort of a top-k whose places nobody uses.
+    # Values are read through their places: a top-k whose places nobody uses becomes a full sort.
     _, places = lax.top_k(values, min(k, values.shape[1]))
     best = jnp.take_along_axis(values, places, axis=1)
     best_ids = jnp.where(best > -jnp.inf, jnp.take_along_axis(ids, places, axis=1), 0)

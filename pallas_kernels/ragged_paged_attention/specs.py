@@ -1,6 +1,7 @@
 """Named real-world shapes, shared by the tests and the bench."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -92,10 +93,10 @@ def _decode(count: int, lo: int, hi: int) -> tuple[tuple[int, int], ...]:
     return tuple((1, lo + (37 * i) % span if count > 1 else (lo + hi) // 2) for i in range(count))
 
 
-_SMOLLM2 = {"num_heads": 9, "num_kv_heads": 3, "head_dim": 64, "layers": 30}
-_GEMMA3_270M = {"num_heads": 4, "num_kv_heads": 1, "head_dim": 256, "layers": 18}
-_LLAMA3_8B = {"num_heads": 32, "num_kv_heads": 8, "head_dim": 128, "layers": 32}
-_GPT_OSS = {"num_heads": 64, "num_kv_heads": 8, "head_dim": 64, "layers": 24}
+_SMOLLM2: dict[str, Any] = {"num_heads": 9, "num_kv_heads": 3, "head_dim": 64, "layers": 30}
+_GEMMA3_270M: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 1, "head_dim": 256, "layers": 18}
+_LLAMA3_8B: dict[str, Any] = {"num_heads": 32, "num_kv_heads": 8, "head_dim": 128, "layers": 32}
+_GPT_OSS: dict[str, Any] = {"num_heads": 64, "num_kv_heads": 8, "head_dim": 64, "layers": 24}
 
 SPECS = {
     "smollm2-decode-1": Spec(**_SMOLLM2, rows=_decode(1, 128, 256)),

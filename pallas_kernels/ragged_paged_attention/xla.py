@@ -1,6 +1,6 @@
 """Ragged paged attention in plain XLA: what the CPU runs.
 
-Rows with one new token are cut into blocks of positions: a flat list of (row, block) items, which a
+Rows with one new token are cut into their pages: a flat list of (row, page) items, which a
 loop takes a chunk at a time (split-KV, as in FlashDecoding), so the work is the sum of the lengths
 present. Rows with more tokens are cut into tiles of queries; each tile walks over the blocks that
 it can see, as in FlashAttention-2 (arXiv 2307.08691). Both loops have dynamic trip counts: what is
@@ -25,10 +25,15 @@ from pallas_kernels.ragged_paged_attention.pages import (
 from pallas_kernels.ragged_paged_attention.rows import Rows, describe_rows, token_pages
 from pallas_kernels.ragged_paged_attention.softmax import Softmax
 
-BLOCK_POSITIONS = 64
-"""Positions that an item or a step of a tile reads; a larger page is read whole."""
+CHUNK_BYTES = 3 << 20
+"""Size of the float32 keys that a trip over items reads."""
 
-CHUNK_ITEMS = 64
+SHORT_ROW = 256
+"""Few rows make small chunks: as many items as rows of this length have."""
+
+BLOCK_POSITIONS = 64
+"""Positions that a step of a tile reads; a larger page is read whole."""
+
 TILE_QUERIES = (32, 64)
 """The least and the largest number of queries in a tile."""
 
@@ -45,11 +50,6 @@ class Call(NamedTuple):
     k_scale_K: jax.Array | None
     v_scale_K: jax.Array | None
     options: Options
-
-    @property
-    def block_pages(self) -> int:
-        pages_per_row = self.rows.page_table_SM.shape[1]
-        return min(max(BLOCK_POSITIONS // self.pages.page_size, 1), pages_per_row)
 
 
 def ragged_paged_attention(
@@ -121,77 +121,80 @@ def _parts(distribution_3: jax.Array | np.ndarray, has_unwritten: bool) -> tuple
 
 
 class Items(NamedTuple):
-    """The (row, block) items of all rows with one new token; I is an upper bound of their number.
+    """The (row, page) items of all rows with one new token; I is an upper bound of their number.
 
     An entry beyond the last item has row S and sees nothing. ``is_first_I`` marks the first item
-    that a row has in its chunk. Of page ``page_Ib`` an item sees offsets ``first_Ib <= offset <
-    last_Ib``.
+    that a row has in its chunk. Of its page an item sees offsets ``first_I <= offset < last_I``.
     """
 
     row_I: jax.Array
     is_first_I: jax.Array
     token_I: jax.Array
-    page_Ib: jax.Array
-    first_Ib: jax.Array
-    last_Ib: jax.Array
+    page_I: jax.Array
+    first_I: jax.Array
+    last_I: jax.Array
+
+
+def _chunk_size(call: Call) -> int:
+    """The number of items that a trip of the loop takes."""
+    pages = call.pages
+    num_slots, pages_per_row = call.rows.page_table_SM.shape
+    key_bytes = 4 * pages.num_kv_heads * pages.head_dim * pages.page_size
+    pages_of_short_row = min(_ceil_div(SHORT_ROW, pages.page_size), pages_per_row)
+    return min(max(CHUNK_BYTES // key_bytes, 1), num_slots * pages_of_short_row)
 
 
 def _list_items(call: Call, is_single_S: jax.Array, chunk: int) -> tuple[jax.Array, Items]:
     """The number of items, and the items, padded to whole chunks."""
-    rows, page_size, block_pages = call.rows, call.pages.page_size, call.block_pages
+    rows, page_size = call.rows, call.pages.page_size
     num_slots, pages_per_row = rows.page_table_SM.shape
-    block = block_pages * page_size
     first_S = _first_seen(call.options, rows.kv_lens_S - 1)
-    first_block_S = first_S // block
-    num_blocks_S = jnp.where(is_single_S, _ceil_div(rows.kv_lens_S, block) - first_block_S, 0)
-    ends_S = jnp.cumsum(num_blocks_S, dtype=jnp.int32)
+    first_page_S = first_S // page_size
+    num_pages_S = jnp.where(is_single_S, _ceil_div(rows.kv_lens_S, page_size) - first_page_S, 0)
+    ends_S = jnp.cumsum(num_pages_S, dtype=jnp.int32)
 
-    max_items = num_slots * _ceil_div(pages_per_row, block_pages)
-    item_I = jnp.arange(_ceil_div(max_items, chunk) * chunk, dtype=jnp.int32)
-    row_I = jnp.minimum(_count_ends(ends_S, item_I), num_slots - 1)
-    block_I = first_block_S[row_I] + item_I - (ends_S - num_blocks_S)[row_I]
+    item_I = jnp.arange(_ceil_div(num_slots * pages_per_row, chunk) * chunk, dtype=jnp.int32)
     is_item_I = item_I < ends_S[-1]
-    page_Ib = block_I[:, None] * block_pages + jnp.arange(block_pages, dtype=jnp.int32)[None, :]
-    id_Ib = _page_ids(rows.page_table_SM[row_I], page_Ib)
-    id_Ib = jnp.where(is_item_I[:, None], id_Ib, 0)
-    start_Ib = page_Ib * page_size
-    is_first_I = (item_I % chunk == 0) | (row_I != jnp.roll(row_I, 1))
+    row_I = jnp.minimum(_count_ends(ends_S, item_I), num_slots - 1)
+    place_I = first_page_S[row_I] + item_I - (ends_S - num_pages_S)[row_I]
+    page_I = rows.page_table_SM[row_I, jnp.minimum(place_I, pages_per_row - 1)]
+    page_I = jnp.where(is_item_I, page_I, 0)
+    start_I = place_I * page_size
     items = Items(
         row_I=jnp.where(is_item_I, row_I, num_slots),
-        is_first_I=is_first_I,
+        is_first_I=(item_I % chunk == 0) | (row_I != jnp.roll(row_I, 1)),
         token_I=rows.q_starts_S[row_I],
-        page_Ib=id_Ib,
-        first_Ib=first_S[row_I][:, None] - start_Ib,
-        last_Ib=jnp.where(id_Ib > 0, rows.kv_lens_S[row_I][:, None] - start_Ib, 0),
+        page_I=page_I,
+        first_I=first_S[row_I] - start_I,
+        last_I=jnp.where(page_I > 0, rows.kv_lens_S[row_I] - start_I, 0),
     )
     return ends_S[-1], items
 
 
 def _attend_single_rows(call: Call, is_single_S: jax.Array) -> jax.Array:
     """Rows with one new token; returns float32 ``[T, K, G, H]``, zero for all other tokens."""
-    rows, page_size = call.rows, call.pages.page_size
-    num_slots, pages_per_row = rows.page_table_SM.shape
-    chunk = min(CHUNK_ITEMS, num_slots * min(4, _ceil_div(pages_per_row, call.block_pages)))
+    rows = call.rows
+    chunk = _chunk_size(call)
     num_items, items = _list_items(call, is_single_S, chunk)
-    offset_11p = jnp.arange(page_size, dtype=jnp.int32)[None, None, :]
+    offset_1p = jnp.arange(call.pages.page_size, dtype=jnp.int32)[None, :]
 
     def take_chunk(state: tuple[jax.Array, Softmax]) -> tuple[jax.Array, Softmax]:
         start, softmax_SKG = state
-        row_W, is_first_W, token_W, page_Wb, first_Wb, last_Wb = (
+        row_W, is_first_W, token_W, page_W, first_W, last_W = (
             jax.lax.dynamic_slice_in_dim(x, start, chunk) for x in items
         )
-        sees_Wbp = (offset_11p >= first_Wb[..., None]) & (offset_11p < last_Wb[..., None])
+        sees_Wp = (offset_1p >= first_W[:, None]) & (offset_1p < last_W[:, None])
         q_WKGH = _scaled(call, _rows_of(call.q_TKGH, token_W))
-        logits = _logits(call, "WKGH,WbKHp->WKGbp", q_WKGH, _read_keys(call, page_Wb, sees_Wbp))
-        logits = jnp.where(sees_Wbp[:, None, None], logits, -jnp.inf)
-        top_WKG = softmax.top_of(logits.max(axis=(3, 4)))
-        weights = softmax.weights_of(logits, top_WKG)
-        values = _read_values(call, page_Wb, sees_Wbp)
-        values_WKGH = jnp.einsum("WKGbp,WbKpH->WKGH", weights, values)
-        item = Softmax(top_WKG, softmax.join(values_WKGH, weights.sum(axis=(3, 4))))
+        logits_WKGp = _logits(call, "WKGH,WKHp->WKGp", q_WKGH, _read_keys(call, page_W, sees_Wp))
+        logits_WKGp = jnp.where(sees_Wp[:, None, None, :], logits_WKGp, -jnp.inf)
+        top_WKG = softmax.top_of(logits_WKGp.max(axis=-1))
+        weights_WKGp = softmax.weights_of(logits_WKGp, top_WKG)
+        values_WKpH = _read_values(call, page_W, sees_Wp)
+        values_WKGH = jnp.einsum("WKGp,WKpH->WKGH", weights_WKGp, values_WKpH)
+        item = Softmax(top_WKG, softmax.join(values_WKGH, weights_WKGp.sum(axis=-1)))
         return start + chunk, softmax.add_items(softmax_SKG, row_W, is_first_W, item)
 
-    softmax_SKG = _begin(call, (num_slots,), ())
+    softmax_SKG = _begin(call, (rows.q_lens_S.size,), ())
     _, softmax_SKG = jax.lax.while_loop(
         lambda state: state[0] < num_items, take_chunk, (jnp.int32(0), softmax_SKG)
     )
@@ -288,16 +291,16 @@ def _attend_pages(
     call: Call, tile: Tile, seen_len: jax.Array, softmax_KGq: Softmax, is_new_unwritten: bool
 ) -> Softmax:
     """Adds the pages that ``tile`` can see, a block at a time."""
-    page_size, block_pages = call.pages.page_size, call.block_pages
-    num_kv_heads, head_dim = call.pages.num_kv_heads, call.pages.head_dim
-    block = block_pages * page_size
+    page_size, num_kv_heads = call.pages.page_size, call.pages.num_kv_heads
     page_M = call.rows.page_table_SM[tile.row]
+    block_pages = min(max(BLOCK_POSITIONS // page_size, 1), page_M.size)
+    block = block_pages * page_size
     first = _first_seen(call.options, tile.position_q[0])
     last = jnp.minimum(seen_len, tile.cached_len) if is_new_unwritten else seen_len
 
     def take_block(index: jax.Array, softmax_KGq: Softmax) -> Softmax:
         page_b = index * block_pages + jnp.arange(block_pages, dtype=jnp.int32)
-        id_b = _page_ids(page_M[None], page_b[None])[0]
+        id_b = jnp.where(page_b < page_M.size, page_M[jnp.minimum(page_b, page_M.size - 1)], 0)
         position_C = index * block + jnp.arange(block, dtype=jnp.int32)
         is_held_C = (position_C >= first) & (position_C < last) & jnp.repeat(id_b > 0, page_size)
         is_held_bp = is_held_C.reshape(block_pages, page_size)
@@ -307,8 +310,8 @@ def _attend_pages(
             call,
             tile,
             softmax_KGq,
-            keys.reshape(num_kv_heads, head_dim, block),
-            values.transpose(1, 0, 2, 3).reshape(num_kv_heads, block, head_dim),
+            keys.reshape(num_kv_heads, -1, block),
+            values.transpose(1, 0, 2, 3).reshape(num_kv_heads, block, -1),
             position_C,
             is_held_C,
         )
@@ -439,13 +442,6 @@ def _first_seen(options: Options, position: jax.Array) -> jax.Array:
     if options.sliding_window is None:
         return jnp.zeros_like(position)
     return jnp.maximum(position - (options.sliding_window - 1), 0)
-
-
-def _page_ids(table_xM: jax.Array, page_xb: jax.Array) -> jax.Array:
-    """Entries ``page_xb`` of each table; 0 beyond its end."""
-    pages_per_row = table_xM.shape[-1]
-    ids_xb = jnp.take_along_axis(table_xM, jnp.minimum(page_xb, pages_per_row - 1), axis=-1)
-    return jnp.where(page_xb < pages_per_row, ids_xb, 0)
 
 
 def _count_ends(ends_S: jax.Array, index_I: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from tests.e2e.tiny import EOS, House, prompts, request, run, tiny_model
 
 
 def every_path(engine: Engine) -> None:
-    """Greedy, sampled, every processor, log-probabilities, forks, copies, hits, preemption, reset."""
+    """Greedy, drawn, every processor, log-probabilities, forks, copies, hits, preemption, reset."""
     asked = [
         request(f"greedy{i}", p, temperature=0.0, max_tokens=24, ignore_eos=True)
         for i, p in enumerate(prompts(5, [3, 20, 31]))

@@ -135,7 +135,7 @@ def attend() -> Callable[..., tuple[np.ndarray, KVPages]]:
     def call(implementation: str, batch: Batch, **options) -> tuple[np.ndarray, KVPages]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(xla, "BLOCK_POSITIONS", 16)
-            patch.setattr(xla, "CHUNK_ITEMS", 4)
+            patch.setattr(xla, "CHUNK_BYTES", 4096)
             patch.setattr(xla, "TILE_QUERIES", (8, 8))
             out, pages = _attend(implementation, **options)(*batch.arguments)
         return np.asarray(out, np.float32), pages
