@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxinfer.batch import pack_decode, pack_prefill
 from jaxinfer.decoding.programs import ProgramTable
-from jaxinfer.errors import InvalidPrompt, PromptTooLong
+from jaxinfer.errors import InvalidParameter, InvalidPrompt, PromptTooLong
 from jaxinfer.sampling import SlotSampling
 
 _SLOT = 0
@@ -38,6 +38,7 @@ def generate(
     Raises:
         InvalidPrompt: an empty prompt.
         PromptTooLong: longer than the largest prefill, or than one sequence's pages.
+        InvalidParameter: a table whose pools are too small for one whole sequence.
     """
     prompt = np.asarray(prompt_token_ids, np.int32)
     _check(table, prompt)
@@ -72,6 +73,11 @@ def generate(
 def _check(table: ProgramTable, prompt: np.ndarray) -> None:
     shapes = table.shapes
     most = min(shapes.prefill_tokens[-1], shapes.pages_per_sequence * shapes.page_size - 1)
+    if min(shapes.num_pages) <= shapes.pages_per_sequence:
+        raise InvalidParameter(
+            f"num_pages = {shapes.num_pages}: every pool needs more than the"
+            f" {shapes.pages_per_sequence} pages of one sequence"
+        )
     if prompt.size == 0:
         raise InvalidPrompt("the prompt is empty: it needs at least one token")
     if prompt.size > most:

@@ -21,7 +21,6 @@ class RequestLimits:
     """
 
     max_n: int = 128
-    max_prompts: int = 256
     max_stop_strings: int = 16
     max_stop_bytes: int = 256
     max_bad_words: int = 256
@@ -56,7 +55,9 @@ class SamplingParams:
         prompt_logprobs: The same for each token of the prompt.
         logit_bias: Added to the logits of these token ids; in [-100, 100].
         allowed_token_ids: Only these may be sampled.
-        bad_words: Texts that the output must not contain.
+        bad_words: Words that the output must not contain, in either of two spellings: the tokens
+            of the word with a leading space, and without one. The same text in other tokens, as
+            in a longer word, is not seen.
         skip_special_tokens: Special tokens leave no trace in the text.
         detokenize: Turn tokens into text at all.
     """

@@ -37,7 +37,8 @@ class HostTimer:
         """See ``Runner.read``."""
         begin = time.perf_counter()
         result = self._runner.read(pending)
-        if self._is_decode.pop(id(pending)) and self._last_read is not None:
+        # What was launched before this timer came is not known here.
+        if self._is_decode.pop(id(pending), False) and self._last_read is not None:
             self.seconds += begin - self._last_read
             self.num_steps += 1
         self._last_read = time.perf_counter()

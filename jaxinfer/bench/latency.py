@@ -90,8 +90,8 @@ def _limit(llm: LLM, report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _multiplied_bytes(llm: LLM) -> int:
-    """All weights, but for an embedding of its own, of which a step reads single rows."""
-    config, weights = llm.config, llm.budget.weights
+    """All weights once, but for an embedding of its own, of which a step reads single rows."""
+    config, weights = llm.config, llm.weight_bytes
     if config.tied_head:
         return weights
     return weights - config.vocab_size * config.width * jnp.dtype(llm.dtype).itemsize

@@ -51,9 +51,14 @@ def workload_from_file(path: Path, *, num_prompts: int | None, output_len: int) 
     """JSON lines ``{"prompt": text or ids, "output_len": n}``; lines that are no JSON are texts.
 
     Raises:
-        InvalidParameter: a line of another form, or no line at all.
+        InvalidParameter: not UTF-8, a line of another form, no line at all, or none wanted.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()[:num_prompts]
+    if num_prompts is not None and num_prompts < 1:
+        raise InvalidParameter(f"num_prompts = {num_prompts} must be at least 1")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()[:num_prompts]
+    except UnicodeDecodeError as error:
+        raise InvalidParameter(f"{path} is not UTF-8: {error}") from error
     entries = [_entry(path, number, line) for number, line in enumerate(lines, start=1)]
     if not entries:
         raise InvalidParameter(f"{path} holds no prompts")

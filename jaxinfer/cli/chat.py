@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if message is None and not sys.stdin.isatty():
         message = sys.stdin.read().removesuffix("\n")
     with load_llm(**one_request_at_a_time(args)) as llm:
+        note(str(llm.budget))
         conversation = Conversation(llm, params, system=args.system, as_json=args.json)
         if message is None:
             return converse(conversation)

@@ -14,6 +14,7 @@ from jaxinfer.cli.arguments import (
     sampling_params,
 )
 from jaxinfer.cli.loading import load_llm
+from jaxinfer.cli.printing import note
 from jaxinfer.errors import InvalidParameter
 
 _DESCRIPTION = "Continue a text. It goes to the model as it is; chat wraps it in a chat template."
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     # Nobody comes after this prompt: its pages need not outlive it.
     settings = {"enable_prefix_caching": False} | one_request_at_a_time(args)
     with load_llm(**settings) as llm:
+        note(str(llm.budget))
         output = show_answer(llm, llm.stream(prompt, params), as_json=args.json)
     return 130 if is_aborted(output) else 0
 
@@ -42,10 +44,22 @@ def read_text(text: str | None, file: Path | None) -> str:
     """The text given, or the one in a file or on standard input without its last line's end.
 
     Raises:
-        InvalidParameter: neither or both were given.
+        InvalidParameter: neither or both were given, or the file is not UTF-8.
     """
     if (text is None) == (file is None):
         raise InvalidParameter("give the text itself, - for standard input, or --file; one of them")
     if file is not None:
-        return file.read_text(encoding="utf-8").removesuffix("\n")
+        return read_file(file).removesuffix("\n")
     return sys.stdin.read().removesuffix("\n") if text == "-" else str(text)
+
+
+def read_file(file: Path) -> str:
+    """All of a text file.
+
+    Raises:
+        InvalidParameter: it is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidParameter(f"{file} is not UTF-8: {error}") from error

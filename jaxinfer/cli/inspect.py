@@ -1,6 +1,7 @@
 """``jaxinfer inspect``: what a model is made of, and what it will cost."""
 
 import argparse
+import math
 from typing import TYPE_CHECKING, Any
 
 from jaxinfer.cli.arguments import DEFAULT_MODEL, new_parser
@@ -95,4 +96,7 @@ def _tokenizer_row(facts: "TokenizerFacts | None") -> str:
 def _nbytes(text: str) -> int:
     number = text.upper().removesuffix("B").removesuffix("I")
     unit = number[-1:] if number[-1:] in "KMGT" else ""
-    return int(float(number.removesuffix(unit)) * _UNITS[unit])
+    nbytes = float(number.removesuffix(unit)) * _UNITS[unit]
+    if not 0 <= nbytes < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes")
+    return int(nbytes)

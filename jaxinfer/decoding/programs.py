@@ -75,9 +75,13 @@ class ProgramTable:
                 name: pool.submit(_compile, lower(), _compiler_options(self.model))
                 for name, lower in lowerings.items()
             }
-            for done, (name, future) in enumerate(futures.items()):
-                self._compiled[name] = future.result()
-                progress(done + 1, len(futures))
+            try:
+                for done, (name, future) in enumerate(futures.items()):
+                    self._compiled[name] = future.result()
+                    progress(done + 1, len(futures))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def __getitem__(self, name: str) -> Compiled:
         return self._compiled[name]
@@ -227,7 +231,13 @@ def _shardings(tree: Tree) -> Tree:
 
 
 def _compile(lowered: Lowered, options: dict[str, Any]) -> Compiled:
-    return lowered.compile(compiler_options=options or None)
+    try:
+        return lowered.compile(compiler_options=options or None)
+    except jax.errors.JaxRuntimeError as error:
+        if not options or "No such compile option" not in str(error):
+            raise
+        # The options are experimental: another version of XLA may have dropped one.
+        return lowered.compile()
 
 
 def _compiler_options(model: Model) -> dict[str, Any]:

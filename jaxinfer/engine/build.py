@@ -59,15 +59,16 @@ def build_engine(
         decode_steps=tuple(decode_steps),
         enable_prefix_caching=enable_prefix_caching,
     )
+    if not 0 < memory_utilization <= 1:
+        raise InvalidParameter(f"memory_utilization = {memory_utilization} must be in (0, 1]")
+    room = int(memory_limit(model.mesh.devices.flat[0]) * memory_utilization)
     num_slots = max_num_seqs
-    model = for_decoding(model, num_slots)
+    if 2 * model.weight_bytes < room // 2:
+        model = for_decoding(model, num_slots)
     if not model.is_blocked and model.mesh.devices.flat[0].platform == "cpu":
         # XLA:CPU multiplies one row with plain 16-bit weights far slower than two.
         num_slots = max(2, num_slots)
     kv_dtype = _kv_dtype(kv_cache_dtype, model)
-    if not 0 < memory_utilization <= 1:
-        raise InvalidParameter(f"memory_utilization = {memory_utilization} must be in (0, 1]")
-    room = int(memory_limit(model.mesh.devices.flat[0]) * memory_utilization)
     ladder = _ladder(limits, prefill_tokens)
 
     def table_with(pages: int) -> ProgramTable:
@@ -86,6 +87,11 @@ def build_engine(
 
     if num_pages is None:
         num_pages = _num_pages(model, limits, kv_dtype, room, table_with)
+    pages = pool_bytes(model.config, limits, num_pages, kv_dtype) // model.mesh.size
+    if pages > room:
+        raise CapacityError(
+            f"num_pages = {num_pages} takes {pages:,} bytes, and {room:,} may be used: lower it"
+        )
     table = table_with(num_pages)
     table.compile(progress)
     groups = cache_groups(model.config, limits, num_pages)
@@ -93,7 +99,7 @@ def build_engine(
         weights=model.weight_bytes // model.mesh.size,
         slots=table.slot_bytes(),
         temporaries=table.temporary_bytes(),
-        pages=pool_bytes(model.config, limits, num_pages, kv_dtype) // model.mesh.size,
+        pages=pages,
         limit=room,
         num_pages=tuple(group.num_pages for group in groups),
         page_size=page_size,

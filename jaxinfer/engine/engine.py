@@ -84,16 +84,20 @@ class Engine:
         max_tokens = clipped_max_tokens(
             len(request.prompt_token_ids), params.max_tokens, limits, self.runner.groups
         )
+        bad_words = read_bad_words(params, self._tokenizer)
+        banned = frozenset() if bad_words is None else bad_words.always
         family = Family(
             request,
             arrival=next(self._arrivals),
             samplings=[
-                self.runner.slot_sampling(params, index=index, max_tokens=max_tokens)
+                self.runner.slot_sampling(
+                    params, index=index, max_tokens=max_tokens, banned_token_ids=banned
+                )
                 for index in range(params.n)
             ],
             max_tokens=max_tokens,
             num_groups=len(self.runner.groups),
-            bad_words=read_bad_words(params, self._tokenizer),
+            bad_words=bad_words,
         )
         streams = [OutputStream(params, self._tokenizer) for _ in range(params.n)]
         self._inbox.submit(Job(family, streams, self._logprobs, on_events, self._clock()))
@@ -225,8 +229,15 @@ class Engine:
         self._micro_step_seconds = (now - self._landed_at) / plan.num_steps
         self._landed_at = now
         for progress in self._scheduler.commit(plan, result):
-            job = self._jobs[progress.sequence.family]
-            event = job.advance(progress, result, now)
+            job = self._jobs.get(progress.sequence.family)
+            if job is None:  # another sample of the request has just failed
+                continue
+            try:
+                event = job.advance(progress, result, now)
+            except Exception as error:
+                _log.exception("request %r failed", job.request.request_id)
+                self._end(job, FinishReason.ERROR, repr(error))
+                continue
             if event is not None:
                 self._post(job, event)
 

@@ -1,5 +1,6 @@
 """A request while it lives in the engine: what its n outputs have said, and when."""
 
+import logging
 from collections.abc import Sequence as Items
 
 from jaxinfer.engine.request import OnEvents
@@ -8,6 +9,8 @@ from jaxinfer.engine.sequence import Family, Sequence
 from jaxinfer.engine.step import StepResult
 from jaxinfer.engine.stream import Delta, LogprobTable, OutputStream
 from jaxinfer.outputs import FinishReason, PositionLogprobs, RequestMetrics, TokenEvent
+
+_log = logging.getLogger(__name__)
 
 
 class Job:
@@ -82,8 +85,15 @@ class Job:
     def end(
         self, sequence: Sequence, reason: FinishReason, now: float, error: str | None = None
     ) -> TokenEvent:
-        """The last event of an output that ends without a token: aborted, late, or failed."""
-        text = self._streams[sequence.index].flush()
+        """The last event of an output that ends without a token: aborted, late, or failed.
+
+        A stream that fails in this, too, only loses the text that it held back.
+        """
+        text = ""
+        try:
+            text = self._streams[sequence.index].flush()
+        except Exception:
+            _log.exception("request %r: its held back text is lost", self.request.request_id)
         delta = Delta(num_kept=0, text=text, finish_reason=reason)
         return self._event(sequence.index, delta, now, error=error)
 
@@ -98,9 +108,7 @@ class Job:
         error: str | None = None,
     ) -> TokenEvent:
         is_last = delta.finish_reason is not None
-        if is_last:
-            self._open.remove(index)
-        return TokenEvent(
+        event = TokenEvent(
             request_id=self.request.request_id,
             index=index,
             token_ids=token_ids,
@@ -113,6 +121,9 @@ class Job:
             metrics=self._metrics(now) if is_last else None,
             error=error,
         )
+        if is_last:
+            self._open.remove(index)
+        return event
 
     def _metrics(self, now: float) -> RequestMetrics:
         return RequestMetrics(

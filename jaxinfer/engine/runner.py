@@ -5,15 +5,17 @@ as they are. Everything it calls was compiled before the engine was ready.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 
 from jaxinfer.batch import pack_decode, pack_prefill
+from jaxinfer.cache import Cache
 from jaxinfer.decoding.autoregressive import StepOutput
 from jaxinfer.decoding.programs import ProgramTable
+from jaxinfer.decoding.slots import SlotState
 from jaxinfer.engine.limits import CacheGroup, EngineLimits
 from jaxinfer.engine.memory import MemoryBudget
 from jaxinfer.engine.step import Admission, PageCopy, PromptLogprobs, StepPlan, StepResult
@@ -32,6 +34,7 @@ class SlotRequest:
     index: int
     max_tokens: int
     default_seed: int
+    banned_token_ids: Collection[int]
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ class DeviceRunner:
     def reset(self) -> None:
         """An empty cache, empty slots, empty page tables."""
         shapes = self._programs.shapes
+        # The old ones are let go first: there is no room for two.
+        self._cache: Cache | None = None
+        self._slots: SlotState | None = None
         self._cache = self._programs.empty_cache()
         self._slots = self._programs.empty_slots()
         self._logprob_slots: set[int] = set()
@@ -103,15 +109,27 @@ class DeviceRunner:
             _logprobs(output)
         self._slots = self._programs.empty_slots()
 
-    def slot_sampling(self, params: SamplingParams, *, index: int, max_tokens: int) -> SlotRequest:
+    def slot_sampling(
+        self,
+        params: SamplingParams,
+        *,
+        index: int,
+        max_tokens: int,
+        banned_token_ids: Collection[int] = (),
+    ) -> SlotRequest:
         """Checks sample ``index`` of a request; without a seed of its own it draws one here."""
         if params.prompt_logprobs is not None and not self._programs.shapes.score_rows:
             raise Unsupported(
                 "prompt_logprobs: this engine was built without them; build it with"
                 " prompt_logprobs=True"
             )
-        seed = self._seeds.getrandbits(63)
-        request = SlotRequest(params=params, index=index, max_tokens=max_tokens, default_seed=seed)
+        request = SlotRequest(
+            params=params,
+            index=index,
+            max_tokens=max_tokens,
+            default_seed=self._seeds.getrandbits(63),
+            banned_token_ids=banned_token_ids,
+        )
         self._slot_row(request)  # raises what admission would raise too late
         return request
 
@@ -123,6 +141,7 @@ class DeviceRunner:
             eos_token_ids=self._eos_token_ids,
             max_tokens=request.max_tokens,
             default_seed=request.default_seed,
+            banned_token_ids=request.banned_token_ids,
         )
 
     def launch(self, plan: StepPlan) -> Pending:

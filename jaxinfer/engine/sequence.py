@@ -17,9 +17,6 @@ class BadWordsLike(Protocol):
     """What ``jaxinfer.sampling.BadWords`` is."""
 
     @property
-    def always(self) -> frozenset[int]: ...
-
-    @property
     def needs_history(self) -> bool: ...
 
     def banned(self, history: Items[int]) -> set[int]: ...
@@ -61,6 +58,11 @@ class Family:
         self.sequences = [
             Sequence(self, index, sampling, num_groups) for index, sampling in enumerate(samplings)
         ]
+
+    @property
+    def watches_bad_words(self) -> bool:
+        """Some have several tokens; the slot itself never samples those of a single one."""
+        return self.bad_words is not None and self.bad_words.needs_history
 
 
 class Sequence:
@@ -122,15 +124,14 @@ class Sequence:
     @property
     def can_decode(self) -> bool:
         """Whether a next token may be planned for: bad words of several tokens ask for the last."""
-        bad_words = self.family.bad_words
-        must_wait = bad_words is not None and bad_words.needs_history and self.num_in_flight > 0
+        must_wait = self.family.watches_bad_words and self.num_in_flight > 0
         return self.num_remaining > 0 and not must_wait
 
     @property
     def needs_host(self) -> bool:
         """The host looks at every token before it lets many more be sampled."""
         has_stops = bool(self.family.request.params.stop_strings)
-        return has_stops or self.family.bad_words is not None
+        return has_stops or self.family.watches_bad_words
 
     @property
     def scores_prompt(self) -> bool:
@@ -216,8 +217,8 @@ class Sequence:
         return np.frombuffer(self.tokens[begin:end].tobytes(), np.int32)
 
     def _banned(self) -> frozenset[int]:
-        """Tokens that would complete a bad word now."""
+        """Tokens that would complete a bad word of several tokens now."""
         bad_words = self.family.bad_words
         if bad_words is None:
             return frozenset()
-        return bad_words.always | bad_words.banned(self.tokens[self.prompt_len :])
+        return frozenset(bad_words.banned(self.tokens[self.prompt_len :]))

@@ -6,7 +6,7 @@ that the device has not reported yet: a decode row takes its token from the slot
 device.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Protocol
@@ -208,14 +208,22 @@ class Runner(Protocol):
     @property
     def limits(self) -> EngineLimits: ...
 
-    def slot_sampling(self, params: SamplingParams, *, index: int, max_tokens: int) -> object:
+    def slot_sampling(
+        self,
+        params: SamplingParams,
+        *,
+        index: int,
+        max_tokens: int,
+        banned_token_ids: Collection[int] = (),
+    ) -> object:
         """What sample ``index`` of a request uploads to its slot.
 
         Called on submission, in the caller's thread, without touching the device. ``max_tokens`` is
-        clipped to what the context holds. ``bad_words`` come with the rows.
+        clipped to what the context holds. ``banned_token_ids``: never sampled, the bad words of a
+        single token; those of several come with the rows.
 
         Raises:
-            InvalidParameter: a value that this model cannot serve.
+            InvalidParameter: a value that this model cannot serve, or no token may be sampled.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -54,6 +55,7 @@ class LLM:
         dtype, kv_cache_dtype: of its weights and of its pages, by name.
         max_model_len: prompt and output of one sequence, in tokens.
         engine: what it stands on.
+        weight_bytes: of its weights on one device, each counted once in whatever forms it is held.
         budget: bytes by use, and how many tokens the pages hold; printable.
         startup_seconds: how long each phase of its making took.
     """
@@ -85,8 +87,8 @@ class LLM:
     ):
         """
         Args:
-            model: a directory (Hugging Face), a ``.gguf`` file, a hub id, or a known small name;
-                with ``load_format="dummy"`` also a name from ``configs/models``.
+            model: a directory (Hugging Face or Orbax), a ``.gguf`` file, a hub id, or a known small
+                name; with ``load_format="dummy"`` also a name from ``configs/models``.
             tokenizer: another than the model's own: where to take it from, or one already made.
             skip_tokenizer_init: no tokenizer; prompts are token ids, texts of outputs are empty.
             dtype: ``float32``, ``bfloat16`` or ``float16``; "auto" is the checkpoint's own, and
@@ -136,15 +138,16 @@ class LLM:
             skip_tokenizer=skip_tokenizer_init,
             load_format=load_format,
         )
-        _require_even_heads(opened.config, mesh)
-        clock.begin("load")
-        loaded = opened.load(
-            mesh=mesh,
-            dtype=dtype,
-            max_len=_max_len(max_model_len, opened),
-            seed=seed,
-            progress=partial(progress, "load"),
-        )
+        with closing(opened):
+            _require_even_heads(opened.config, mesh)
+            clock.begin("load")
+            loaded = opened.load(
+                mesh=mesh,
+                dtype=dtype,
+                max_len=_max_len(max_model_len, opened),
+                seed=seed,
+                progress=partial(progress, "load"),
+            )
         jax.block_until_ready(loaded.params)
         clock.begin("compile")
         self.engine = build_engine(
@@ -167,6 +170,8 @@ class LLM:
         runner = self.engine.runner
         assert isinstance(runner, DeviceRunner)
         self.budget = runner.budget
+        # What was loaded: the engine may hold some weights in a second form besides.
+        self.weight_bytes = loaded.weight_bytes // mesh.size
         self.config = loaded.config
         self.dtype = jnp.dtype(loaded.dtype).name
         self.kv_cache_dtype = self.dtype if kv_cache_dtype == "auto" else kv_cache_dtype

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,24 +87,26 @@ def open_model(
     if load_format not in LOAD_FORMATS:
         raise InvalidParameter(f"load_format = {load_format!r} must be {' or '.join(LOAD_FORMATS)}")
     orbax: Path | None = None
-    source: Source | None
-    if load_format == "dummy":
-        path, source = Path(model).expanduser(), None
-        config = model_config(_config_only(model, path))
-    else:
-        path = resolve_model(model)
-        if path.is_dir() and is_orbax_directory(path):
-            source, orbax = None, path
-            config = model_config(read_config(path))
+    source: Source | None = None
+    with ExitStack() as on_error:
+        if load_format == "dummy":
+            path = Path(model).expanduser()
+            config = model_config(_config_only(model, path))
         else:
-            source = open_source(path)
-            config = _with_stored_dtype(model_config(source.config), source)
-    found = None
-    if isinstance(tokenizer, Tokenizer):
-        found = tokenizer
-    elif not skip_tokenizer:
-        found = _find_tokenizer(path, source) if tokenizer is None else _tokenizer_at(tokenizer)
-    return OpenModel(config=config, source=source, tokenizer=found, orbax=orbax)
+            path = resolve_model(model)
+            if path.is_dir() and is_orbax_directory(path):
+                orbax = path
+                config = model_config(read_config(path))
+            else:
+                source = on_error.enter_context(open_source(path))
+                config = _with_stored_dtype(model_config(source.config), source)
+        found = None
+        if isinstance(tokenizer, Tokenizer):
+            found = tokenizer
+        elif not skip_tokenizer:
+            found = _find_tokenizer(path, source) if tokenizer is None else _tokenizer_at(tokenizer)
+        on_error.pop_all()  # from here on, who asked for it closes it
+        return OpenModel(config=config, source=source, tokenizer=found, orbax=orbax)
 
 
 def _config_only(model: str | Path, path: Path) -> Mapping[str, Any]:

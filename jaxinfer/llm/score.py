@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxinfer.errors import InvalidPrompt
-from jaxinfer.llm.prompts import Prompt, PromptLike, read_prompts
+from jaxinfer.llm.prompts import Prompt, PromptLike, encode, read_prompts
 from jaxinfer.outputs import RequestOutput
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.tokenizer import Tokenizer
@@ -91,8 +91,13 @@ def _read_scorable(text: Scorable, tokenizer: Tokenizer | None) -> ScoredText:
         # Together, as the model would read them: tokens may run across the border.
         [whole] = read_prompts(text[0] + text[1], tokenizer)
         return _checked(whole, first=_common_len(context.token_ids, whole.token_ids))
-    [rest] = read_prompts(text[1], tokenizer)
-    token_ids = [*context.token_ids, *rest.token_ids]
+    if isinstance(text[1], str):
+        # In the middle of a text: nothing that a tokenizer puts at its beginning belongs here.
+        rest_ids: Sequence[int] = encode(text[1], tokenizer, add_special_tokens=False)
+    else:
+        [rest] = read_prompts(text[1], tokenizer)
+        rest_ids = rest.token_ids
+    token_ids = [*context.token_ids, *rest_ids]
     return _checked(Prompt(text=None, token_ids=token_ids), first=len(context.token_ids))
 
 

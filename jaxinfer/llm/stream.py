@@ -55,7 +55,7 @@ class RequestStream:
 
     def close(self) -> None:
         """Aborts what has not ended, and waits until its slots and pages are free again."""
-        for request_id in self._num_open:
+        for request_id in list(self._num_open):
             self._engine.abort(request_id)
         while self._num_open:
             self._step()
@@ -87,9 +87,14 @@ class RequestStream:
 
     def _submit(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
         request = Request(request_id=request_id, prompt_token_ids=prompt.token_ids, params=params)
-        self._engine.submit(request, self._take)
+        # First of all: once submitted, another thread's step may bring its events.
         self._events[request_id] = []
         self._num_open[request_id] = params.n
+        try:
+            self._engine.submit(request, self._take)
+        except BaseException:
+            del self._events[request_id], self._num_open[request_id]
+            raise
 
     def _take(self, events: list[TokenEvent]) -> None:
         self._new.extend(events)

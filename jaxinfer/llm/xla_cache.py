@@ -1,13 +1,20 @@
 """Compiled programs kept from one process to the next."""
 
+import os
 from pathlib import Path
 
 import jax
 
 
-def default_xla_cache_dir() -> Path:
-    """``~/.cache/jaxinfer/xla``."""
-    return Path.home() / ".cache" / "jaxinfer" / "xla"
+def default_xla_cache_dir() -> Path | None:
+    """``$JAXINFER_CACHE/xla``, else ``~/.cache/jaxinfer/xla``; None where there is no home."""
+    configured = os.environ.get("JAXINFER_CACHE")
+    if configured:
+        return Path(configured) / "xla"
+    try:
+        return Path.home() / ".cache" / "jaxinfer" / "xla"
+    except RuntimeError:
+        return None
 
 
 def keep_compiled_programs() -> None:
@@ -15,8 +22,10 @@ def keep_compiled_programs() -> None:
 
     ``JAX_COMPILATION_CACHE_DIR`` names another; ``JAX_ENABLE_COMPILATION_CACHE=0`` turns it off.
     """
-    chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if chosen is None:
-        jax.config.update("jax_compilation_cache_dir", str(default_xla_cache_dir()))
-        # Small programs are many, and jax would leave out what compiles in less than a second.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        directory = default_xla_cache_dir()
+        if directory is None:
+            return
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+    # Small programs are many, and jax would leave out what compiles in less than a second.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

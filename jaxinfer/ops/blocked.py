@@ -15,7 +15,7 @@ from jaxinfer.shapes import Shape
 
 BLOCK = 64
 #: Beyond so many rows the plain product is faster.
-FEW_ROWS = 4
+FEW_ROWS = 2
 #: A sum over fewer terms is folded into the multiplication and no longer vectorised.
 _LEAST_TERMS = 33
 #: What the multiply-and-add form needs of the compiler: not to be taken for a matrix product.

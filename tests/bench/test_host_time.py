@@ -52,3 +52,9 @@ def test_waits_and_steps_with_prompts_do_not_count(clock):
 
 def test_no_step_has_no_time(clock):
     assert host_time.HostTimer(FakeRunner(clock)).milliseconds_per_step is None
+
+
+def test_a_step_launched_before_the_timer_came_does_not_count(clock):
+    timer = host_time.HostTimer(FakeRunner(clock))
+    timer.read(object())
+    assert timer.num_steps == 0

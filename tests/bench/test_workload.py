@@ -1,6 +1,9 @@
 """Random workloads are the same each time, and as long as they say."""
 
-from jaxinfer.bench.workload import random_workload
+import pytest
+
+from jaxinfer.bench.workload import random_workload, workload_from_file
+from jaxinfer.errors import InvalidParameter
 
 
 def test_equal_seeds_draw_equal_prompts_within_the_vocabulary():
@@ -16,3 +19,10 @@ def test_equal_seeds_draw_equal_prompts_within_the_vocabulary():
 def test_every_request_runs_to_its_length_whatever_it_says():
     [params] = random_workload(1, input_len=1, output_len=4, vocab_size=7).sampling_params
     assert (params.max_tokens, params.ignore_eos, params.temperature) == (4, True, 0)
+
+
+@pytest.mark.parametrize("num_prompts", [0, -1])
+def test_a_dataset_gives_at_least_one_prompt(tmp_path, num_prompts):
+    (tmp_path / "prompts").write_text("one\ntwo")
+    with pytest.raises(InvalidParameter, match="must be at least 1"):
+        workload_from_file(tmp_path / "prompts", num_prompts=num_prompts, output_len=1)

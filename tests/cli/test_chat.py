@@ -73,6 +73,7 @@ def test_a_conversation_knows_what_was_said_until_it_is_reset(run, loaded, ascii
     assert status == 0
     assert second["prompt"] == f"user:hi;assistant:{first['outputs'][0]['text']};user:so;a:"
     assert third["prompt"] == "user:so;a:"
+    assert err.startswith("memory: ")
     assert "/reset" in err
 
 

@@ -53,6 +53,9 @@ def test_the_version_is_the_packages(run):
         ["bench"],
         ["bench", "throughput", "--goodput", "speed:3"],
         ["inspect", "--memory", "much"],
+        ["inspect", "--memory", "inf"],
+        ["inspect", "--memory", "nan"],
+        ["inspect", "--memory=-1"],
         ["pull"],
     ],
 )
@@ -149,3 +152,15 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly():
     run = subprocess.run(pipe, capture_output=True, text=True)
     assert run.returncode in (0, cli.FAILED)
     assert "BrokenPipe" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["generate", "--file"], ["score", "--file"], ["bench", "throughput", "--dataset"]],
+)
+def test_a_file_that_is_no_utf8_is_named(run, loaded, tmp_path, words):
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    status, out, err = run(*words, tmp_path / "latin")
+    assert (status, out) == (2, "")
+    assert f"{tmp_path / 'latin'} is not UTF-8" in err
+    assert "Traceback" not in err

@@ -7,7 +7,7 @@ on ``read``, in the order of their launch, so that nobody can look at a result t
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -30,6 +30,7 @@ class FakeSampling:
     params: SamplingParams
     index: int
     max_tokens: int
+    banned_token_ids: Collection[int] = ()
 
 
 def state_of(position: int, visible: list[list[int]]) -> int:
@@ -84,7 +85,7 @@ def next_token(
     """Token number ``num_generated`` (from 0) of a sample, and whether it is its last."""
     params = sampling.params
     stops = set(params.stop_token_ids) | (set() if params.ignore_eos else {EOS})
-    forbidden = set(banned)
+    forbidden = set(banned) | set(sampling.banned_token_ids)
     if num_generated < params.min_tokens:
         forbidden |= stops
     token = (state + 31 * sampling.index + 7 * (params.seed or 0)) % vocab_size
@@ -139,8 +140,17 @@ class FakeRunner:
         self.queue: list[FakePending] = []
         self.sent_tables: dict[int, dict[tuple[int, int], int]] = {}
 
-    def slot_sampling(self, params: SamplingParams, *, index: int, max_tokens: int) -> FakeSampling:
-        return FakeSampling(params=params, index=index, max_tokens=max_tokens)
+    def slot_sampling(
+        self,
+        params: SamplingParams,
+        *,
+        index: int,
+        max_tokens: int,
+        banned_token_ids: Collection[int] = (),
+    ) -> FakeSampling:
+        return FakeSampling(
+            params=params, index=index, max_tokens=max_tokens, banned_token_ids=banned_token_ids
+        )
 
     def launch(self, plan: StepPlan) -> FakePending:
         self._fail_if("launch")

@@ -250,6 +250,55 @@ def test_a_callback_that_fails_ends_its_own_requests_only(caplog):
     house.assert_idle()
 
 
+# Failures of one request.
+
+
+def break_stream(house, request_id, *names):
+    """From now on these methods of the first output's stream raise."""
+
+    def fail(*_):
+        raise ValueError("not a text")
+
+    [job] = [job for job in house.engine._inbox.jobs() if job.request.request_id == request_id]
+    for name in names:
+        setattr(job._streams[0], name, fail)
+
+
+@pytest.mark.parametrize("broken", [["push"], ["push", "flush"]])
+@pytest.mark.parametrize("lookahead", [True, False], ids=["ahead", "plain"])
+def test_a_request_whose_tokens_make_no_event_ends_alone(broken, lookahead, caplog):
+    house = House(lookahead=lookahead)
+    house.submit("bad", [1], n=3, max_tokens=9, ignore_eos=True)
+    house.submit("good", [1], max_tokens=9)
+    for _ in range(4):
+        house.step()
+    break_stream(house, "bad", *broken)
+    house.run()
+    assert ends(house, "bad") == dict.fromkeys(range(3), FinishReason.ERROR)
+    assert "not a text" in house.events["bad"][-1].error
+    assert "request 'bad' failed" in caplog.text
+    house.assert_as_expected("good")
+    house.assert_idle()
+
+
+def test_a_dying_engine_tells_everybody_though_one_stream_fails():
+    house = House()
+    for name in "abc":
+        house.submit(name, [1], max_tokens=9, ignore_eos=True)
+    house.step()
+    break_stream(house, "b", "flush")
+
+    def fail(plan):
+        raise ZeroDivisionError
+
+    house.runner.launch = fail
+    with pytest.raises(ZeroDivisionError):
+        house.step()
+    for name in "abc":
+        assert ends(house, name) == {0: FinishReason.ERROR}
+    assert house.engine.num_unfinished == 0
+
+
 # Failures of the device.
 
 

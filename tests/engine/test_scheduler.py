@@ -143,6 +143,16 @@ def test_one_step_a_call_while_the_host_watches_the_tokens(params):
     assert {plan.num_steps for plan in house.runner.plans} == {1}
 
 
+def test_bad_words_of_a_single_token_neither_slow_a_slot_nor_come_with_its_rows():
+    house = House(decode_steps=(1, 4))
+    house.submit("a", [1] * 3, max_tokens=12, ignore_eos=True, bad_words=["a", "c", "j"])
+    house.run()
+    assert 4 in {plan.num_steps for plan in house.runner.plans}
+    assert not any(row.banned for plan in house.runner.plans for row in plan.rows)
+    house.assert_as_expected("a")
+    assert not {0, 2, 9} & set(house.output("a").tokens)
+
+
 def test_one_step_a_call_while_somebody_waits():
     house = House(decode_steps=(1, 4), max_num_seqs=1)
     house.submit("a", [1] * 3, max_tokens=8, ignore_eos=True)

@@ -1,11 +1,21 @@
 """A model's name leads to its config, its dtype and its tokenizer."""
 
+import json
+
 import gguf
+import jax
 import numpy as np
 import pytest
 
-from jaxinfer.errors import CorruptCheckpoint, ModelNotFound, TokenizerError, Unsupported
+from jaxinfer import LLM
+from jaxinfer.checkpoint.gguf import GgufSource
+from jaxinfer.checkpoint.load import no_progress
+from jaxinfer.errors import CorruptCheckpoint, InvalidParameter, ModelNotFound, TokenizerError
 from jaxinfer.llm.opening import open_model
+from jaxinfer.models.loading import dummy_model, save_model
+from jaxinfer.models.registry import model_config
+from sharding import make_mesh
+from tests.llm.tiny_model import write_tiny_model
 
 
 def write_gguf(path, matrix_type):
@@ -77,8 +87,32 @@ def test_a_config_that_is_no_json_is_a_corrupt_checkpoint(tmp_path):
         open_model(tmp_path, load_format="dummy")
 
 
-def test_an_orbax_checkpoint_is_a_clear_no(tmp_path):
-    (tmp_path / "params").mkdir()
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(Unsupported, match="Orbax"):
-        open_model(tmp_path)
+def test_an_orbax_checkpoint_opens_with_the_weights_that_were_saved(tmp_path):
+    path = write_tiny_model(tmp_path / "model")
+    config = json.loads((path / "config.json").read_text())
+    mesh = make_mesh()
+    saved = dummy_model(model_config(config), mesh=mesh, seed=5)
+    save_model(saved, path, config)
+    opened = open_model(path)
+    model = opened.load(mesh=mesh, dtype="auto", max_len=None, seed=0, progress=no_progress)
+    assert opened.tokenizer is not None
+    jax.tree.map(np.testing.assert_array_equal, model.params, saved.params)
+
+
+def test_what_fails_after_opening_closes_the_source(tmp_path, tiny_directory, monkeypatch):
+    path = write_gguf(tmp_path / "model.gguf", gguf.GGMLQuantizationType.F32)
+    closed, close = [], GgufSource.close
+
+    def noted_close(source):
+        closed.append(source)
+        close(source)
+
+    monkeypatch.setattr(GgufSource, "close", noted_close)
+    with pytest.raises(TokenizerError):
+        open_model(path)
+    assert len(closed) == 1
+    with pytest.raises(InvalidParameter, match="2 devices cannot share num_kv_heads = 1"):
+        LLM(path, skip_tokenizer_init=True, tensor_parallel_size=2)
+    assert len(closed) == 2
+    open_model(path, skip_tokenizer=True)
+    assert len(closed) == 2

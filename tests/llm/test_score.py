@@ -7,6 +7,7 @@ import pytest
 from jaxinfer import SamplingParams
 from jaxinfer.errors import InvalidPrompt
 from jaxinfer.llm import Score
+from jaxinfer.llm.score import read_scorables
 
 
 def test_a_text_is_scored_from_its_second_token_on(llm):
@@ -75,3 +76,13 @@ def test_perplexity_of_certainty_is_one():
 def test_what_has_nothing_to_score_is_refused(llm, text, message):
     with pytest.raises(InvalidPrompt, match=message):
         llm.score([text], use_tqdm=False)
+
+
+def test_a_continuation_of_token_ids_gets_no_token_of_a_beginning():
+    class Tokenizer:
+        def encode(self, text, *, add_special_tokens=True):
+            return [256] * add_special_tokens + list(text.encode())
+
+    [scored] = read_scorables(({"prompt_token_ids": [256, 1]}, "ab"), Tokenizer())
+    assert scored.prompt.token_ids == [256, 1, 97, 98]
+    assert scored.first == 2

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
@@ -33,8 +34,8 @@ _CHAT_TEMPLATE = (
 )
 
 
-def write_tiny_model(directory: Path) -> Path:
-    """Writes the directory and returns it."""
+def write_tiny_model(directory: Path, **changes: Any) -> Path:
+    """Writes the directory, its config changed so, and returns it."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {
         "model_type": "llama",
@@ -53,7 +54,7 @@ def write_tiny_model(directory: Path) -> Path:
         "eos_token_id": EOS,
         "torch_dtype": "float32",
     }
-    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "config.json").write_text(json.dumps(config | changes))
     _tokenizer().save(str(directory / "tokenizer.json"))
     special = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": _CHAT_TEMPLATE}
     (directory / "tokenizer_config.json").write_text(json.dumps(special))

@@ -1,0 +1,53 @@
+"""With one slot, bfloat16 and a CPU, decode takes its own form of the weights: the same tokens."""
+
+from jaxinfer.decoding.programs import _compiler_options
+from jaxinfer.engine.build import build_engine
+from jaxinfer.models.layout import for_decoding
+from jaxinfer.models.loading import Model, dummy_model
+from jaxinfer.models.registry import model_config
+from sharding import make_mesh
+from tests.e2e.tiny import prompts, request, run
+
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 192,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+}
+PARAMS = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True, "logprobs": 2}
+
+
+def wide_model() -> Model:
+    return dummy_model(model_config(CONFIG), mesh=make_mesh(), seed=1)
+
+
+def tokens_with(slots: int) -> dict:
+    engine = build_engine(
+        wide_model(),
+        None,
+        max_num_seqs=slots,
+        max_num_batched_tokens=32,
+        prefill_tokens=(32,),
+        page_size=8,
+        num_pages=33,
+        prompt_logprobs=False,
+    )
+    assert for_decoding(wide_model(), slots).is_blocked == (slots <= 2)
+    return run(engine, [request(f"r{i}", p, **PARAMS) for i, p in enumerate(prompts(3, [5, 21]))])
+
+
+def test_one_slot_with_blocked_kernels_gives_the_tokens_of_four_with_plain_ones() -> None:
+    assert tokens_with(1) == tokens_with(4)
+
+
+def test_a_blocked_model_asks_for_its_compiler_options_and_a_plain_one_for_none() -> None:
+    assert _compiler_options(for_decoding(wide_model(), 1))
+    assert not _compiler_options(wide_model())
