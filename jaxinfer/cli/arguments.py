@@ -74,7 +74,7 @@ def one_request_at_a_time(args: argparse.Namespace) -> dict[str, Any]:
     num_tokens = args.max_num_batched_tokens or 128
     return llm_arguments(
         args,
-        max_num_seqs=max(2, min(args.n, 8)),
+        max_num_seqs=min(args.n, 8),
         max_num_batched_tokens=num_tokens,
         prefill_tokens=(num_tokens,),
         enable_prompt_logprobs=args.prompt_logprobs is not None,

@@ -103,7 +103,7 @@ def test_one_request_needs_few_programs(run, loaded):
     run("generate", "x", "--max-tokens=1", "--n=4", "--prompt-logprobs=0", "--page-size=8")
     few, more = loaded
     assert few["prefill_tokens"] == (few["max_num_batched_tokens"],)
-    assert (few["max_num_seqs"], few["enable_prompt_logprobs"]) == (2, False)
+    assert (few["max_num_seqs"], few["enable_prompt_logprobs"]) == (1, False)
     assert (more["max_num_seqs"], more["enable_prompt_logprobs"]) == (4, True)
     assert more["page_size"] == 8
     assert few["model"] == "smollm2-135m"
