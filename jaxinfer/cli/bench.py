@@ -69,9 +69,7 @@ def _add_lengths(parser: argparse.ArgumentParser) -> None:
 
 def run_latency(args: argparse.Namespace) -> int:
     """Runs ``bench latency``."""
-    settings = llm_arguments(
-        args, max_num_seqs=args.batch_size, enable_prompt_logprobs=False
-    )
+    settings = llm_arguments(args, max_num_seqs=args.batch_size, enable_prompt_logprobs=False)
     with load_llm(**settings) as llm:
         from jaxinfer.bench.latency import measure_latency
 
