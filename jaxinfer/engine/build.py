@@ -63,6 +63,7 @@ def build_engine(
         raise InvalidParameter(f"memory_utilization = {memory_utilization} must be in (0, 1]")
     room = int(memory_limit(model.mesh.devices.flat[0]) * memory_utilization)
     num_slots = max_num_seqs
+    # Blocks keep the weights twice; the other half of the memory is for pages and temporaries.
     if 2 * model.weight_bytes < room // 2:
         model = for_decoding(model, num_slots)
     if not model.is_blocked and model.mesh.devices.flat[0].platform == "cpu":
