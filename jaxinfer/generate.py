@@ -42,7 +42,7 @@ def generate(
     """
     prompt = np.asarray(prompt_token_ids, np.int32)
     _check(table, prompt)
-    shapes, params = table.shapes, table.model.params
+    shapes = table.shapes
 
     # Pages 1, 2, 3 ... belong to the only sequence; page 0 is never owned.
     pages_SM = np.zeros((shapes.num_slots, shapes.pages_per_sequence), np.int32)
@@ -56,8 +56,8 @@ def generate(
 
     size = table.prefill_size(len(prompt))
     packed = table.replicate(pack_prefill([_Row(prompt)], size, shapes.num_slots))
-    cache, slots, output, _ = table[f"prefill/{size}"](
-        params, cache, slots, page_tables, packed, anything_SW
+    cache, slots, output, _ = table.step(
+        f"prefill/{size}", cache, slots, page_tables, packed, anything_SW
     )
     planned_S = table.replicate(pack_decode([_Row(None)], shapes.num_slots))
     while True:
@@ -65,8 +65,8 @@ def generate(
         yield token
         if finish:
             return
-        cache, slots, output = table["decode/1"](
-            params, cache, slots, page_tables, planned_S, anything_SW
+        cache, slots, output, _ = table.step(
+            "decode/1", cache, slots, page_tables, planned_S, anything_SW
         )
 
 

@@ -12,12 +12,17 @@ from jaxinfer.errors import InvalidParameter
 #: What the wire can carry: a signed or an unsigned 64-bit integer.
 _SEEDS = range(-(2**63), 2**64)
 
+#: Of the host's memory: one position's log-probabilities, and each token's in it with its text.
+_POSITION_BYTES = 256
+_LOGPROB_BYTES = 320
+
 
 @dataclass(frozen=True, kw_only=True)
 class RequestLimits:
     """What one request may ask for at most; bounded before anything is allocated for it.
 
     ``max_token_ids`` bounds stop ids, allowed ids and biased ids, each by itself.
+    ``max_prompt_logprobs_bytes`` bounds what the host keeps for ``prompt_logprobs``.
     """
 
     max_n: int = 128
@@ -26,6 +31,7 @@ class RequestLimits:
     max_bad_words: int = 256
     max_token_ids: int = 4096
     max_logprobs: int = 20
+    max_prompt_logprobs_bytes: int = 2**28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +107,19 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         return self.temperature == 0
 
-    def verify(self, *, vocab_size: int, limits: RequestLimits | None = None) -> None:
+    def verify(
+        self, *, vocab_size: int, prompt_len: int = 0, limits: RequestLimits | None = None
+    ) -> None:
         """Checks every value. ``vocab_size``: width of the logits; ids must be below it.
+
+        ``prompt_len``: tokens of the prompt, 0 while it is not known.
 
         Raises:
             InvalidParameter: names the value, what is allowed, and the fix.
         """
         limits = limits or RequestLimits()
         self._verify_counts(limits)
+        self._verify_prompt_logprobs(prompt_len, limits.max_prompt_logprobs_bytes)
         self._verify_floats()
         self._verify_flags()
         self._verify_texts(limits)
@@ -129,6 +140,21 @@ class SamplingParams:
                 _verify_int(name, value, 0, limits.max_logprobs, "use None for none at all")
         if self.seed is not None:
             _verify_int("seed", self.seed, _SEEDS.start, _SEEDS.stop - 1)
+
+    def _verify_prompt_logprobs(self, prompt_len: int, most: int) -> None:
+        if self.prompt_logprobs is None or not prompt_len:
+            return
+        # The token itself, and the alternatives beside it.
+        nbytes = _POSITION_BYTES + _LOGPROB_BYTES * (1 + self.prompt_logprobs)
+        if prompt_len * nbytes <= most:
+            return
+        fewer = (most // prompt_len - _POSITION_BYTES) // _LOGPROB_BYTES - 1
+        advice = f"ask for at most {fewer}, or " if fewer >= 0 else ""
+        raise InvalidParameter(
+            f"prompt_logprobs = {self.prompt_logprobs} of {prompt_len} prompt tokens take about"
+            f" {prompt_len * nbytes:,} bytes: at most {most:,} are allowed; {advice}shorten the"
+            f" prompt to {most // nbytes} tokens"
+        )
 
     def _verify_floats(self) -> None:
         off = "use 1 to turn it off"

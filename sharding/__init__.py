@@ -5,13 +5,14 @@ A leaf: it knows arrays and devices, never a model or a request. See README.md b
 
 from sharding.mesh import make_mesh
 from sharding.rules import DEFAULT_RULES, LogicalAxes, MeshAxis, Rules, spec
-from sharding.tree import named_sharding, tree_shardings
+from sharding.tree import device_bytes, named_sharding, tree_shardings
 
 __all__ = [
     "DEFAULT_RULES",
     "LogicalAxes",
     "MeshAxis",
     "Rules",
+    "device_bytes",
     "make_mesh",
     "named_sharding",
     "spec",

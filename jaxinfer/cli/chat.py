@@ -12,6 +12,7 @@ from jaxinfer.cli.arguments import (
     one_request_at_a_time,
     sampling_params,
 )
+from jaxinfer.cli.generate import read_standard_input
 from jaxinfer.cli.loading import load_llm
 from jaxinfer.cli.printing import note
 from jaxinfer.errors import InvalidParameter, UsageError
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     params = sampling_params(args)
     message = args.message
     if message is None and not sys.stdin.isatty():
-        message = sys.stdin.read().removesuffix("\n")
+        message = read_standard_input().removesuffix("\n")
     with load_llm(**one_request_at_a_time(args)) as llm:
         note(str(llm.budget))
         conversation = Conversation(llm, params, system=args.system, as_json=args.json)
@@ -63,6 +64,9 @@ def converse(conversation: "Conversation") -> int:
             message = input("> " if sys.stdout.isatty() else "").strip()
         except EOFError:
             return 0
+        except UnicodeDecodeError as error:
+            note(f"that was not UTF-8: {error} ({_COMMANDS})")
+            continue
         if message == "/exit":
             return 0
         if message == "/reset":

@@ -1,6 +1,7 @@
 """``jaxinfer generate``: continues one text."""
 
 import argparse
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,27 @@ def read_text(text: str | None, file: Path | None) -> str:
     """The text given, or the one in a file or on standard input without its last line's end.
 
     Raises:
-        InvalidParameter: neither or both were given, or the file is not UTF-8.
+        InvalidParameter: neither or both were given, or it is not UTF-8.
     """
     if (text is None) == (file is None):
         raise InvalidParameter("give the text itself, - for standard input, or --file; one of them")
     if file is not None:
         return read_file(file).removesuffix("\n")
-    return sys.stdin.read().removesuffix("\n") if text == "-" else str(text)
+    return read_standard_input().removesuffix("\n") if text == "-" else str(text)
+
+
+def read_standard_input() -> str:
+    """All of standard input, as UTF-8 like files, whatever the locale says.
+
+    Raises:
+        InvalidParameter: it is not UTF-8.
+    """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidParameter(f"standard input is not UTF-8: {error}") from error
 
 
 def read_file(file: Path) -> str:

@@ -1,13 +1,14 @@
 """``jaxinfer score``: how likely a model finds texts."""
 
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxinfer.cli.arguments import add_model_arguments, llm_arguments, new_parser
-from jaxinfer.cli.generate import read_file, read_text
+from jaxinfer.cli.generate import read_file, read_standard_input, read_text
 from jaxinfer.cli.loading import load_llm
 from jaxinfer.cli.printing import print_json
 from jaxinfer.errors import InvalidParameter
@@ -59,7 +60,9 @@ def _texts(args: argparse.Namespace) -> "list[Scorable]":
         return [text if args.continuation is None else (text, args.continuation)]
     if args.text is not None or args.continuation is not None:
         raise InvalidParameter("give either texts or --file, not both")
-    lines = sys.stdin if args.file == "-" else read_file(Path(args.file)).splitlines()
+    whole = read_standard_input() if args.file == "-" else read_file(Path(args.file))
+    # Not splitlines: JSON strings may hold what else ends a line of Unicode text.
+    lines = io.StringIO(whole)
     return [_text_of_line(number, line) for number, line in enumerate(lines, start=1)]
 
 

@@ -1,8 +1,9 @@
-"""The jitted steps of autoregressive decoding: ``prefill`` and ``decode``.
+"""The jitted steps of autoregressive decoding: ``prefill``, ``decode``, and ``sample_slots``.
 
-Both are functions of (parameters, cache, slot state, page tables, one packed buffer) to (cache,
-slot state, what was sampled), with the cache and the state donated. Row results do not depend on
-neighbours: an idle row has length 0 and nothing of it is read or written.
+A step is one of the first two and then the third. They are functions of values: the cache and the
+state go in and come out, donated. Row results do not depend on neighbours: an idle row has length 0
+and nothing of it is read or written. Sampling stands apart so that it is compiled once for all
+sizes of steps.
 """
 
 from dataclasses import dataclass, replace
@@ -22,8 +23,26 @@ _FEW_SLOTS = 4
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
+class SlotLogits:
+    """What the model says of each slot's next token; S slots, V vocabulary.
+
+    Attributes:
+        logits_SV: float32; meaningless for slots that had no row.
+        kv_lens_S: int32, tokens in the cache after the step.
+        has_row_S: bool, whether the slot was in the step.
+        samples_S: bool, whether its next token is to be sampled: not within a prompt.
+    """
+
+    logits_SV: jax.Array
+    kv_lens_S: jax.Array
+    has_row_S: jax.Array
+    samples_S: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class StepOutput:
-    """What a step sampled; J micro-steps (1 in prefill), S slots, A alternatives.
+    """What a step sampled; J decode steps of one call (1 in prefill), S slots, A alternatives.
 
     ``events_J3S``: int32 token, whether one was sampled, and the finish code. The rest are of the
     raw logits, meaningful for slots that asked for log-probabilities.
@@ -42,31 +61,39 @@ def decode(
     state: SlotState,
     page_tables: tuple[jax.Array, ...],
     planned_S: jax.Array,
+) -> tuple[Cache, SlotLogits]:
+    """Feeds the last token of every planned slot that is live."""
+    active_S = state.live_S & (planned_S > 0)
+    kv_lens_S = jnp.where(active_S, state.num_cached_S + 1, 0)
+    hidden_SD, cache = decoder(
+        state.last_token_S, state.num_cached_S, cache, page_tables, decode_ragged(kv_lens_S)
+    )
+    logits = SlotLogits(
+        logits_SV=decoder.logits(hidden_SD),
+        kv_lens_S=kv_lens_S,
+        has_row_S=active_S,
+        samples_S=active_S,
+    )
+    return cache, logits
+
+
+def decode_steps(
+    decoder: Decoder,
+    cache: Cache,
+    state: SlotState,
+    page_tables: tuple[jax.Array, ...],
+    planned_S: jax.Array,
+    mask_SW: jax.Array,
     *,
-    num_steps: int = 1,
-    mask_SW: jax.Array | None = None,
+    num_steps: int,
 ) -> tuple[Cache, SlotState, StepOutput]:
-    """One token (``num_steps`` of them, in one call) for every planned slot that is live.
-
-    ``mask_SW``: packed bits of the tokens allowed in this step, beside each slot's own mask.
-    """
-
-    def micro_step(cache: Cache, state: SlotState) -> tuple[Cache, SlotState, StepOutput]:
-        active_S = state.live_S & (planned_S > 0)
-        kv_lens_S = jnp.where(active_S, state.num_cached_S + 1, 0)
-        hidden_SD, cache = decoder(
-            state.last_token_S, state.num_cached_S, cache, page_tables, decode_ragged(kv_lens_S)
-        )
-        state, output = _sample(decoder, hidden_SD, state, active_S, kv_lens_S, mask_SW)
-        return cache, state, output
-
-    if num_steps == 1:
-        cache, state, output = micro_step(cache, state)
-        return cache, state, jax.tree.map(lambda leaf: leaf[None], output)
+    """``decode`` and ``sample_slots``, ``num_steps`` times in one call."""
 
     def body(carry: tuple[Cache, SlotState], _: None) -> tuple[tuple, StepOutput]:
-        cache, state, output = micro_step(*carry)
-        return (cache, state), output
+        cache, state = carry
+        cache, logits = decode(decoder, cache, state, page_tables, planned_S)
+        state, output = sample_slots(state, logits, mask_SW)
+        return (cache, state), jax.tree.map(lambda leaf: leaf[0], output)
 
     (cache, state), outputs = lax.scan(body, (cache, state), length=num_steps)
     return cache, state, outputs
@@ -78,9 +105,7 @@ def prefill(
     state: SlotState,
     page_tables: tuple[jax.Array, ...],
     packed: jax.Array,
-    *,
-    mask_SW: jax.Array | None = None,
-) -> tuple[Cache, SlotState, StepOutput, jax.Array]:
+) -> tuple[Cache, SlotLogits, jax.Array]:
     """Chunks of prompts beside decode rows. ``packed``: see ``jaxinfer.batch.pack_prefill``.
 
     The last value is the final hidden state ``[T, D]`` of every token, from which
@@ -121,12 +146,13 @@ def prefill(
         return jnp.zeros_like(values_S).at[place_S].set(values_S, mode="drop")
 
     has_row_S = by_slot(active_S)
-    samples_S = by_slot(active_S & (batch.samples_S > 0))
-    kv_lens_S = jnp.where(has_row_S, by_slot(length_S), state.num_cached_S)
-    state, output = _sample(
-        decoder, hidden_TD[by_slot(last_S)], state, samples_S, kv_lens_S, mask_SW, has_row_S
+    logits = SlotLogits(
+        logits_SV=decoder.logits(hidden_TD[by_slot(last_S)]),
+        kv_lens_S=jnp.where(has_row_S, by_slot(length_S), 0),
+        has_row_S=has_row_S,
+        samples_S=by_slot(active_S & (batch.samples_S > 0)),
     )
-    return cache, state, jax.tree.map(lambda leaf: leaf[None], output), hidden_TD
+    return cache, logits, hidden_TD
 
 
 def score_rows(
@@ -139,29 +165,27 @@ def score_rows(
     return score(decoder.logits(hidden_TD[index_R]), target_R)
 
 
-def _sample(
-    decoder: Decoder,
-    hidden_SD: jax.Array,
-    state: SlotState,
-    samples_S: jax.Array,
-    kv_lens_S: jax.Array,
-    mask_SW: jax.Array | None,
-    has_row_S: jax.Array | None = None,
+def sample_slots(
+    state: SlotState, logits: SlotLogits, mask_SW: jax.Array
 ) -> tuple[SlotState, StepOutput]:
-    """Samples for ``samples_S``, and remembers lengths for every slot that had a row."""
-    has_row_S = samples_S if has_row_S is None else has_row_S
-    logits_SV = decoder.logits(hidden_SD)
+    """Samples where it is asked for, and remembers lengths for every slot that had a row.
+
+    ``mask_SW``: packed bits of the tokens allowed in this step, beside each slot's own mask. The
+    output has J = 1.
+    """
+    samples_S = logits.samples_S
     with jax.named_scope("sample"):
-        sampled, sampling = sample(logits_SV, state.sampling, samples_S, mask_SW)
+        sampled, sampling = sample(logits.logits_SV, state.sampling, samples_S, mask_SW)
     finished_S = samples_S & (sampled.finish_S > 0)
     state = replace(
         state,
         last_token_S=jnp.where(samples_S, sampled.tokens_S, state.last_token_S),
-        num_cached_S=jnp.where(has_row_S, kv_lens_S, state.num_cached_S),
+        num_cached_S=jnp.where(logits.has_row_S, logits.kv_lens_S, state.num_cached_S),
         live_S=state.live_S & ~finished_S,
         sampling=sampling,
     )
-    return state, _output(sampled, samples_S)
+    output = _output(sampled, samples_S)
+    return state, jax.tree.map(lambda leaf: leaf[None], output)
 
 
 def _output(sampled: SampleOutput, samples_S: jax.Array) -> StepOutput:

@@ -19,7 +19,15 @@ from jax.stages import Compiled, Lowered
 from jaxinfer.batch import prefill_buffer_size
 from jaxinfer.cache import Cache, copy_pages, init_cache, layer_groups
 from jaxinfer.checkpoint.load import Progress, no_progress
-from jaxinfer.decoding.autoregressive import decode, prefill, score_rows
+from jaxinfer.decoding.autoregressive import (
+    SlotLogits,
+    StepOutput,
+    decode,
+    decode_steps,
+    prefill,
+    sample_slots,
+    score_rows,
+)
 from jaxinfer.decoding.slots import SlotState, admit_slot, init_slots
 from jaxinfer.models.loading import Model
 from jaxinfer.ops.blocked import COMPILER_OPTIONS
@@ -34,8 +42,8 @@ class ProgramShapes:
     """All that decides which programs there are.
 
     ``num_slots`` S; ``pages_per_sequence`` M; ``num_pages`` one a layer group; ``prefill_tokens``
-    and ``decode_steps`` ascending ladders; ``copies`` pages copied in one call; ``score_rows``
-    prompt positions scored in one call, 0 for a table that scores none.
+    and ``decode_steps`` ascending ladders; ``copies`` pages copied in one call, 0 for a table that
+    copies none; ``score_rows`` prompt positions scored in one call, 0 for a table that scores none.
     """
 
     num_slots: int
@@ -52,7 +60,8 @@ class ProgramShapes:
 class ProgramTable:
     """The compiled programs of one model in one set of shapes, by name.
 
-    ``decode/1``, ``prefill/512``, ``score/512``, ``admit``, ``copy``.
+    ``decode/1``, ``prefill/512``, ``sample``, ``score/512``, ``admit``, ``copy``. ``step`` runs
+    those that make a step.
     """
 
     def __init__(self, model: Model, shapes: ProgramShapes):
@@ -121,18 +130,49 @@ class ProgramTable:
         """Host arrays on every device of the mesh."""
         return jax.device_put(tree, self._whole)
 
+    def step(
+        self,
+        name: str,
+        cache: Cache,
+        slots: SlotState,
+        page_tables: tuple[jax.Array, ...],
+        rows: jax.Array,
+        mask_SW: jax.Array,
+    ) -> tuple[Cache, SlotState, StepOutput, jax.Array | None]:
+        """Launches a whole step; ``cache`` and ``slots`` are donated.
+
+        ``name``: one of ``step_names``. ``rows``: what ``batch.pack_*`` made. ``mask_SW``: packed
+        bits of the tokens allowed in this step. The last value: final hidden states ``[T, D]`` of a
+        prefill.
+        """
+        arguments = (self.model.params, cache, slots, page_tables, rows)
+        if not self._samples_apart(name):
+            return *self[name](*arguments, mask_SW), None
+        cache, logits, *hidden = self[name](*arguments)
+        slots, output = self["sample"](slots, logits, mask_SW)
+        return cache, slots, output, hidden[0] if hidden else None
+
+    @staticmethod
+    def _samples_apart(name: str) -> bool:
+        """Whether a step's program leaves sampling to ``sample``: all but several decode steps."""
+        return name == "decode/1" or name.startswith("prefill/")
+
     @property
     def step_names(self) -> tuple[str, ...]:
         """The programs that run the model."""
         return tuple(n for n in self._compiled if n.startswith(("decode/", "prefill/")))
 
     def temporary_bytes(self) -> int:
-        """The most temporary memory any of the programs needs, by the compiler's own analysis."""
+        """The most memory that any of the programs needs beside its arguments.
+
+        Temporaries by the compiler's own analysis, and logits of one step on their way to sampling.
+        """
         analyses = (program.memory_analysis() for program in self._compiled.values())
-        return max(analysis.temp_size_in_bytes for analysis in analyses if analysis is not None)
+        temporaries = max((a.temp_size_in_bytes for a in analyses if a is not None), default=0)
+        return temporaries + 4 * self.shapes.num_slots * self.model.config.vocab_size
 
     def _lowerings(self) -> dict[str, Callable[[], Lowered]]:
-        """How to lower each program, by name."""
+        """How to lower each program, by name; those that take long to compile come first."""
         model, shapes = self.model, self.shapes
         params, cache, state = self._arguments
         groups = layer_groups(model.config)
@@ -148,42 +188,50 @@ class ProgramTable:
 
         where_cache, where_state = _shardings(cache), _shardings(state)
         whole = self._whole
-        add("empty/cache", self._new_cache, where_cache, ())
-        add("empty/slots", self._new_slots, where_state, ())
         step = (params, cache, state, tables)
+        rows = self._ints(shapes.num_slots)
         for steps in shapes.decode_steps:
-            rows = self._ints(shapes.num_slots)
-            after = (where_cache, where_state, whole)
-            add(f"decode/{steps}", self._decode(steps), after, (1, 2), *step, rows, mask)
+            if steps == 1:
+                add("decode/1", self._decode, (where_cache, whole), (1,), *step, rows)
+            else:
+                after = (where_cache, where_state, whole)
+                name, several = f"decode/{steps}", self._decode_steps(steps)
+                add(name, several, after, (1, 2), *step, rows, mask)
         for num_tokens in shapes.prefill_tokens:
-            rows = self._ints(prefill_buffer_size(num_tokens, shapes.num_slots))
-            results = (where_cache, where_state, whole, whole)
-            add(f"prefill/{num_tokens}", self._prefill, results, (1, 2), *step, rows, mask)
+            packed = self._ints(prefill_buffer_size(num_tokens, shapes.num_slots))
+            results = (where_cache, whole, whole)
+            add(f"prefill/{num_tokens}", self._prefill, results, (1,), *step, packed)
             if shapes.score_rows:
                 hidden = self._array((num_tokens, model.config.width), model.dtype)
                 pairs = (self._ints(shapes.score_rows),) * 2
                 add(f"score/{num_tokens}", self._score, whole, (), params, hidden, *pairs)
+        add("sample", sample_slots, (where_state, whole), (0,), state, self._slot_logits, mask)
         row = jax.tree.map(
             lambda leaf: self._array(leaf.shape, leaf.dtype),
             blank_slot_sampling(model.config.vocab_size),
         )
         add("admit", admit_slot, where_state, (0,), state, self._ints(), row)
-        pairs = (self._ints(len(groups), shapes.copies),) * 2
-        add("copy", self._copy, where_cache, (0,), cache, *pairs)
+        if shapes.copies:
+            pairs = (self._ints(len(groups), shapes.copies),) * 2
+            add("copy", self._copy, where_cache, (0,), cache, *pairs)
+        add("empty/cache", self._new_cache, where_cache, ())
+        add("empty/slots", self._new_slots, where_state, ())
         return lowerings
 
-    def _decode(self, num_steps: int) -> Callable:
+    def _decode(self, params, cache, state, tables, planned_S):
+        return decode(self.model.merge(params), cache, state, tables, planned_S)
+
+    def _decode_steps(self, num_steps: int) -> Callable:
         def run(params, cache, state, tables, planned_S, mask_SW):
             decoder = self.model.merge(params)
-            return decode(
-                decoder, cache, state, tables, planned_S, num_steps=num_steps, mask_SW=mask_SW
+            return decode_steps(
+                decoder, cache, state, tables, planned_S, mask_SW, num_steps=num_steps
             )
 
         return run
 
-    def _prefill(self, params, cache, state, tables, packed, mask_SW):
-        decoder = self.model.merge(params)
-        return prefill(decoder, cache, state, tables, packed, mask_SW=mask_SW)
+    def _prefill(self, params, cache, state, tables, packed):
+        return prefill(self.model.merge(params), cache, state, tables, packed)
 
     def _score(self, params, hidden_TD, index_R, targets_R):
         return score_rows(self.model.merge(params), hidden_TD, index_R, targets_R)
@@ -210,6 +258,19 @@ class ProgramTable:
                 lambda leaf: _abstract(leaf, self._whole), jax.eval_shape(self._new_slots)
             ),
         )
+
+    @property
+    def _slot_logits(self) -> SlotLogits:
+        """Shapes and dtypes of what goes from the model to sampling."""
+        num_slots = self.shapes.num_slots
+        flags_S = self._array((num_slots,), jnp.bool_)
+        arguments: dict[str, Any] = {
+            "logits_SV": self._array((num_slots, self.model.config.vocab_size), jnp.float32),
+            "kv_lens_S": self._ints(num_slots),
+            "has_row_S": flags_S,
+            "samples_S": flags_S,
+        }
+        return SlotLogits(**arguments)
 
     @property
     def _whole(self) -> NamedSharding:

@@ -12,17 +12,34 @@ from jaxinfer.engine.memory import (
     CPU_POOL_BYTES,
     MemoryBudget,
     cache_groups,
+    device_page_bytes,
+    exhaustion_is_capacity_error,
     fitting_pages,
-    memory_limit,
     pool_bytes,
+    usable_memory,
 )
 from jaxinfer.engine.runner import DeviceRunner
 from jaxinfer.errors import CapacityError, InvalidParameter
 from jaxinfer.models.layout import for_decoding
 from jaxinfer.models.loading import DTYPES, Model
 from jaxinfer.tokenizer import Tokenizer
+from pallas_kernels.ragged_paged_attention import XLA_PAGE_SIZES
 
 
+def verify_page_size(page_size: int) -> None:
+    """Refuses what only the plain reference of attention could run, many times slower.
+
+    Raises:
+        InvalidParameter: it is none of those that a fast kernel takes.
+    """
+    if page_size not in XLA_PAGE_SIZES:
+        raise InvalidParameter(
+            f"page_size = {page_size} is not allowed: it must be one of"
+            f" {', '.join(map(str, XLA_PAGE_SIZES))}; leave it out for 64"
+        )
+
+
+@exhaustion_is_capacity_error()
 def build_engine(
     model: Model,
     tokenizer: Tokenizer | None,
@@ -43,13 +60,14 @@ def build_engine(
     """Plans memory, compiles and warms every program, and makes an engine of them.
 
     ``prefill_tokens``: sizes of the prefill programs, ascending, the last being
-    ``max_num_batched_tokens``; None chooses a short ladder. ``memory_utilization``: the share of
-    the device's memory that everything together may take.
+    ``max_num_batched_tokens``; None chooses a short ladder. ``page_size``: 8, 16, 32, 64, 128 or
+    256. ``memory_utilization``: the share of the device's memory that everything together may take.
 
     Raises:
         InvalidParameter: a parameter out of its range.
         CapacityError: the memory does not hold weights, temporaries and a few pages.
     """
+    verify_page_size(page_size)
     limits = EngineLimits(
         max_model_len=model.max_len,
         vocab_size=model.config.vocab_size,
@@ -59,12 +77,10 @@ def build_engine(
         decode_steps=tuple(decode_steps),
         enable_prefix_caching=enable_prefix_caching,
     )
-    if not 0 < memory_utilization <= 1:
-        raise InvalidParameter(f"memory_utilization = {memory_utilization} must be in (0, 1]")
-    room = int(memory_limit(model.mesh.devices.flat[0]) * memory_utilization)
+    room = usable_memory(model.mesh, memory_utilization)
     num_slots = max_num_seqs
     # Blocks keep the weights twice; the other half of the memory is for pages and temporaries.
-    if 2 * model.weight_bytes < room // 2:
+    if 2 * model.device_weight_bytes < room // 2:
         model = for_decoding(model, num_slots)
     if not model.is_blocked and model.mesh.devices.flat[0].platform == "cpu":
         # XLA:CPU multiplies one row with plain 16-bit weights far slower than two.
@@ -82,13 +98,16 @@ def build_engine(
             kv_dtype=kv_dtype,
             prefill_tokens=ladder,
             decode_steps=limits.decode_steps,
+            # Samples of one prompt share a partly filled page only while they run side by side.
+            copies=16 if max_num_seqs > 1 else 0,
             score_rows=min(64, ladder[0]) if prompt_logprobs else 0,
         )
         return ProgramTable(model, shapes)
 
+    page_bytes = device_page_bytes(model.config, page_size, kv_dtype, model.mesh)
     if num_pages is None:
-        num_pages = _num_pages(model, limits, kv_dtype, room, table_with)
-    pages = pool_bytes(model.config, limits, num_pages, kv_dtype) // model.mesh.size
+        num_pages = _num_pages(model, limits, page_bytes, room, table_with)
+    pages = pool_bytes(model.config, limits, num_pages, page_bytes)
     if pages > room:
         raise CapacityError(
             f"num_pages = {num_pages} takes {pages:,} bytes, and {room:,} may be used: lower it"
@@ -97,7 +116,7 @@ def build_engine(
     table.compile(progress)
     groups = cache_groups(model.config, limits, num_pages)
     budget = MemoryBudget(
-        weights=model.weight_bytes // model.mesh.size,
+        weights=model.device_weight_bytes,
         slots=table.slot_bytes(),
         temporaries=table.temporary_bytes(),
         pages=pages,
@@ -118,12 +137,12 @@ def build_engine(
 def _num_pages(
     model: Model,
     limits: EngineLimits,
-    kv_dtype: str,
+    page_bytes: tuple[int, ...],
     room: int,
     table_with: Callable[[int], ProgramTable],
 ) -> int:
     """Pages of the first group for the memory that weights and temporaries leave."""
-    room -= model.weight_bytes // model.mesh.size
+    room -= model.device_weight_bytes
     if model.mesh.devices.flat[0].platform == "cpu":
         # Compiling twice at every start would cost a newcomer seconds; half of what is left is
         # far more than the temporaries take, and the budget is checked once they are known.
@@ -133,7 +152,7 @@ def _num_pages(
         probe = table_with(2)
         probe.compile(only=probe.largest)
         room -= probe.temporary_bytes() + probe.slot_bytes()
-    return fitting_pages(model.config, limits, kv_dtype, room * model.mesh.size)
+    return fitting_pages(model.config, limits, page_bytes, room)
 
 
 def _kv_dtype(kv_cache_dtype: str, model: Model) -> str:

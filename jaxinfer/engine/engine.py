@@ -79,11 +79,10 @@ class Engine:
             EngineClosed: after ``close``.
         """
         limits, params = self.runner.limits, request.params
-        params.verify(vocab_size=limits.vocab_size, limits=limits.request)
+        prompt_len = len(request.prompt_token_ids)
+        params.verify(vocab_size=limits.vocab_size, prompt_len=prompt_len, limits=limits.request)
         verify_prompt(request.prompt_token_ids, limits.vocab_size)
-        max_tokens = clipped_max_tokens(
-            len(request.prompt_token_ids), params.max_tokens, limits, self.runner.groups
-        )
+        max_tokens = clipped_max_tokens(prompt_len, params.max_tokens, limits, self.runner.groups)
         bad_words = read_bad_words(params, self._tokenizer)
         banned = frozenset() if bad_words is None else bad_words.always
         family = Family(

@@ -1,15 +1,22 @@
 """How many pages there is room for: known from the compiled programs, not guessed."""
 
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
+from jax.sharding import Mesh, NamedSharding
 
-from jaxinfer.cache import layer_groups, page_bytes
+from jaxinfer.cache import group_of_layer, init_cache, layer_groups
 from jaxinfer.config import ModelConfig
+from jaxinfer.engine.cgroup import cgroup_memory_limit
 from jaxinfer.engine.limits import CacheGroup, EngineLimits
-from jaxinfer.errors import CapacityError
+from jaxinfer.errors import CapacityError, InvalidParameter
+from pallas_kernels import KVPages, kv_pages_spec
+from sharding import DEFAULT_RULES, device_bytes
+from sharding.rules import mesh_axes
 
 #: The CPU shares its memory with everything else: its pools stay modest unless asked otherwise.
 CPU_POOL_BYTES = 2 * 2**30
@@ -50,22 +57,37 @@ def memory_limit(device: jax.Device) -> int:
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    bounds = [_read_int(path) for path in _CGROUP_LIMITS]
-    return min([physical, *(bound for bound in bounds if bound is not None)])
+    container = cgroup_memory_limit()
+    return physical if container is None else min(physical, container)
 
 
-_CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
+def usable_memory(mesh: Mesh, memory_utilization: float) -> int:
+    """Bytes that everything together may take of each device of the mesh.
+
+    Raises:
+        InvalidParameter: ``memory_utilization`` is no share.
+    """
+    if not 0 < memory_utilization <= 1:
+        raise InvalidParameter(f"memory_utilization = {memory_utilization} must be in (0, 1]")
+    limit = min(map(memory_limit, mesh.local_devices))
+    if mesh.local_devices[0].platform == "cpu":
+        limit //= len(mesh.local_devices)  # they all live in the memory of one host
+    return int(limit * memory_utilization)
 
 
-def _read_int(path: Path) -> int | None:
+@contextmanager
+def exhaustion_is_capacity_error() -> Iterator[None]:
+    """Within it, XLA running out of memory is a ``CapacityError``; its other errors stay."""
     try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise CapacityError(
+            f"the device ran out of memory: {error}: free what others hold there, use a smaller"
+            " model or dtype, or lower memory_utilization, num_pages, max_num_seqs or"
+            " max_num_batched_tokens"
+        ) from error
 
 
 def cache_groups(
@@ -88,17 +110,46 @@ def cache_groups(
     return tuple(groups)
 
 
+def device_page_bytes(
+    config: ModelConfig, page_size: int, dtype: jax.typing.DTypeLike, mesh: Mesh
+) -> tuple[int, ...]:
+    """Bytes that each device holds of one page of each group, over all layers of the group.
+
+    Heads are split as the rules say where they divide, and whole on every device elsewhere, as on
+    all axes that the rules do not name.
+    """
+    groups = group_of_layer(config)
+    num_groups = len(layer_groups(config))
+    ones = jax.eval_shape(lambda: init_cache(config, (1,) * num_groups, page_size, dtype))
+    sizes = [0] * num_groups
+    for group, page in zip(groups, ones, strict=True):
+        sizes[group] += device_bytes(_placed(page, mesh))
+    return tuple(sizes)
+
+
+def _placed(page: KVPages, mesh: Mesh) -> KVPages:
+    rule = DEFAULT_RULES["kv_heads"]
+    parts = math.prod(mesh.shape[axis] for axis in mesh_axes(rule))
+    axis = rule if page.num_kv_heads % parts == 0 else None
+    sharding = NamedSharding(mesh, kv_pages_spec(axis))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), page
+    )
+
+
 def pool_bytes(
-    config: ModelConfig, limits: EngineLimits, num_pages: int, dtype: jax.typing.DTypeLike
+    config: ModelConfig, limits: EngineLimits, num_pages: int, page_bytes: tuple[int, ...]
 ) -> int:
-    """Bytes of all pools, with ``num_pages`` pages in the first group."""
-    sizes = page_bytes(config, limits.page_size, dtype)
+    """Bytes of all pools, with ``num_pages`` pages in the first group.
+
+    ``page_bytes``: of one page of each group, such as ``device_page_bytes``.
+    """
     groups = cache_groups(config, limits, num_pages)
-    return sum(size * group.num_pages for size, group in zip(sizes, groups, strict=True))
+    return sum(size * group.num_pages for size, group in zip(page_bytes, groups, strict=True))
 
 
 def fitting_pages(
-    config: ModelConfig, limits: EngineLimits, dtype: jax.typing.DTypeLike, room: int
+    config: ModelConfig, limits: EngineLimits, page_bytes: tuple[int, ...], room: int
 ) -> int:
     """The most pages that fit into ``room`` bytes and could ever be used, on a coarse grid.
 
@@ -111,9 +162,11 @@ def fitting_pages(
     per_sequence = -(-limits.max_model_len // limits.page_size)
     useful = 1 + limits.max_num_seqs * per_sequence
     candidates = [count for count in _grid(_MOST_PAGES) if count <= useful] + [useful]
-    fitting = [count for count in candidates if pool_bytes(config, limits, count, dtype) <= room]
+    fitting = [
+        count for count in candidates if pool_bytes(config, limits, count, page_bytes) <= room
+    ]
     if not fitting:
-        smallest = pool_bytes(config, limits, 2, dtype)
+        smallest = pool_bytes(config, limits, 2, page_bytes)
         raise CapacityError(
             f"{max(room, 0):,} bytes are left for pages and the smallest pool takes {smallest:,}: "
             "use a smaller model, dtype or page_size, fewer max_num_seqs, or a larger"

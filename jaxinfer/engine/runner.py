@@ -96,7 +96,8 @@ class DeviceRunner:
         self._admit(
             Admission(slot=0, generation=0, sampling=sampling, prompt=nothing, generated=nothing)
         )
-        self._copy([PageCopy(group=0, source=0, target=0)])
+        if self._programs.shapes.copies:
+            self._copy([PageCopy(group=0, source=0, target=0)])
         for name in self._programs.step_names:
             kind, size = name.split("/")
             if kind == "decode":
@@ -199,15 +200,17 @@ class DeviceRunner:
         self, name: str, rows: np.ndarray, mask_SW: jax.Array
     ) -> tuple[StepOutput, jax.Array | None]:
         """Calls a decode or prefill program; prefill returns hidden states too."""
-        self._cache, self._slots, output, *hidden = self._programs[name](
-            self._params,
+        assert self._cache is not None
+        assert self._slots is not None
+        self._cache, self._slots, output, hidden_TD = self._programs.step(
+            name,
             self._cache,
             self._slots,
             self._device_tables,
             self._programs.replicate(rows),
             mask_SW,
         )
-        return output, hidden[0] if hidden else None
+        return output, hidden_TD
 
     def _admit(self, admission: Admission) -> None:
         request = admission.sampling
@@ -222,6 +225,8 @@ class DeviceRunner:
 
     def _copy(self, copies: Sequence[PageCopy]) -> None:
         """Copy-on-write, a fixed number of pages a call; a pair of zeros copies nothing."""
+        if not copies:
+            return
         at_once = self._programs.shapes.copies
         for start in range(0, len(copies), at_once):
             pairs = np.zeros((2, len(self.groups), at_once), np.int32)

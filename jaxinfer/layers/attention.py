@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from jaxinfer.batch import Ragged
 from jaxinfer.config import AttentionSpec
-from jaxinfer.layers.linear import Linear
+from jaxinfer.layers.linear import Linear, apply_each
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.parameter import KeySource
 from jaxinfer.ops.attention import attend
@@ -44,9 +44,10 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, KVPages]:
         """Float32 ``[T, D]`` and the pages with this step's keys and values in them."""
         spec, dtype = self.spec, x_TD.dtype
-        q_TNH = self._heads(self.q(x_TD).astype(dtype), spec.num_heads, self.q_norm)
-        k_TKH = self._heads(self.k(x_TD).astype(dtype), spec.num_kv_heads, self.k_norm)
-        v_TKH = self._heads(self.v(x_TD).astype(dtype), spec.num_kv_heads, None)
+        q, k, v = (y.astype(dtype) for y in apply_each((self.q, self.k, self.v), x_TD))
+        q_TNH = self._heads(q, spec.num_heads, self.q_norm)
+        k_TKH = self._heads(k, spec.num_kv_heads, self.k_norm)
+        v_TKH = self._heads(v, spec.num_kv_heads, None)
         if spec.rope is not None:
             assert rope is not None
             q_TNH, k_TKH = rotate(spec.rope, rope, q_TNH), rotate(spec.rope, rope, k_TKH)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.config import MlpSpec
-from jaxinfer.layers.linear import Linear
+from jaxinfer.layers.linear import Linear, apply_each
 from jaxinfer.layers.parameter import KeySource
 from jaxinfer.ops.activation import activate
 
@@ -27,9 +27,9 @@ class Mlp(nnx.Module):
     def __call__(self, x_TD: jax.Array) -> jax.Array:
         """Float32 ``[T, D]``."""
         with jax.named_scope("mlp"):
-            up_TF = self.up(x_TD)
             if self.gate is None:
-                hidden_TF = activate(self.spec.activation, up_TF)
+                hidden_TF = activate(self.spec.activation, self.up(x_TD))
             else:
-                hidden_TF = activate(self.spec.activation, self.gate(x_TD)) * up_TF
+                gate_TF, up_TF = apply_each((self.gate, self.up), x_TD)
+                hidden_TF = activate(self.spec.activation, gate_TF) * up_TF
             return self.down(hidden_TF.astype(x_TD.dtype))

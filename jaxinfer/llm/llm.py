@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.engine.build import build_engine
+from jaxinfer.engine.build import build_engine, verify_page_size
+from jaxinfer.engine.memory import exhaustion_is_capacity_error, usable_memory
 from jaxinfer.engine.runner import DeviceRunner
 from jaxinfer.errors import InvalidParameter, StepFailed, Unsupported
 from jaxinfer.llm.interrupts import interrupts_held
@@ -97,7 +98,7 @@ class LLM:
             max_model_len: None is the model's own, at most ``DEFAULT_MAX_MODEL_LEN``.
             max_num_seqs: sequences in one step; the others wait.
             max_num_batched_tokens: tokens in one step; longer prompts come in chunks.
-            page_size: tokens a page of the KV cache.
+            page_size: tokens a page of the KV cache: 8, 16, 32, 64, 128 or 256.
             num_pages: None takes what the memory holds.
             memory_utilization: the share of the device's memory that everything may take.
             enable_prefix_caching: prompts that begin with the same tokens share their pages.
@@ -123,6 +124,8 @@ class LLM:
                 "loaded; a GGUF file may hold them so, and is unpacked"
             )
         mesh = _mesh(mesh, tensor_parallel_size)
+        verify_page_size(page_size)
+        room = usable_memory(mesh, memory_utilization)
         keep_compiled_programs()
         clock = StartupClock()
 
@@ -138,7 +141,7 @@ class LLM:
             skip_tokenizer=skip_tokenizer_init,
             load_format=load_format,
         )
-        with closing(opened):
+        with closing(opened), exhaustion_is_capacity_error():
             _require_even_heads(opened.config, mesh)
             clock.begin("load")
             loaded = opened.load(
@@ -147,8 +150,9 @@ class LLM:
                 max_len=_max_len(max_model_len, opened),
                 seed=seed,
                 progress=partial(progress, "load"),
+                room=room,
             )
-        jax.block_until_ready(loaded.params)
+            jax.block_until_ready(loaded.params)
         clock.begin("compile")
         self.engine = build_engine(
             loaded,
@@ -171,7 +175,7 @@ class LLM:
         assert isinstance(runner, DeviceRunner)
         self.budget = runner.budget
         # What was loaded: the engine may hold some weights in a second form besides.
-        self.weight_bytes = loaded.weight_bytes // mesh.size
+        self.weight_bytes = loaded.device_weight_bytes
         self.config = loaded.config
         self.dtype = jnp.dtype(loaded.dtype).name
         self.kv_cache_dtype = self.dtype if kv_cache_dtype == "auto" else kv_cache_dtype

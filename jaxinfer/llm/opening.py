@@ -45,20 +45,30 @@ class OpenModel:
     orbax: Path | None = None
 
     def load(
-        self, *, mesh: Mesh, dtype: str, max_len: int | None, seed: int, progress: Progress
+        self,
+        *,
+        mesh: Mesh,
+        dtype: str,
+        max_len: int | None,
+        seed: int,
+        progress: Progress,
+        room: int | None = None,
     ) -> Model:
         """Its weights on their devices; ``seed`` is for random ones. The source is closed.
 
+        ``room``: bytes of each device that may be used; None is no bound.
+
         Raises:
-            CheckpointError, ConfigError, InvalidParameter: as ``load_model``.
+            CheckpointError, ConfigError, InvalidParameter, CapacityError: as ``load_model``.
         """
         dtype = self.config.dtype if dtype == "auto" else dtype
+        settings: dict[str, Any] = {"mesh": mesh, "dtype": dtype, "max_len": max_len, "room": room}
         if self.orbax is not None:
-            return restore_model(self.orbax, mesh=mesh, dtype=dtype, max_len=max_len)
+            return restore_model(self.orbax, **settings)
         if self.source is None:
-            return dummy_model(self.config, mesh=mesh, dtype=dtype, max_len=max_len, seed=seed)
+            return dummy_model(self.config, seed=seed, **settings)
         with self.source as source:
-            return load_model(source, mesh=mesh, dtype=dtype, max_len=max_len, progress=progress)
+            return load_model(source, progress=progress, **settings)
 
     def close(self) -> None:
         """Lets go of the files."""

@@ -1,18 +1,16 @@
 """Compiled programs kept from one process to the next."""
 
-import os
 from pathlib import Path
 
 import jax
 
+from jaxinfer.checkpoint.cache_directory import cache_directory
+
 
 def default_xla_cache_dir() -> Path | None:
-    """``$JAXINFER_CACHE/xla``, else ``~/.cache/jaxinfer/xla``; None where there is no home."""
-    configured = os.environ.get("JAXINFER_CACHE")
-    if configured:
-        return Path(configured) / "xla"
+    """``xla`` in the cache directory; None where there is no home to have one."""
     try:
-        return Path.home() / ".cache" / "jaxinfer" / "xla"
+        return cache_directory() / "xla"
     except RuntimeError:
         return None
 

@@ -1,4 +1,4 @@
-"""How parameters lie in memory: as declared, and as a platform multiplies a few rows fastest."""
+"""How parameters lie in memory: as declared, and as a platform multiplies them fastest."""
 
 from dataclasses import replace
 
@@ -13,34 +13,61 @@ from jaxinfer.ops.blocked import (
     block,
     can_block,
 )
+from jaxinfer.ops.joined import InJoined, JoinedKernel, join
 from jaxinfer.shapes import Tree
+
+#: Layers that stand side by side and multiply the same input.
+_SIDE_BY_SIDE = (("q", "k", "v"), ("gate", "up"))
 
 
 def for_decoding(model: Model, num_slots: int) -> Model:
-    """The model with its kernels also in blocks where decode steps of ``num_slots`` rows gain.
+    """The model with its kernels as decode steps of ``num_slots`` rows gain on one CPU.
 
-    That is on one CPU, in bfloat16, with few slots. It takes the memory of the weights again, which
-    is then what float32 weights would take.
+    Kernels of the same input are joined. In bfloat16 with few slots all are also kept in blocks,
+    which takes the memory of the weights again: then what float32 weights would take. ``model``
+    itself stays as it is; until it is let go, its weights are in memory beside the new ones.
     """
     platform = model.mesh.devices.flat[0].platform
-    if platform != "cpu" or model.mesh.size > 1 or num_slots > FEW_ROWS:
+    if platform != "cpu" or model.mesh.size > 1:
         return model
-    params = _blocked(model.params)
-    embedding_VD = params["embed"]["embedding"]
-    if model.config.tied_head and _gains(embedding_VD.T):
-        params["embed"] = {"embedding": BlockedEmbedding(embedding_VD, block(embedding_VD.T))}
+    params = _joined(model.params)
+    if num_slots <= FEW_ROWS:
+        params = _blocked(params)
+        embedding_VD = params["embed"]["embedding"]
+        if model.config.tied_head and _gains(embedding_VD.T):
+            params["embed"] = {"embedding": BlockedEmbedding(embedding_VD, block(embedding_VD.T))}
     return replace(model, params=params)
 
 
+def _joined(node: Tree) -> Tree:
+    if not isinstance(node, dict):
+        return node
+    node = {name: _joined(child) for name, child in node.items()}
+    for names in _SIDE_BY_SIDE:
+        if all(name in node for name in names):
+            first, *others = names
+            kernels = [node[name]["kernel"] for name in names]
+            node[first] = node[first] | {"kernel": join(kernels)}
+            node |= {name: node[name] | {"kernel": InJoined()} for name in others}
+    return node
+
+
 def _blocked(node: Tree) -> Tree:
+    if isinstance(node, JoinedKernel):
+        assert isinstance(node.kernel, jax.Array)
+        return replace(node, kernel=_block(node.kernel))
     if isinstance(node, dict):
         return {
-            name: BlockedKernel(child, block(child))
-            if name == "kernel" and _gains(child)
+            name: _block(child)
+            if name == "kernel" and isinstance(child, jax.Array)
             else _blocked(child)
             for name, child in node.items()
         }
     return node
+
+
+def _block(kernel_IO: jax.Array) -> jax.Array | BlockedKernel:
+    return BlockedKernel(kernel_IO, block(kernel_IO)) if _gains(kernel_IO) else kernel_IO
 
 
 def _gains(kernel_IO: jax.Array) -> bool:

@@ -16,14 +16,14 @@ from jaxinfer.checkpoint.orbax import load_params as restore_params
 from jaxinfer.checkpoint.orbax import save_params
 from jaxinfer.checkpoint.source import Source
 from jaxinfer.config import ModelConfig
-from jaxinfer.errors import ConfigError, InvalidParameter
+from jaxinfer.errors import CapacityError, ConfigError, InvalidParameter
 from jaxinfer.layers.parameter import OneKey
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.registry import family_for, model_config
 from jaxinfer.models.weights import recipes
 from jaxinfer.ops.blocked import BlockedEmbedding, BlockedKernel
 from jaxinfer.shapes import Tree
-from sharding import named_sharding
+from sharding import device_bytes, named_sharding
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -58,7 +58,13 @@ class Model:
 
     @property
     def weight_bytes(self) -> int:
+        """Each weight once, on however many devices it lies."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def device_weight_bytes(self) -> int:
+        """What one device holds."""
+        return device_bytes(self.params)
 
 
 def load_model(
@@ -67,27 +73,29 @@ def load_model(
     mesh: Mesh,
     dtype: str = "auto",
     max_len: int | None = None,
+    room: int | None = None,
     progress: Progress = no_progress,
 ) -> Model:
     """Reads a checkpoint into a model.
 
     ``dtype`` "auto" is the checkpoint's own. ``max_len`` None is the longest context the model was
-    made for.
+    made for. ``room``: bytes of each device that may be used, None for no bound.
 
     Raises:
         ConfigError: an architecture or a field that is not known.
         CheckpointError: files that do not fit the architecture.
         InvalidParameter: a dtype or a length that is not allowed.
+        CapacityError: more weights than ``room``; nothing was read then.
     """
     family = family_for(source.config)
     config = family.translate(source.config)
     blank = _blank(config, mesh, dtype, max_len)
-    flat = nnx.to_flat_state(blank.params)
-    names = {path: ".".join(map(str, path)) for path, _ in flat}
+    wanted = _wanted(blank, room)
+    names = {path: _name(path) for path in wanted}
     filled = load_params(
         source,
         recipes(family, config, source.tensors),
-        {names[path]: _placed(names[path], variable, mesh) for path, variable in flat},
+        {names[path]: leaf for path, leaf in wanted.items()},
         is_ignored=lambda name: family.ignores(family.canonical_name(name)),
         progress=progress,
     )
@@ -106,19 +114,21 @@ def save_model(
 
 
 def restore_model(
-    directory: Path, *, mesh: Mesh, dtype: str = "auto", max_len: int | None = None
+    directory: Path,
+    *,
+    mesh: Mesh,
+    dtype: str = "auto",
+    max_len: int | None = None,
+    room: int | None = None,
 ) -> Model:
     """Reads what ``save_model`` wrote, each shard onto its own device.
 
     Raises:
-        ConfigError, CheckpointError, InvalidParameter: as ``load_model``.
+        ConfigError, CheckpointError, InvalidParameter, CapacityError: as ``load_model``.
     """
     blank = _blank(model_config(read_config(directory)), mesh, dtype, max_len)
-    wanted = {
-        path: _placed(".".join(map(str, path)), variable, mesh)
-        for path, variable in nnx.to_flat_state(blank.params)
-    }
-    return replace(blank, params=restore_params(directory, _nested(wanted)))
+    wanted = _nested(_wanted(blank, room))
+    return replace(blank, params=restore_params(directory, wanted))
 
 
 def dummy_model(
@@ -127,14 +137,16 @@ def dummy_model(
     mesh: Mesh,
     dtype: str = "auto",
     max_len: int | None = None,
+    room: int | None = None,
     seed: int = 0,
 ) -> Model:
-    """A model of this shape with random weights, made on its devices."""
+    """A model of this shape with random weights, made on its devices.
+
+    Raises:
+        ConfigError, InvalidParameter, CapacityError: as ``load_model``.
+    """
     blank = _blank(config, mesh, dtype, max_len)
-    flat = nnx.to_flat_state(blank.params)
-    shardings = {
-        path: _placed(".".join(map(str, path)), variable, mesh).sharding for path, variable in flat
-    }
+    shardings = {path: leaf.sharding for path, leaf in _wanted(blank, room).items()}
 
     def initial() -> dict[tuple, jax.Array]:
         decoder = Decoder(
@@ -173,6 +185,26 @@ def _checked_len(max_len: int | None, config: ModelConfig) -> int:
             " this model was made for"
         )
     return max_len
+
+
+def _wanted(blank: Model, room: int | None) -> dict[tuple, jax.ShapeDtypeStruct]:
+    """Shape, dtype and sharding of each parameter, by its path; refused where there is no room."""
+    wanted = {
+        path: _placed(_name(path), variable, blank.mesh)
+        for path, variable in nnx.to_flat_state(blank.params)
+    }
+    need = device_bytes(list(wanted.values()))
+    if room is not None and need > room:
+        raise CapacityError(
+            f"the weights take {need:,} bytes of each device in {blank.dtype.name}, and {room:,}"
+            " may be used: take a smaller model or dtype, more devices along the model axis, or a"
+            " larger memory_utilization"
+        )
+    return wanted
+
+
+def _name(path: tuple) -> str:
+    return ".".join(map(str, path))
 
 
 def _placed(name: str, variable: nnx.Variable, mesh: Mesh) -> jax.ShapeDtypeStruct:

@@ -8,10 +8,8 @@ import jax.numpy as jnp
 from jaxinfer.ops.blocked import FEW_ROWS, BlockedEmbedding, BlockedKernel, multiply_few
 
 
-def linear(
-    x: jax.Array, kernel: jax.Array | BlockedKernel, bias: jax.Array | None = None
-) -> jax.Array:
-    """``x [..., in] @ kernel [in, out] + bias [out]`` as float32.
+def linear(x: jax.Array, kernel: jax.Array | BlockedKernel) -> jax.Array:
+    """``x [..., in] @ kernel [in, out]`` as float32.
 
     The product is asked for in float32 also for 16-bit weights: it is how every unit accumulates,
     and XLA:CPU converts the whole of the weights for a 16-bit result.
@@ -19,12 +17,9 @@ def linear(
     if isinstance(kernel, BlockedKernel):
         if math.prod(x.shape[:-1]) <= FEW_ROWS:
             y = multiply_few(x.reshape(-1, x.shape[-1]), kernel.blocks_nIo)
-            y = y.reshape(*x.shape[:-1], -1)
-        else:
-            y = _multiply(x, kernel.plain_IO)
-    else:
-        y = _multiply(x, kernel)
-    return y if bias is None else y + jnp.broadcast_to(bias.astype(jnp.float32), y.shape)
+            return y.reshape(*x.shape[:-1], -1)
+        kernel = kernel.plain_IO
+    return _multiply(x, kernel)
 
 
 def look_up(embedding_VD: jax.Array | BlockedEmbedding, ids_T: jax.Array) -> jax.Array:

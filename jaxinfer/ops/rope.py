@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxinfer.config import (
     DynamicScaling,
@@ -56,13 +57,21 @@ def frequencies(spec: RopeSpec, max_len: int) -> tuple[np.ndarray, float]:
 
 def rope_table(spec: RopeSpec, max_len: int, positions_T: jax.Array) -> RopeTable:
     """The angles of ``positions_T`` (int32 ``[T]``) for one rotary spec."""
-    with jax.named_scope("rope_table"):
-        radians_h, factor = frequencies(spec, max_len)
+    radians_h, factor = frequencies(spec, max_len)
+
+    def table(positions_T: jax.Array) -> RopeTable:
         angles_Th = positions_T.astype(jnp.float32)[:, None] * jnp.asarray(
             radians_h[None, :], jnp.float32
         )
         scale = jnp.float32(factor)
         return RopeTable(jnp.cos(angles_Th) * scale, jnp.sin(angles_Th) * scale)
+
+    def table_behind_a_branch(positions_T: jax.Array) -> RopeTable:
+        # XLA:CPU takes cosines to be cheap, and would compute them anew in every layer.
+        return lax.cond(positions_T[0] >= 0, table, lambda x: table(x * 0), positions_T)
+
+    with jax.named_scope("rope_table"):
+        return lax.platform_dependent(positions_T, cpu=table_behind_a_branch, default=table)
 
 
 def rotate(spec: RopeSpec, table: RopeTable, x_TNH: jax.Array) -> jax.Array:

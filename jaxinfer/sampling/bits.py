@@ -16,7 +16,7 @@ def num_words(vocab_size: int) -> int:
 
 def pack_ids(ids: Iterable[int] | np.ndarray, vocab_size: int) -> np.ndarray:
     """uint32 ``[W]`` with the bits of ``ids`` set. Ids outside the vocabulary are left out."""
-    ids = np.fromiter(ids, np.int64)
+    ids = ids if isinstance(ids, np.ndarray) else np.fromiter(ids, np.int64)
     is_member = np.zeros(num_words(vocab_size) * BITS, np.bool_)
     is_member[ids[(ids >= 0) & (ids < vocab_size)]] = True
     return np.packbits(is_member, bitorder="little").view("<u4").astype(np.uint32)

@@ -28,6 +28,8 @@ class Terminal:
         line = self._lines.pop(0)
         if line == "^C":
             raise KeyboardInterrupt
+        if isinstance(line, bytes):
+            return line.decode()
         return line
 
 
@@ -81,7 +83,7 @@ def test_a_second_turn_finds_the_first_in_the_prefix_cache(run, loaded, ascii_on
     Terminal(monkeypatch, "a first message", "more")
     _, out, _ = run("chat", "--json")
     _, second = (json.loads(line)["output"] for line in out.splitlines())
-    assert second["num_cached_tokens"] >= len("user:a first message;") // 4 * 4
+    assert second["num_cached_tokens"] >= len("user:a first message;") // 8 * 8
 
 
 def test_a_message_too_long_is_refused_and_the_conversation_goes_on(run, loaded, monkeypatch):
@@ -89,6 +91,16 @@ def test_a_message_too_long_is_refused_and_the_conversation_goes_on(run, loaded,
     status, out, err = run("chat", "--json", "--max-tokens=1")
     assert status == 0
     assert "the prompt has 108 tokens" in err
+    assert json.loads(out)["output"]["prompt"] == "user:hi;a:"
+
+
+def test_a_message_that_is_no_utf8_is_refused_and_the_conversation_goes_on(
+    run, loaded, monkeypatch
+):
+    Terminal(monkeypatch, b"caf\xe9", "hi")
+    status, out, err = run("chat", "--json", "--max-tokens=1")
+    assert status == 0
+    assert "not UTF-8" in err
     assert json.loads(out)["output"]["prompt"] == "user:hi;a:"
 
 

@@ -98,6 +98,13 @@ def test_the_text_can_come_from_a_file_or_standard_input(run, loaded, tmp_path, 
     assert run(*words, "-")[1] == wanted
 
 
+def test_standard_input_is_utf8_whatever_the_locale(run_json, loaded, monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO("né\n".encode()), encoding="latin-1")
+    monkeypatch.setattr("sys.stdin", stdin)
+    [document] = run_json("generate", "-", "--max-tokens=1")
+    assert document["output"]["prompt"] == "né"
+
+
 def test_one_request_needs_few_programs(run, loaded):
     run("generate", "x", "--max-tokens=1")
     run("generate", "x", "--max-tokens=1", "--n=4", "--prompt-logprobs=0", "--page-size=8")

@@ -1,5 +1,6 @@
 """The command itself: help, exit statuses, errors in one line."""
 
+import io
 import re
 import subprocess
 import sys
@@ -164,3 +165,14 @@ def test_a_file_that_is_no_utf8_is_named(run, loaded, tmp_path, words):
     assert (status, out) == (2, "")
     assert f"{tmp_path / 'latin'} is not UTF-8" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "words", [["generate", "-"], ["chat"], ["score", "-"], ["score", "--file", "-"]]
+)
+def test_standard_input_that_is_no_utf8_is_wrong_usage(run, loaded, monkeypatch, words):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), errors="replace"))
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert "standard input is not UTF-8" in err
+    assert loaded == []

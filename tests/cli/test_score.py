@@ -28,6 +28,12 @@ def test_lines_of_a_file_are_scored_in_order(run_json, loaded, tmp_path, monkeyp
     assert run_json("score", "--file", "-") == documents
 
 
+def test_what_else_ends_a_line_of_unicode_may_stand_in_a_string(run_json, loaded, tmp_path):
+    (tmp_path / "texts").write_text('{"text": "a\u2028b"}\n', encoding="utf-8")
+    [document] = run_json("score", "--file", tmp_path / "texts")
+    assert document["num_tokens"] == len("a\u2028b".encode()) - 1
+
+
 def test_without_json_a_line_a_text(run, loaded):
     status, out, _ = run("score", "hello")
     assert status == 0

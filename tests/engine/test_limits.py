@@ -14,6 +14,7 @@ from jaxinfer.errors import (
     InvalidPrompt,
     PromptTooLong,
 )
+from jaxinfer.sampling_params import RequestLimits
 from tests.engine.house import VOCAB, House, full_group, window_group
 
 
@@ -57,6 +58,16 @@ def test_sampling_parameters_are_verified_against_the_model():
     with pytest.raises(InvalidParameter, match="temperature = nan"):
         house.submit("r", [1], temperature=float("nan"))
     house.assert_idle()
+
+
+def test_prompt_logprobs_are_bounded_by_the_prompts_length():
+    house = House(request=RequestLimits(max_prompt_logprobs_bytes=2**12))
+    with pytest.raises(InvalidParameter, match="prompt_logprobs = 2 of 40 prompt tokens"):
+        house.submit("r", [1] * 40, prompt_logprobs=2)
+    house.assert_idle()
+    house.submit("r", [1] * 3, prompt_logprobs=2)
+    house.run()
+    house.assert_as_expected("r")
 
 
 def test_a_prompt_must_leave_room_for_one_token_in_the_context():

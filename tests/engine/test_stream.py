@@ -1,11 +1,15 @@
 """One output's text, and where it ends."""
 
+import tracemalloc
+
+import numpy as np
 import pytest
 
-from jaxinfer.engine.step import Finish
-from jaxinfer.engine.stream import OutputStream
+from jaxinfer.engine.step import Finish, PromptLogprobs
+from jaxinfer.engine.stream import LogprobTable, OutputStream
+from jaxinfer.errors import InvalidParameter
 from jaxinfer.outputs import FinishReason
-from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.sampling_params import RequestLimits, SamplingParams
 from tests.engine.house import FakeTokenizer
 
 A, B, C, D = range(4)
@@ -75,3 +79,39 @@ def test_a_character_that_stays_unfinished_becomes_a_replacement():
 def test_without_a_tokenizer_there_is_no_text(output):
     delta = output.push([A, B], Finish.LENGTH)
     assert (delta.num_kept, delta.text, delta.finish_reason) == (2, "", FinishReason.LENGTH)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 20])
+def test_prompt_logprobs_that_are_allowed_take_no_more_memory_than_that(count):
+    class Tokenizer:
+        def id_to_token(self, token_id):
+            return f"the text of {token_id}"
+
+    limits, wanted = RequestLimits(max_prompt_logprobs_bytes=2**20), 0
+    while is_allowed(wanted + 1, count, limits):
+        wanted += 1
+    tops = np.arange(1000, 1000 + wanted * 20).reshape(wanted, 20)
+    found = PromptLogprobs(
+        logprob_C=tops[:, 0] / -1e6,
+        rank_C=tops[:, 0],
+        top_ids_CA=tops,
+        top_logprobs_CA=tops / -1e6,
+    )
+    table = LogprobTable(Tokenizer())
+    tracemalloc.start()
+    try:
+        positions = table.of_prompt(-tops[:, 0], found, count)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert {len(position) for position in positions} == {count + 1}
+    assert taken <= 2**20
+
+
+def is_allowed(prompt_len, count, limits):
+    try:
+        params = SamplingParams(prompt_logprobs=count)
+        params.verify(vocab_size=100, prompt_len=prompt_len, limits=limits)
+    except InvalidParameter:
+        return False
+    return True

@@ -214,7 +214,7 @@ def test_use_tqdm_draws_on_standard_error(llm, capsys):
 
 
 def test_a_request_for_more_than_the_pool_is_refused(tiny_directory):
-    with LLM(tiny_directory, **(SETTINGS | {"num_pages": 5})) as small:
+    with LLM(tiny_directory, **(SETTINGS | {"num_pages": 3})) as small:
         with pytest.raises(CapacityError, match="page pool holds 16"):
             small.generate("hello", SamplingParams(max_tokens=40), use_tqdm=False)
         assert len(tokens(small.generate("hello", GREEDY, use_tqdm=False))[0]) == 6
@@ -252,7 +252,9 @@ def test_equal_seeds_make_equal_weights_and_samples(tiny_directory, llm):
 
 def test_two_devices_generate_what_one_does(tiny_directory, llm, four_devices):
     with LLM(tiny_directory, mesh=make_mesh({"model": 2}), **SETTINGS) as two:
-        assert len(jax.tree.leaves(two.engine.runner._params)[0].sharding.device_set) == 2
+        leaves = jax.tree.leaves(two.engine.runner._params)
+        assert len(leaves[0].sharding.device_set) == 2
+        assert two.weight_bytes == sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
         assert tokens(two.generate(["hello"], GREEDY)) == tokens(llm.generate(["hello"], GREEDY))
 
 
@@ -273,6 +275,17 @@ def test_devices_that_cannot_share_the_kv_heads_are_refused(tiny_directory, four
         LLM(tiny_directory, tensor_parallel_size=4, **SETTINGS)
 
 
+def test_a_device_that_is_full_while_weights_are_loaded_is_a_capacity_error(
+    tiny_directory, monkeypatch
+):
+    def fill(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr("jaxinfer.llm.opening.dummy_model", fill)
+    with pytest.raises(CapacityError, match="RESOURCE_EXHAUSTED: Out of memory"):
+        LLM(tiny_directory, **SETTINGS)
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -283,9 +296,11 @@ def test_devices_that_cannot_share_the_kv_heads_are_refused(tiny_directory, four
         ({"max_model_len": 1}, InvalidParameter, "max_model_len = 1"),
         ({"max_num_seqs": 0}, InvalidParameter, "max_num_seqs"),
         ({"page_size": 0}, InvalidParameter, "page_size"),
+        ({"page_size": 24}, InvalidParameter, "page_size = 24 .* 8, 16, 32, 64, 128, 256"),
         ({"max_num_batched_tokens": 2}, InvalidParameter, "max_num_batched_tokens"),
         ({"memory_utilization": 0.0}, InvalidParameter, "memory_utilization"),
         ({"memory_utilization": math.nan}, InvalidParameter, "memory_utilization"),
+        ({"memory_utilization": 1e-9}, CapacityError, "weights take .* larger memory_utilization"),
         ({"load_format": "pt"}, InvalidParameter, "load_format"),
         ({"tensor_parallel_size": 0}, InvalidParameter, "tensor_parallel_size"),
         ({"tensor_parallel_size": 99}, InvalidParameter, "99 devices"),

@@ -10,7 +10,13 @@ import pytest
 from jaxinfer import LLM
 from jaxinfer.checkpoint.gguf import GgufSource
 from jaxinfer.checkpoint.load import no_progress
-from jaxinfer.errors import CorruptCheckpoint, InvalidParameter, ModelNotFound, TokenizerError
+from jaxinfer.errors import (
+    CapacityError,
+    CorruptCheckpoint,
+    InvalidParameter,
+    ModelNotFound,
+    TokenizerError,
+)
 from jaxinfer.llm.opening import open_model
 from jaxinfer.models.loading import dummy_model, save_model
 from jaxinfer.models.registry import model_config
@@ -116,3 +122,13 @@ def test_what_fails_after_opening_closes_the_source(tmp_path, tiny_directory, mo
     assert len(closed) == 2
     open_model(path, skip_tokenizer=True)
     assert len(closed) == 2
+
+
+def test_weights_without_room_are_not_read_and_the_source_is_closed(tmp_path, monkeypatch):
+    path = write_gguf(tmp_path / "model.gguf", gguf.GGMLQuantizationType.F32)
+    closed, close = [], GgufSource.close
+    monkeypatch.setattr(GgufSource, "read", None)
+    monkeypatch.setattr(GgufSource, "close", lambda source: closed.append(close(source)))
+    with pytest.raises(CapacityError, match="the weights take"):
+        LLM(path, skip_tokenizer_init=True, memory_utilization=1e-9)
+    assert closed

@@ -16,7 +16,8 @@ def settings(monkeypatch):
     before = {name: getattr(jax.config, name) for name in NAMES}
     jax.config.update("jax_compilation_cache_dir", None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    monkeypatch.delenv("JAXINFER_CACHE", raising=False)
+    for name in ("JAXINFER_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
     yield lambda: tuple(getattr(jax.config, name) for name in NAMES)
     for name, value in before.items():
         jax.config.update(name, value)
@@ -30,6 +31,12 @@ def test_the_cache_directory_of_the_environment_holds_programs_too(settings, mon
     monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path))
     keep_compiled_programs()
     assert settings() == (str(tmp_path / "xla"), 0.0)
+
+
+def test_programs_are_in_the_cache_directory_of_the_user_otherwise(settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    keep_compiled_programs()
+    assert settings() == (str(tmp_path / "jaxinfer" / "xla"), 0.0)
 
 
 def test_without_a_home_nothing_is_kept(settings, monkeypatch):

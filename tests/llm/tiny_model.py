@@ -17,15 +17,15 @@ SETTINGS = {
     "max_num_seqs": 4,
     "max_num_batched_tokens": 16,
     "prefill_tokens": (16,),
-    "page_size": 4,
-    "num_pages": 129,
+    "page_size": 8,
+    "num_pages": 65,
 }
 ARGUMENTS = [
     "--load-format=dummy",
     "--max-num-seqs=4",
     "--max-num-batched-tokens=16",
-    "--page-size=4",
-    "--num-pages=129",
+    "--page-size=8",
+    "--num-pages=65",
 ]
 
 _CHAT_TEMPLATE = (

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.errors import CheckpointError, InvalidParameter
+from jaxinfer.errors import CapacityError, CheckpointError, InvalidParameter
 from jaxinfer.models.layout import for_decoding
-from jaxinfer.models.loading import Model, dummy_model, restore_model, save_model
+from jaxinfer.models.loading import Model, dummy_model, load_model, restore_model, save_model
 from jaxinfer.models.registry import model_config
 from jaxinfer.ops.blocked import BlockedEmbedding, BlockedKernel, block
+from jaxinfer.ops.joined import JoinedKernel
 from jaxinfer.ops.linear import linear, look_up, tied_head
 from sharding import make_mesh
+from tests.models.golden_case import CASES
 
 CONFIG = {
     "model_type": "llama",
@@ -71,6 +73,19 @@ def test_kernels_are_blocked_for_a_few_rows_of_bfloat16_on_one_cpu_only() -> Non
     assert not is_blocked(tiny(wide, devices=2), 2)
 
 
+def test_kernels_of_one_input_are_joined_on_one_cpu_only() -> None:
+    def joined(model: Model) -> int:
+        leaves = jax.tree.leaves(
+            for_decoding(model, 8).params, is_leaf=lambda node: isinstance(node, JoinedKernel)
+        )
+        return sum(isinstance(leaf, JoinedKernel) for leaf in leaves)
+
+    model = tiny(CONFIG)
+    assert joined(model) == 2 * len(model.config.layers)
+    assert for_decoding(model, 8).weight_bytes == model.weight_bytes
+    assert joined(tiny(CONFIG, devices=2)) == 0
+
+
 def test_blocks_hold_the_kernels_columns_in_their_order() -> None:
     kernel = random_bf16(72, 192)
     blocks = np.asarray(block(kernel))
@@ -94,6 +109,50 @@ def test_an_orbax_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None
     save_model(tiny(), tmp_path / "model", CONFIG | {"intermediate_size": 192})
     with pytest.raises(CheckpointError, match=r"mlp.*kernel"):
         restore_model(tmp_path / "model", mesh=make_mesh())
+
+
+@pytest.mark.parametrize("sizes", [{"data": 2}, {"model": 2}, {"data": 2, "model": 2}])
+def test_the_weights_of_a_device_are_those_of_its_shards(
+    four_devices: list[jax.Device], sizes: dict[str, int]
+) -> None:
+    model = dummy_model(model_config(CONFIG), mesh=make_mesh(sizes))
+    leaves = jax.tree.leaves(model.params)
+    assert model.device_weight_bytes == sum(x.addressable_shards[0].data.nbytes for x in leaves)
+    assert model.weight_bytes == tiny().weight_bytes
+    if "model" not in sizes:
+        assert model.device_weight_bytes == model.weight_bytes
+
+
+def test_weights_are_made_where_a_device_has_room_for_its_part(
+    four_devices: list[jax.Device],
+) -> None:
+    room = tiny().weight_bytes - 1
+    assert tiny(devices=2, room=room).num_params == tiny().num_params
+    assert tiny(room=room + 1).num_params == tiny().num_params
+    with pytest.raises(CapacityError, match=rf"{room + 1:,} bytes .* bfloat16, and {room:,} may"):
+        tiny(room=room)
+
+
+def test_weights_without_room_are_refused_before_they_are_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny()
+    save_model(model, tmp_path / "model", CONFIG)
+    room, mesh = model.weight_bytes, make_mesh()
+    assert restore_model(tmp_path / "model", mesh=mesh, room=room).num_params == model.num_params
+    monkeypatch.setattr("jaxinfer.models.loading.restore_params", None)
+    with pytest.raises(CapacityError, match="take a smaller model or dtype, more devices"):
+        restore_model(tmp_path / "model", mesh=mesh, dtype="float32", room=room)
+
+
+def test_weights_without_room_are_refused_before_they_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = CASES[0].source
+    room = load_model(source, mesh=make_mesh(), dtype="bfloat16").weight_bytes
+    monkeypatch.setattr(source, "read", None)
+    with pytest.raises(CapacityError, match=f"float32, and {room:,} may be used"):
+        load_model(source, mesh=make_mesh(), dtype="float32", room=room)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a request may ask for, and what each wrong value is told."""
 
 import inspect
+import re
 
 import pytest
 
@@ -159,6 +160,34 @@ def test_limits_are_those_that_were_given():
     SamplingParams(n=2, logprobs=1).verify(vocab_size=VOCAB, limits=limits)
     with pytest.raises(InvalidParameter, match="between 1 and 2"):
         SamplingParams(n=3).verify(vocab_size=VOCAB, limits=limits)
+
+
+def test_prompt_logprobs_of_a_long_prompt_are_bounded_in_bytes():
+    def verify(count, prompt_len):
+        limits = RequestLimits(max_prompt_logprobs_bytes=2**24)
+        params = SamplingParams(prompt_logprobs=count)
+        params.verify(vocab_size=VOCAB, prompt_len=prompt_len, limits=limits)
+
+    verify(None, 10**9)
+    with pytest.raises(InvalidParameter) as refused:
+        verify(20, 8192)
+    message = str(refused.value)
+    assert "prompt_logprobs = 20 of 8192 prompt tokens" in message
+    assert "at most 16,777,216 are allowed" in message
+    [fewer] = map(int, re.findall(r"ask for at most (\d+)", message))
+    [shorter] = map(int, re.findall(r"shorten the prompt to (\d+) tokens", message))
+    verify(fewer, 8192)
+    verify(20, shorter)
+    for count, prompt_len in ((fewer + 1, 8192), (20, shorter + 1)):
+        with pytest.raises(InvalidParameter, match="prompt_logprobs"):
+            verify(count, prompt_len)
+    with pytest.raises(InvalidParameter, match="are allowed; shorten the prompt to"):
+        verify(0, 2**24)
+
+
+@pytest.mark.parametrize("prompt_len", [8192, 131072])
+def test_any_long_prompt_can_be_scored(prompt_len):
+    SamplingParams(prompt_logprobs=0).verify(vocab_size=VOCAB, prompt_len=prompt_len)
 
 
 def test_one_stop_string_is_a_list_of_one():

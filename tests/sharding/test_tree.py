@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from sharding import DEFAULT_RULES, make_mesh, named_sharding, tree_shardings
+from sharding import DEFAULT_RULES, device_bytes, make_mesh, named_sharding, tree_shardings
 
 SHAPES = {
     "embed": jax.ShapeDtypeStruct((32, 8), "float32"),
@@ -36,6 +36,23 @@ def test_a_sharded_array_equals_the_whole_one_and_each_device_holds_its_part(fou
     )
     assert {shard.data.shape for shard in array.addressable_shards} == {(8, 8)}
     np.testing.assert_array_equal(np.asarray(array), whole)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"model": 4}, {"data": 4}, {"data": 2, "model": 2}])
+def test_the_bytes_of_a_device_are_those_of_its_shards(four_devices, sizes):
+    shardings = tree_shardings(SHAPES, AXES, make_mesh(sizes))
+    placed = jax.tree.map(
+        lambda array, where: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where),
+        SHAPES,
+        shardings,
+    )
+    arrays = jax.tree.map(
+        lambda array, where: jax.device_put(np.zeros(array.shape, array.dtype), where),
+        SHAPES,
+        shardings,
+    )
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(arrays))
+    assert device_bytes(placed) == device_bytes(arrays) == held
 
 
 def test_a_size_that_does_not_divide_is_refused_with_the_name_and_the_fix(four_devices):
