@@ -63,7 +63,8 @@ class SamplingParams:
         allowed_token_ids: Only these may be sampled.
         bad_words: Words that the output must not contain, in either of two spellings: the tokens
             of the word with a leading space, and without one. The same text in other tokens, as
-            in a longer word, is not seen.
+            in a longer word, is not seen. A word of several tokens yields where it would leave
+            no token that may be sampled.
         skip_special_tokens: Special tokens leave no trace in the text.
         detokenize: Turn tokens into text at all.
     """
@@ -102,10 +103,6 @@ class SamplingParams:
     def stop_strings(self) -> tuple[str, ...]:
         """``stop`` as a tuple, whichever way it was given."""
         return tuple(self.stop or ())
-
-    @property
-    def is_greedy(self) -> bool:
-        return self.temperature == 0
 
     def verify(
         self, *, vocab_size: int, prompt_len: int = 0, limits: RequestLimits | None = None

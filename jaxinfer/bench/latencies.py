@@ -34,9 +34,10 @@ class RequestTimes:
 def drain(stream: RequestStream) -> dict[str, list[float]]:
     """Takes all events of a stream; seconds at which tokens came, by request."""
     arrivals: dict[str, list[float]] = {request_id: [] for request_id in stream.request_ids}
-    for event in stream:
-        if event.token_ids:
-            arrivals[event.request_id].append(time.perf_counter())
+    with stream:
+        for event in stream:
+            if event.token_ids:
+                arrivals[event.request_id].append(time.perf_counter())
     return arrivals
 
 

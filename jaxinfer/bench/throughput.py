@@ -22,7 +22,8 @@ def measure_throughput(
 
     - ``kv_tokens_used``, ``kv_tokens_allocated``, ``kv_tokens_if_reserved``: tokens in the cache,
       room in the pages that were taken for them, and room that one stretch of ``max_model_len`` a
-      sequence would have taken; means over steps, of the first layer group.
+      sequence would have taken; means over steps, of the first layer group. Tokens that sequences
+      share are used by each of them.
     - ``peak_memory_bytes``, ``compiles_after_ready``, ``preemptions``, ``steps``.
     - ``host_ms_per_decode_step``: time in which the host did not wait for the device.
     """

@@ -1,9 +1,11 @@
 """What a benchmark asks for."""
 
+import io
 import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +58,11 @@ def workload_from_file(path: Path, *, num_prompts: int | None, output_len: int) 
     if num_prompts is not None and num_prompts < 1:
         raise InvalidParameter(f"num_prompts = {num_prompts} must be at least 1")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()[:num_prompts]
+        whole = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InvalidParameter(f"{path} is not UTF-8: {error}") from error
+    # Not splitlines: JSON strings may hold what else ends a line of Unicode text.
+    lines = (line.removesuffix("\n") for line in islice(io.StringIO(whole), num_prompts))
     entries = [_entry(path, number, line) for number, line in enumerate(lines, start=1)]
     if not entries:
         raise InvalidParameter(f"{path} holds no prompts")

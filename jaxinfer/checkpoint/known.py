@@ -123,8 +123,17 @@ KNOWN_MODELS: dict[str, KnownModel] = {
 
 
 def default_cache_dir() -> Path:
-    """Where known models are kept: ``$JAXINFER_CACHE``, else ``models`` in `cache_directory`."""
-    root = cache_directory()
+    """Where known models are kept: ``$JAXINFER_CACHE``, else ``models`` in `cache_directory`.
+
+    Raises:
+        ModelNotFound: there is no such directory, for want of a home directory.
+    """
+    try:
+        root = cache_directory()
+    except RuntimeError as error:
+        raise ModelNotFound(
+            f"nowhere to keep models: {error} Set JAXINFER_CACHE to a directory"
+        ) from error
     return root if os.environ.get("JAXINFER_CACHE") else root / "models"
 
 

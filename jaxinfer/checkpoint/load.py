@@ -32,8 +32,26 @@ class Recipe:
     transform: Callable[[np.ndarray], np.ndarray] | None = None
 
     def read(self, source: Source) -> np.ndarray:
+        """The parameter.
+
+        Raises:
+            ShapeMismatch: the tensor has fewer axes than ``index``, or a shape that ``transform``
+                cannot make anything of.
+        """
+        shape = source.tensors[self.source].shape
+        if len(self.index or ()) > len(shape):
+            raise ShapeMismatch(
+                f"{self.target}: {self.source} has the shape {shape}, too few axes to read a part"
+            )
         array = source.read(self.source, self.index)
-        return array if self.transform is None else self.transform(array)
+        if self.transform is None:
+            return array
+        try:
+            return self.transform(array)
+        except (ValueError, IndexError) as error:
+            raise ShapeMismatch(
+                f"{self.target}: {self.source} has the shape {array.shape}: {error}"
+            ) from error
 
 
 def load_params(
@@ -61,7 +79,11 @@ def load_params(
     wrong: list[str] = []
     for done, (path, wanted) in enumerate(abstract.items()):
         recipe = by_target[path]
-        array = recipe.read(source)
+        try:
+            array = recipe.read(source)
+        except ShapeMismatch as error:
+            wrong.append(str(error))
+            continue
         if array.shape != wanted.shape:
             wrong.append(f"{path}: {wanted.shape} wanted, {recipe.source} gives {array.shape}")
             continue

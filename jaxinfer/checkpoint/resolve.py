@@ -36,7 +36,7 @@ def resolve_model(
         ModelNotFound: nothing of that name; the message says what was tried and what is known.
         CorruptCheckpoint, CapacityError: as for `known.pull`.
     """
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_dir():
         return _checked_directory(path)
     if path.is_file():
@@ -50,6 +50,20 @@ def resolve_model(
         f"no model {name!r}: no such directory or .gguf file, not of the form of a hub id "
         f"(org/name), and not one of the known names ({', '.join(KNOWN_MODELS)})"
     )
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` and ``~user`` replaced by home directories.
+
+    Raises:
+        ModelNotFound: there is no such user, or no home directory.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ModelNotFound(
+            f"no model {str(path)!r}: {error} Give a path that does not begin with ~"
+        ) from error
 
 
 def _checked_directory(directory: Path) -> Path:

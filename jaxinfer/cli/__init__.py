@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import jaxinfer
 from jaxinfer.cli import bench, chat, generate, inspect, pull, score
-from jaxinfer.cli.printing import note
+from jaxinfer.cli.printing import note, write_utf8
 from jaxinfer.errors import JaxInferError, UsageError
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -30,6 +30,7 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status; ``argv`` None is the command line's."""
+    write_utf8()
     try:
         args = _parser().parse_args(argv)
     except SystemExit as error:

@@ -45,14 +45,15 @@ def show_answer(
     An interrupt ends the output where it stands; ask ``is_aborted``.
     """
     is_live = not as_json and stream.num_outputs == 1
-    try:
-        for event in stream:
-            if event.error is not None:
-                raise StepFailed(event.error)
-            if is_live:
-                write(event.text)
-    except KeyboardInterrupt:
-        stream.close()
+    with stream:
+        try:
+            for event in stream:
+                if event.error is not None:
+                    raise StepFailed(event.error)
+                if is_live:
+                    write(event.text)
+        except KeyboardInterrupt:
+            stream.close()
     [output] = stream.outputs
     timing = _timing(llm, output, since_start)
     if as_json:

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidParameter(f"--n {args.n} is not allowed: a conversation has one next turn")
     params = sampling_params(args)
     message = args.message
-    if message is None and not sys.stdin.isatty():
+    if message is None and (sys.stdin is None or not sys.stdin.isatty()):
         message = read_standard_input().removesuffix("\n")
     with load_llm(**one_request_at_a_time(args)) as llm:
         note(str(llm.budget))

@@ -58,8 +58,11 @@ def read_standard_input() -> str:
     """All of standard input, as UTF-8 like files, whatever the locale says.
 
     Raises:
-        InvalidParameter: it is not UTF-8.
+        InvalidParameter: it is closed, or not UTF-8.
     """
+    # So Python says that the descriptor was closed when the process began.
+    if sys.stdin is None:
+        raise InvalidParameter("standard input is closed: give the text itself, or open it")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     try:

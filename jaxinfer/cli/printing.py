@@ -1,11 +1,21 @@
 """Results on standard output, everything else on standard error."""
 
 import dataclasses
+import io
 import json
 import math
 import sys
 from collections.abc import Mapping
 from typing import Any
+
+
+def write_utf8() -> None:
+    """Makes standard output UTF-8, whatever the locale says: models write any language.
+
+    What no encoding has, half of a surrogate pair, is escaped as JSON does it.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def print_json(document: Any) -> None:

@@ -31,7 +31,7 @@ from jaxinfer.decoding.autoregressive import (
 from jaxinfer.decoding.slots import SlotState, admit_slot, init_slots
 from jaxinfer.models.loading import Model
 from jaxinfer.ops.blocked import COMPILER_OPTIONS
-from jaxinfer.sampling import blank_slot_sampling
+from jaxinfer.sampling import all_ids, blank_slot_sampling, num_words
 from jaxinfer.shapes import Shape, Tree, next_in
 from pallas_kernels import kv_pages_spec
 from sharding import DEFAULT_RULES
@@ -101,8 +101,15 @@ class ProgramTable:
 
     @property
     def largest(self) -> tuple[str, ...]:
-        """The programs that need the most temporary memory."""
-        return f"prefill/{self.shapes.prefill_tokens[-1]}", f"decode/{self.shapes.decode_steps[-1]}"
+        """The programs of which one needs the most temporary memory."""
+        shapes = self.shapes
+        most = shapes.prefill_tokens[-1]
+        names = [f"prefill/{most}", f"decode/{shapes.decode_steps[-1]}", "sample"]
+        if shapes.score_rows:
+            names.append(f"score/{most}")
+        if shapes.copies:
+            names.append("copy")
+        return tuple(names)
 
     def slot_bytes(self) -> int:
         """Bytes of the slot state."""
@@ -123,8 +130,7 @@ class ProgramTable:
 
     def unrestricted(self) -> np.ndarray:
         """The mask ``[S, W]`` of a step in which every token is allowed."""
-        num_words = -(-self.model.config.vocab_size // 32)
-        return np.full((self.shapes.num_slots, num_words), 2**32 - 1, np.uint32)
+        return np.tile(all_ids(self.model.config.vocab_size), (self.shapes.num_slots, 1))
 
     def replicate(self, tree: Tree) -> Tree:
         """Host arrays on every device of the mesh."""
@@ -177,7 +183,7 @@ class ProgramTable:
         params, cache, state = self._arguments
         groups = layer_groups(model.config)
         tables = tuple(self._ints(shapes.num_slots, shapes.pages_per_sequence) for _ in groups)
-        mask = self._array((shapes.num_slots, -(-model.config.vocab_size // 32)), jnp.uint32)
+        mask = self._array((shapes.num_slots, num_words(model.config.vocab_size)), jnp.uint32)
         lowerings: dict[str, Callable[[], Lowered]] = {}
 
         def add(

@@ -55,6 +55,7 @@ def build_engine(
     decode_steps: Sequence[int] = (1,),
     prompt_logprobs: bool = True,
     seed: int = 0,
+    release_weights: bool = False,
     progress: Progress = no_progress,
 ) -> Engine:
     """Plans memory, compiles and warms every program, and makes an engine of them.
@@ -62,6 +63,7 @@ def build_engine(
     ``prefill_tokens``: sizes of the prefill programs, ascending, the last being
     ``max_num_batched_tokens``; None chooses a short ladder. ``page_size``: 8, 16, 32, 64, 128 or
     256. ``memory_utilization``: the share of the device's memory that everything together may take.
+    ``release_weights``: nobody else uses ``model``; see ``layout.for_decoding``.
 
     Raises:
         InvalidParameter: a parameter out of its range.
@@ -79,9 +81,10 @@ def build_engine(
     )
     room = usable_memory(model.mesh, memory_utilization)
     num_slots = max_num_seqs
-    # Blocks keep the weights twice; the other half of the memory is for pages and temporaries.
+    # Blocks keep the weights twice, and joining copies them where they are not released; the other
+    # half of the memory is for pages and temporaries.
     if 2 * model.device_weight_bytes < room // 2:
-        model = for_decoding(model, num_slots)
+        model = for_decoding(model, num_slots, release=release_weights)
     if not model.is_blocked and model.mesh.devices.flat[0].platform == "cpu":
         # XLA:CPU multiplies one row with plain 16-bit weights far slower than two.
         num_slots = max(2, num_slots)
@@ -105,27 +108,39 @@ def build_engine(
         return ProgramTable(model, shapes)
 
     page_bytes = device_page_bytes(model.config, page_size, kv_dtype, model.mesh)
-    if num_pages is None:
-        num_pages = _num_pages(model, limits, page_bytes, room, table_with)
-    pages = pool_bytes(model.config, limits, num_pages, page_bytes)
-    if pages > room:
-        raise CapacityError(
-            f"num_pages = {num_pages} takes {pages:,} bytes, and {room:,} may be used: lower it"
+
+    def compiled_with(num_pages: int) -> tuple[ProgramTable, MemoryBudget]:
+        table = table_with(num_pages)
+        table.compile(progress)
+        budget = MemoryBudget(
+            weights=model.device_weight_bytes,
+            slots=table.slot_bytes(),
+            temporaries=table.temporary_bytes(),
+            pages=pool_bytes(model.config, limits, num_pages, page_bytes),
+            limit=room,
+            num_pages=table.shapes.num_pages,
+            page_size=page_size,
         )
-    table = table_with(num_pages)
-    table.compile(progress)
-    groups = cache_groups(model.config, limits, num_pages)
-    budget = MemoryBudget(
-        weights=model.device_weight_bytes,
-        slots=table.slot_bytes(),
-        temporaries=table.temporary_bytes(),
-        pages=pages,
-        limit=room,
-        num_pages=tuple(group.num_pages for group in groups),
-        page_size=page_size,
-    )
+        return table, budget
+
+    if num_pages is not None:
+        pages = pool_bytes(model.config, limits, num_pages, page_bytes)
+        if pages > room:
+            raise CapacityError(
+                f"num_pages = {num_pages} takes {pages:,} bytes, and {room:,} may be used: lower it"
+            )
+        table, budget = compiled_with(num_pages)
+    else:
+        num_pages = _num_pages(model, limits, page_bytes, room, table_with)
+        table, budget = compiled_with(num_pages)
+        if budget.total > room:
+            # The first guess left too little for temporaries; now they are known.
+            left = room - (budget.total - budget.pages)
+            num_pages = fitting_pages(model.config, limits, page_bytes, left)
+            table, budget = compiled_with(num_pages)
     if budget.total > room:
         raise CapacityError(f"{budget}: lower num_pages, max_num_seqs or max_num_batched_tokens")
+    groups = cache_groups(model.config, limits, num_pages)
     eos_token_ids = {*model.config.eos_token_ids, *(tokenizer.eos_token_ids if tokenizer else ())}
     runner = DeviceRunner(
         table, limits, groups, budget=budget, eos_token_ids=sorted(eos_token_ids), seed=seed

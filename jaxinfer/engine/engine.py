@@ -10,7 +10,13 @@ from typing import Any
 from jaxinfer.engine.bad_words import read_bad_words
 from jaxinfer.engine.inbox import Inbox
 from jaxinfer.engine.job import Job
-from jaxinfer.engine.request import OnEvents, Request, clipped_max_tokens, verify_prompt
+from jaxinfer.engine.request import (
+    OnEvents,
+    Request,
+    clipped_max_tokens,
+    verify_prompt,
+    with_verified_schedule,
+)
 from jaxinfer.engine.scheduler import Scheduler
 from jaxinfer.engine.sequence import Family
 from jaxinfer.engine.stats import EngineStats
@@ -78,6 +84,7 @@ class Engine:
             DuplicateRequest: its id is in use.
             EngineClosed: after ``close``.
         """
+        request = with_verified_schedule(request)
         limits, params = self.runner.limits, request.params
         prompt_len = len(request.prompt_token_ids)
         params.verify(vocab_size=limits.vocab_size, prompt_len=prompt_len, limits=limits.request)
@@ -149,11 +156,6 @@ class Engine:
     def page_usage(self) -> float:
         """The fraction of pages in use, of the layer group that has the fewest left."""
         return max(pool.num_used / (pool.num_pages - 1) for pool in self._scheduler.tables.pools)
-
-    @property
-    def landed_at(self) -> float:
-        """When the last step was read back, on the engine's clock; what a watchdog looks at."""
-        return self._landed_at
 
     def step(self) -> bool:
         """Takes one step and delivers its events. True while there is more to do.
@@ -248,7 +250,9 @@ class Engine:
             return None
         if not self._micro_step_seconds:
             return 1
-        return max(1, int((nearest - now) / (2 * self._micro_step_seconds)))
+        steps = (nearest - now) / (2 * self._micro_step_seconds)
+        # Cut before it is an integer: the quotient of a far deadline may be infinite.
+        return max(1, int(min(steps, self.runner.limits.decode_steps[-1])))
 
     # What happens to requests.
 

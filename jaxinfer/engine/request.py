@@ -1,13 +1,15 @@
 """What a caller asks for."""
 
+import math
+import reprlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from numbers import Integral
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 
 import numpy as np
 
 from jaxinfer.engine.limits import CacheGroup, EngineLimits, pool_capacity
-from jaxinfer.errors import CapacityError, InvalidPrompt, PromptTooLong
+from jaxinfer.errors import CapacityError, InvalidParameter, InvalidPrompt, PromptTooLong
 from jaxinfer.outputs import TokenEvent
 from jaxinfer.sampling_params import SamplingParams
 
@@ -22,7 +24,8 @@ class Request:
     Attributes:
         request_id: unique among the requests in the engine.
         priority: higher is sooner.
-        deadline: when it ends with DEADLINE if it has not ended before, on the engine's clock.
+        deadline: when it ends with DEADLINE if it has not ended before, on the engine's clock, in
+            seconds; None and infinity are never.
         cache_salt: only requests with the same salt share cached prefixes.
         bypass_prefix_cache: neither reads from the prefix cache nor leaves anything in it.
     """
@@ -62,6 +65,44 @@ def _are_token_ids(values: Sequence[int], vocab_size: int) -> bool:
     except ValueError:
         return False
     return ids.ndim == 1 and ids.dtype.kind in "iu" and 0 <= ids.min() <= ids.max() < vocab_size
+
+
+def with_verified_schedule(request: Request) -> Request:
+    """The request with ``priority`` an int, and ``deadline`` a finite float or None.
+
+    Raises:
+        InvalidParameter: the priority is no integer, or the deadline no number.
+    """
+    priority, deadline = request.priority, request.deadline
+    if not isinstance(priority, Integral) or isinstance(priority, bool):
+        raise InvalidParameter(
+            f"priority = {reprlib.repr(priority)} is not allowed: it must be an integer, higher is "
+            "sooner; use 0 where none is meant"
+        )
+    # NumPy's numbers wrap around and warn where Python's do not.
+    return replace(request, priority=int(priority), deadline=_finite_deadline(deadline))
+
+
+def _finite_deadline(deadline: object) -> float | None:
+    if deadline is None:
+        return None
+    seconds = math.nan
+    if isinstance(deadline, Real) and not isinstance(deadline, bool):
+        try:
+            seconds = float(deadline)
+        except OverflowError as error:  # an integer, perhaps too long to print
+            raise InvalidParameter(
+                "the deadline does not fit a float: it must be a finite number of seconds on the "
+                "engine's clock; use None for no deadline"
+            ) from error
+    if seconds == math.inf:
+        return None
+    if not math.isfinite(seconds):
+        raise InvalidParameter(
+            f"deadline = {reprlib.repr(deadline)} is not allowed: it must be a finite number of "
+            "seconds on the engine's clock; use None for no deadline"
+        )
+    return seconds
 
 
 def clipped_max_tokens(

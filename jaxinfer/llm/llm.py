@@ -29,6 +29,7 @@ from jaxinfer.llm.prompts import (
     read_prompts,
 )
 from jaxinfer.llm.score import SCORING, Scorable, Score, read_scorables, score_of
+from jaxinfer.llm.settings import verify_settings
 from jaxinfer.llm.startup import PhaseProgress, StartupClock, no_phase_progress
 from jaxinfer.llm.stream import RequestStream
 from jaxinfer.llm.xla_cache import keep_compiled_programs
@@ -123,6 +124,17 @@ class LLM:
                 f"quantization = {quantization!r}: weights are not quantised while they are "
                 "loaded; a GGUF file may hold them so, and is unpacked"
             )
+        verify_settings(
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            page_size=page_size,
+            num_pages=num_pages,
+            memory_utilization=memory_utilization,
+            seed=seed,
+            prefill_tokens=prefill_tokens,
+            decode_steps=decode_steps,
+        )
         mesh = _mesh(mesh, tensor_parallel_size)
         verify_page_size(page_size)
         room = usable_memory(mesh, memory_utilization)
@@ -153,6 +165,8 @@ class LLM:
                 room=room,
             )
             jax.block_until_ready(loaded.params)
+        # What was loaded: the engine may hold some weights in a second form besides.
+        self.weight_bytes = loaded.device_weight_bytes
         clock.begin("compile")
         self.engine = build_engine(
             loaded,
@@ -168,14 +182,13 @@ class LLM:
             decode_steps=decode_steps,
             prompt_logprobs=enable_prompt_logprobs,
             seed=seed,
+            release_weights=True,
             progress=compiled,
         )
         clock.end()
         runner = self.engine.runner
         assert isinstance(runner, DeviceRunner)
         self.budget = runner.budget
-        # What was loaded: the engine may hold some weights in a second form besides.
-        self.weight_bytes = loaded.device_weight_bytes
         self.config = loaded.config
         self.dtype = jnp.dtype(loaded.dtype).name
         self.kv_cache_dtype = self.dtype if kv_cache_dtype == "auto" else kv_cache_dtype
@@ -212,7 +225,10 @@ class LLM:
         prompts: PromptLike | Sequence[PromptLike],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> RequestStream:
-        """The same, to be iterated over for events as they happen."""
+        """The same, to be iterated over for events as they happen.
+
+        A stream left early must be closed, as by ``with llm.stream(prompts) as stream``.
+        """
         return self._submit(read_prompts(prompts, self._tokenizer), sampling_params)
 
     def chat(
@@ -311,15 +327,12 @@ class LLM:
 
     def _finish(self, stream: RequestStream, use_tqdm: bool) -> list[RequestOutput]:
         """Everything that a stream brings, in full."""
-        bar = tqdm(total=len(stream.request_ids), unit="prompt", disable=not use_tqdm)
-        try:
-            with bar:
-                for event in stream:
-                    if event.error is not None:
-                        raise StepFailed(event.error)
-                    bar.update(stream.num_finished - bar.n)
-        finally:
-            stream.close()
+        total = len(stream.request_ids)
+        with stream, tqdm(total=total, unit="prompt", disable=not use_tqdm) as bar:
+            for event in stream:
+                if event.error is not None:
+                    raise StepFailed(event.error)
+                bar.update(stream.num_finished - bar.n)
         return stream.outputs
 
 
@@ -327,6 +340,11 @@ def _mesh(mesh: Mesh | None, tensor_parallel_size: int) -> Mesh:
     if mesh is not None:
         if tensor_parallel_size != 1:
             raise InvalidParameter("give either mesh or tensor_parallel_size, not both")
+        if not isinstance(mesh, Mesh):
+            raise InvalidParameter(
+                f"mesh = {mesh!r:.100} is not allowed: it must be a jax.sharding.Mesh; "
+                "tensor_parallel_size makes one"
+            )
         return mesh
     try:
         return make_mesh({"model": tensor_parallel_size})

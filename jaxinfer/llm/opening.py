@@ -13,7 +13,7 @@ from jaxinfer.checkpoint.directory import read_config
 from jaxinfer.checkpoint.gguf import GgufSource
 from jaxinfer.checkpoint.load import Progress
 from jaxinfer.checkpoint.orbax import is_orbax_directory
-from jaxinfer.checkpoint.resolve import resolve_model
+from jaxinfer.checkpoint.resolve import expanded, resolve_model
 from jaxinfer.checkpoint.source import Source, open_source
 from jaxinfer.config import ModelConfig
 from jaxinfer.errors import InvalidParameter, ModelNotFound
@@ -100,7 +100,7 @@ def open_model(
     source: Source | None = None
     with ExitStack() as on_error:
         if load_format == "dummy":
-            path = Path(model).expanduser()
+            path = expanded(model)
             config = model_config(_config_only(model, path))
         else:
             path = resolve_model(model)
@@ -147,7 +147,7 @@ def _find_tokenizer(path: Path, source: Source | None) -> Tokenizer | None:
 
 
 def _tokenizer_at(place: str | Path) -> Tokenizer:
-    path = Path(place).expanduser()
+    path = expanded(place)
     if path.is_dir():
         return load_tokenizer(path)
     path = resolve_model(place)

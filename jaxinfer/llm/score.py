@@ -1,7 +1,7 @@
 """How likely a model finds a text: log-probabilities of tokens that are given, not generated."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxinfer.errors import InvalidPrompt
@@ -82,23 +82,31 @@ def score_of(text: ScoredText, output: RequestOutput) -> Score:
 
 def _read_scorable(text: Scorable, tokenizer: Tokenizer | None) -> ScoredText:
     if not isinstance(text, tuple):
-        [prompt] = read_prompts(text, tokenizer)
-        return _checked(prompt, first=1)
+        return _checked(_read_one(text, tokenizer), first=1)
     if len(text) != 2:
         raise InvalidPrompt(f"a pair to score is (context, continuation), not {text!r:.100}")
-    [context] = read_prompts(text[0], tokenizer)
+    context = _read_one(text[0], tokenizer)
     if isinstance(text[0], str) and isinstance(text[1], str):
         # Together, as the model would read them: tokens may run across the border.
-        [whole] = read_prompts(text[0] + text[1], tokenizer)
+        whole = _read_one(text[0] + text[1], tokenizer)
         return _checked(whole, first=_common_len(context.token_ids, whole.token_ids))
     if isinstance(text[1], str):
         # In the middle of a text: nothing that a tokenizer puts at its beginning belongs here.
         rest_ids: Sequence[int] = encode(text[1], tokenizer, add_special_tokens=False)
     else:
-        [rest] = read_prompts(text[1], tokenizer)
-        rest_ids = rest.token_ids
+        rest_ids = _read_one(text[1], tokenizer).token_ids
     token_ids = [*context.token_ids, *rest_ids]
     return _checked(Prompt(text=None, token_ids=token_ids), first=len(context.token_ids))
+
+
+def _read_one(text: PromptLike, tokenizer: Tokenizer | None) -> Prompt:
+    if not isinstance(text, str | Mapping):
+        raise InvalidPrompt(
+            "a text to score is a str or {'prompt_token_ids': [...]}, and a pair holds two of "
+            f"them, not {text!r:.100}: give several texts as one flat list"
+        )
+    [prompt] = read_prompts(text, tokenizer)
+    return prompt
 
 
 def _checked(prompt: Prompt, first: int) -> ScoredText:

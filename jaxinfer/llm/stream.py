@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Self
 
 from jaxinfer.engine.engine import Engine
 from jaxinfer.engine.request import Request
@@ -14,7 +15,11 @@ class RequestStream:
     """Iterate over it for the events of its requests, as they happen.
 
     The engine takes its steps while somebody iterates. ``request_ids`` are in the order of the
-    prompts; ``outputs`` gathers what has come so far, and may be asked at any time.
+    prompts; ``outputs`` gathers what has come so far, and may be asked at any time. A stream left
+    early must be closed, or its requests keep their slots; a ``with`` block does it:
+
+        with llm.stream(prompts) as stream:
+            for event in stream: ...
     """
 
     def __init__(
@@ -52,6 +57,12 @@ class RequestStream:
                 yield self._new.popleft()
             else:
                 self._step()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Aborts what has not ended, and waits until its slots and pages are free again."""

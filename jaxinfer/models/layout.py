@@ -20,17 +20,19 @@ from jaxinfer.shapes import Tree
 _SIDE_BY_SIDE = (("q", "k", "v"), ("gate", "up"))
 
 
-def for_decoding(model: Model, num_slots: int) -> Model:
+def for_decoding(model: Model, num_slots: int, *, release: bool = False) -> Model:
     """The model with its kernels as decode steps of ``num_slots`` rows gain on one CPU.
 
     Kernels of the same input are joined. In bfloat16 with few slots all are also kept in blocks,
-    which takes the memory of the weights again: then what float32 weights would take. ``model``
-    itself stays as it is; until it is let go, its weights are in memory beside the new ones.
+    which takes the memory of the weights again: then what float32 weights would take.
+
+    Joining copies. ``release``: ``model`` gives up its kernels one by one as they are joined, so
+    that no weights lie in memory twice, and has no use afterwards. Without it, it stays as it is.
     """
     platform = model.mesh.devices.flat[0].platform
     if platform != "cpu" or model.mesh.size > 1:
         return model
-    params = _joined(model.params)
+    params = _joined(model.params, release)
     if num_slots <= FEW_ROWS:
         params = _blocked(params)
         embedding_VD = params["embed"]["embedding"]
@@ -39,17 +41,21 @@ def for_decoding(model: Model, num_slots: int) -> Model:
     return replace(model, params=params)
 
 
-def _joined(node: Tree) -> Tree:
+def _joined(node: Tree, release: bool) -> Tree:
     if not isinstance(node, dict):
         return node
-    node = {name: _joined(child) for name, child in node.items()}
+    joined = {name: _joined(child, release) for name, child in node.items()}
     for names in _SIDE_BY_SIDE:
         if all(name in node for name in names):
             first, *others = names
             kernels = [node[name]["kernel"] for name in names]
-            node[first] = node[first] | {"kernel": join(kernels)}
-            node |= {name: node[name] | {"kernel": InJoined()} for name in others}
-    return node
+            joined[first] |= {"kernel": join(kernels)}
+            for name in others:
+                joined[name] |= {"kernel": InJoined()}
+            if release:
+                for name in names:
+                    del node[name]["kernel"]
+    return joined
 
 
 def _blocked(node: Tree) -> Tree:

@@ -30,7 +30,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """``params`` is a nested dict of arrays; ``graph`` is closed over by compiled programs.
+    """``params`` is a nested dict of arrays, or of what ``layout`` made of them; compiled programs
+    close over ``graph``.
 
     ``merge(params)`` gives the ``Decoder``, inside a traced function.
     """

@@ -89,4 +89,8 @@ def _allowed_words(state: SamplingState, mask_SW: jax.Array | None) -> jax.Array
     allowed_SW = jnp.where(
         bans_stop(state)[:, None], state.allowed_SW & ~state.stop_SW, state.allowed_SW
     )
-    return allowed_SW if mask_SW is None else allowed_SW & mask_SW
+    if mask_SW is None:
+        return allowed_SW
+    masked_SW = allowed_SW & mask_SW
+    # Where the step's mask leaves nothing, it yields: with all forbidden, any id might come out.
+    return jnp.where(jnp.any(masked_SW != 0, axis=-1, keepdims=True), masked_SW, allowed_SW)

@@ -58,7 +58,8 @@ def sample(
     Args:
         logits_SV: float32. Columns beyond the state's vocabulary (padding) are never looked at.
         active_S: Bool; other rows are neither sampled nor counted, and may hold NaN.
-        mask_SW: uint32, packed bits of the ids allowed in this step, beside each slot's own.
+        mask_SW: uint32, packed bits of the ids allowed in this step, beside each slot's own; not
+            looked at in a row that it would leave without any.
     """
     logits_SV = logits_SV[:, : state.vocab_size]
     special_S = active_S & ((state.temperature_S > 0) | changes_logits(state, mask_SW))

@@ -97,14 +97,15 @@ def slot_sampling(
     sampled (bad words of a single token). Touches no device.
 
     Raises:
-        InvalidParameter: no token may be sampled at all.
+        InvalidParameter: no token may be sampled at all, or none before ``min_tokens``.
     """
     blank = blank_slot_sampling(vocab_size)
-    allowed_W = _allowed(params, vocab_size, banned_token_ids)
     biases = params.logit_bias or {}
     stop_ids = set(params.stop_token_ids or ())
     if not params.ignore_eos:
         stop_ids.update(eos_token_ids)
+    stop_W = pack_ids(stop_ids, vocab_size)
+    allowed_W = _allowed(params, vocab_size, banned_token_ids, stop_W)
     # The most probable token alone is the greedy one, without the work of drawing it.
     is_greedy = params.temperature == 0 or params.top_k == 1
     row = replace(
@@ -122,7 +123,7 @@ def slot_sampling(
         bias_values_B=_filled(blank.bias_values_B, list(biases.values())),
         is_restricted=_int32((allowed_W != all_ids(vocab_size)).any()),
         allowed_W=allowed_W,
-        stop_W=pack_ids(stop_ids, vocab_size),
+        stop_W=stop_W,
         min_tokens=_int32(params.min_tokens),
         max_tokens=_int32(max_tokens),
         num_logprobs=_int32(-1 if params.logprobs is None else params.logprobs),
@@ -158,7 +159,9 @@ def blank_slot_sampling(vocab_size: int) -> SlotSampling:
     )
 
 
-def _allowed(params: SamplingParams, vocab_size: int, banned: Iterable[int]) -> np.ndarray:
+def _allowed(
+    params: SamplingParams, vocab_size: int, banned: Iterable[int], stop_W: np.ndarray
+) -> np.ndarray:
     if params.allowed_token_ids is None:
         allowed_W = all_ids(vocab_size)
     else:
@@ -167,6 +170,12 @@ def _allowed(params: SamplingParams, vocab_size: int, banned: Iterable[int]) -> 
     if not allowed_W.any():
         raise InvalidParameter(
             "allowed_token_ids and bad_words leave no token to sample: allow more, or forbid less"
+        )
+    if params.min_tokens > 0 and not (allowed_W & ~stop_W).any():
+        raise InvalidParameter(
+            f"min_tokens = {params.min_tokens} is not allowed: allowed_token_ids and bad_words "
+            "leave only tokens that end the sequence; use min_tokens = 0, or allow a token that "
+            "does not end it"
         )
     return allowed_W
 

@@ -95,7 +95,10 @@ def _chat_templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
     files += sorted((directory / "additional_chat_templates").glob("*.jinja"))
     for file in filter(Path.is_file, files):
         name = "default" if file.stem == "chat_template" else file.stem
-        templates[name] = file.read_text(encoding="utf-8")
+        try:
+            templates[name] = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise TokenizerError(f"{file} is not UTF-8: {error}") from error
     return templates
 
 

@@ -26,3 +26,14 @@ def test_a_dataset_gives_at_least_one_prompt(tmp_path, num_prompts):
     (tmp_path / "prompts").write_text("one\ntwo")
     with pytest.raises(InvalidParameter, match="must be at least 1"):
         workload_from_file(tmp_path / "prompts", num_prompts=num_prompts, output_len=1)
+
+
+def test_only_a_newline_ends_a_line_of_a_dataset(tmp_path):
+    (tmp_path / "prompts").write_text(
+        '{"prompt": "a\u2028b", "output_len": 3}\nc\x0cd\n', encoding="utf-8"
+    )
+    workload = workload_from_file(tmp_path / "prompts", num_prompts=None, output_len=1)
+    assert workload.prompts == ["a\u2028b", "c\x0cd"]
+    assert workload.output_lens == [3, 1]
+    [first] = workload_from_file(tmp_path / "prompts", num_prompts=1, output_len=1).prompts
+    assert first == "a\u2028b"

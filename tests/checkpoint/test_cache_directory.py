@@ -6,6 +6,7 @@ import pytest
 
 from jaxinfer.checkpoint.cache_directory import cache_directory
 from jaxinfer.checkpoint.known import default_cache_dir
+from jaxinfer.errors import ModelNotFound
 
 
 @pytest.fixture
@@ -43,5 +44,17 @@ def test_ours_comes_before_the_users_and_that_before_home(
 def test_models_are_beside_programs_unless_the_directory_is_ours_alone(set_environment):
     set_environment(XDG_CACHE_HOME="/shared")
     assert default_cache_dir() == Path("/shared/jaxinfer/models")
+    set_environment(JAXINFER_CACHE="/ours")
+    assert default_cache_dir() == Path("/ours")
+
+
+def test_without_a_home_models_are_nowhere_until_somebody_says_where(set_environment, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    set_environment()
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(ModelNotFound, match="Set JAXINFER_CACHE"):
+        default_cache_dir()
     set_environment(JAXINFER_CACHE="/ours")
     assert default_cache_dir() == Path("/ours")

@@ -37,6 +37,11 @@ def test_a_home_directory_is_expanded(model_directory, monkeypatch):
     assert resolve_model("~/model") == model_directory
 
 
+def test_the_home_of_nobody_is_no_place_for_a_model():
+    with pytest.raises(ModelNotFound, match=r"no model '~no-such-user/m'.*not begin with ~"):
+        resolve_model("~no-such-user/m")
+
+
 def test_a_directory_says_what_it_lacks(model_directory):
     (model_directory / "model.safetensors").unlink()
     with pytest.raises(ModelNotFound, match=r"it has no \*\.safetensors$"):

@@ -1,6 +1,7 @@
 """The command itself: help, exit statuses, errors in one line."""
 
 import io
+import json
 import re
 import subprocess
 import sys
@@ -9,10 +10,12 @@ import pytest
 
 import jaxinfer
 from jaxinfer import cli
+from jaxinfer.cli import printing
 from jaxinfer.cli.arguments import DEFAULT_MODEL
 from jaxinfer.errors import CapacityError, InvalidParameter, StepFailed
 
 COMMANDS = ["generate", "chat", "score", "inspect", "pull"]
+STANDARD_INPUT = [["generate", "-"], ["chat"], ["score", "-"], ["score", "--file", "-"]]
 MEASUREMENTS = ["latency", "throughput", "startup"]
 
 
@@ -167,9 +170,32 @@ def test_a_file_that_is_no_utf8_is_named(run, loaded, tmp_path, words):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(
-    "words", [["generate", "-"], ["chat"], ["score", "-"], ["score", "--file", "-"]]
-)
+@pytest.mark.parametrize("words", STANDARD_INPUT)
+def test_standard_input_that_is_closed_is_wrong_usage(run, loaded, monkeypatch, words):
+    monkeypatch.setattr("sys.stdin", None)
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert "standard input is closed" in err
+    assert loaded == []
+
+
+def test_standard_output_is_utf8_whatever_the_locale(run, loaded, tiny_llm, monkeypatch):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr("sys.stdout", stdout)
+    assert run("generate", "né", "--max-tokens=1", "--json")[0] == 0
+    document = json.loads(stdout.buffer.getvalue().decode("utf-8"))
+    assert document["output"]["prompt"] == "né"
+
+
+def test_half_a_surrogate_pair_on_standard_output_is_escaped(monkeypatch):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    monkeypatch.setattr("sys.stdout", stdout)
+    printing.write_utf8()
+    printing.print_json({"text": "\udce9"})
+    assert json.loads(stdout.buffer.getvalue()) == {"text": "\udce9"}
+
+
+@pytest.mark.parametrize("words", STANDARD_INPUT)
 def test_standard_input_that_is_no_utf8_is_wrong_usage(run, loaded, monkeypatch, words):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), errors="replace"))
     status, out, err = run(*words)

@@ -49,6 +49,14 @@ def test_a_line_of_another_form_is_named(run, loaded, tmp_path, line):
     assert "line 2 of --file" in err
 
 
+@pytest.mark.parametrize("entry", [{"text": ["a", "b"]}, {"text": "a", "continuation": [1]}])
+def test_a_text_that_is_a_list_is_wrong_usage(run, loaded, tmp_path, entry):
+    (tmp_path / "texts").write_text(json.dumps(entry))
+    status, out, err = run("score", "--file", tmp_path / "texts")
+    assert (status, out) == (2, "")
+    assert "a text to score is" in err
+
+
 def test_nothing_to_score_is_wrong_usage(run, loaded):
     status, _, err = run("score", "x")
     assert status == 2

@@ -51,6 +51,16 @@ def test_samples_of_one_prompt_share_its_pages_and_differ_as_alone(house: House)
     assert engine.stats.num_copied_pages > 0
 
 
+def test_samples_through_one_slot_are_those_of_four(house: House) -> None:
+    asked = [request("a", prompts(1, [13])[0], **(SEEDED | {"n": 3}))]
+    engine = house.engine(max_num_seqs=1)
+    tokens = run(engine, asked)
+    assert tokens == run(house.engine(), asked)
+    assert_equal_to_plain_loop(house, tokens, asked)
+    assert len({tuple(sample) for sample in tokens["a"]}) > 1
+    assert engine.stats.num_copied_pages == 0
+
+
 def test_several_decode_steps_in_one_call_equal_one_at_a_time(house: House) -> None:
     engine = house.engine(decode_steps=(1, 4))
     asked = [request(f"r{i}", p, **GREEDY) for i, p in enumerate(prompts(3, [6, 11]))]

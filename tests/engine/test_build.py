@@ -95,3 +95,14 @@ def test_a_device_that_is_full_at_the_warm_up_is_a_capacity_error(
         with pytest.raises(wanted, match=str(error)) as raised:
             build()
         assert error in (raised.value, raised.value.__cause__)
+
+
+def test_pages_are_counted_again_where_the_first_guess_left_no_room_for_temporaries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    least = build(num_pages=3).runner.budget
+    room = least.total + least.pages
+    monkeypatch.setattr("jaxinfer.engine.build.usable_memory", lambda mesh, share: room)
+    budget = build(num_pages=None).runner.budget
+    assert budget.total <= room
+    assert budget.num_pages[0] >= 3

@@ -1,5 +1,8 @@
 """What is refused before anything is allocated for it, and with which figures."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -39,6 +42,60 @@ def test_a_prompt_that_is_no_list_of_token_ids_is_refused(prompt, message):
     with pytest.raises(InvalidPrompt, match=message):
         house.submit("r", prompt)
     house.assert_idle()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"priority": "high"}, "priority = 'high' .* an integer, higher is sooner; use 0"),
+        ({"priority": math.nan}, "priority = nan"),
+        ({"priority": 1.0}, "priority = 1.0"),
+        ({"priority": True}, "priority = True"),
+        ({"priority": None}, "priority = None"),
+        ({"deadline": math.nan}, "deadline = nan .* a finite number of seconds .* use None"),
+        ({"deadline": -math.inf}, "deadline = -inf"),
+        ({"deadline": "5"}, "deadline = '5'"),
+        ({"deadline": False}, "deadline = False"),
+        ({"deadline": 1j}, "deadline = 1j"),
+        ({"deadline": 10**400}, "the deadline does not fit a float: .* use None"),
+        ({"deadline": 10**5000}, "the deadline does not fit a float"),
+    ],
+)
+def test_a_priority_or_deadline_that_is_none_is_refused_and_hurts_nobody(schedule, message):
+    house = House(max_num_seqs=1)
+    house.submit("runs", [1], max_tokens=9, ignore_eos=True)
+    house.step()
+    house.submit("waits", [1, 2], max_tokens=4, priority=1, deadline=1e6)
+    with pytest.raises(InvalidParameter, match=message):
+        house.submit("bad", [1], **schedule)
+    house.run()
+    house.assert_as_expected("runs")
+    house.assert_as_expected("waits")
+    assert "bad" not in house.events
+    house.assert_idle()
+
+
+@pytest.mark.parametrize(
+    "deadline",
+    [None, math.inf, 1.7e308, 10**300, np.float32(1e6), np.float64(np.inf), Fraction(10**9, 7)],
+)
+def test_a_deadline_that_never_comes_changes_nothing(deadline):
+    house = House(decode_steps=(1, 4))
+    house.submit("r", [1], max_tokens=30, ignore_eos=True, deadline=deadline)
+    house.submit("other", [2], max_tokens=30, ignore_eos=True, priority=np.uint8(1))
+    while house.step():
+        house.now += 1e-3
+    house.assert_as_expected("r")
+    house.assert_as_expected("other")
+    house.assert_idle()
+
+
+def test_a_priority_of_any_integer_type_puts_the_higher_one_first():
+    house = House(max_num_seqs=1)
+    for name, priority in (("low", np.uint8(1)), ("least", -(10**30)), ("high", np.int8(2))):
+        house.submit(name, [1], max_tokens=2, ignore_eos=True, priority=priority)
+    house.run()
+    assert list(house.events) == ["high", "low", "least"]
 
 
 @pytest.mark.parametrize(

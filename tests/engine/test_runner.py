@@ -1,11 +1,13 @@
 """The device runner, where the engine on the fake one cannot tell."""
 
+import itertools
+
 import pytest
 
 from jaxinfer.engine import Engine
 from jaxinfer.engine.build import build_engine
 from jaxinfer.errors import InvalidParameter
-from tests.e2e.tiny import PAGE, request, run, tiny_model
+from tests.e2e.tiny import EOS, PAGE, request, run, tiny_model
 
 PROMPT = [11, 12, 13]
 
@@ -56,6 +58,29 @@ def test_allowed_ids_that_bad_words_empty_are_refused_on_submission(engine: Engi
     with pytest.raises(InvalidParameter, match="leave no token to sample"):
         engine.submit(asked, print)
     assert engine.num_unfinished == 0
+
+
+def test_allowed_ids_that_only_end_before_min_tokens_are_refused_on_submission(
+    engine: Engine,
+) -> None:
+    asked = request("r", PROMPT, allowed_token_ids=[EOS], min_tokens=2)
+    with pytest.raises(InvalidParameter, match="min_tokens = 2 is not allowed"):
+        engine.submit(asked, print)
+    assert engine.num_unfinished == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_bad_words_yield_where_they_would_leave_no_allowed_id(
+    engine: Engine, temperature: float
+) -> None:
+    params = {"temperature": temperature, "max_tokens": 6, "ignore_eos": True}
+    one = request("one", PROMPT, allowed_token_ids=[20], bad_words=["20 20"], **params)
+    two = request("two", PROMPT, allowed_token_ids=[20, 21], bad_words=["20 20"], **params)
+    tokens = run(engine, [one, two])
+    assert tokens["one"] == [[20] * 6]
+    [sample] = tokens["two"]
+    assert set(sample) <= {20, 21}
+    assert (20, 20) not in itertools.pairwise(sample)
 
 
 def test_a_reset_lets_the_old_pools_go_before_it_makes_new_ones(

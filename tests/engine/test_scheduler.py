@@ -249,6 +249,23 @@ def test_more_samples_than_slots_take_over_from_whoever_is_there():
     house.assert_idle()
 
 
+@pytest.mark.parametrize("caching", [True, False])
+def test_one_slot_never_copies_a_page(caching):
+    groups = (full_group(9), window_group(6, num_pages=7))
+    house = House(groups, max_num_seqs=1, enable_prefix_caching=caching)
+    for number, length in enumerate([11, 8, 5, 11]):
+        house.submit(
+            f"r{number}", [1] * length, n=3, max_tokens=6, ignore_eos=True, priority=number % 2
+        )
+        house.step()
+    house.run()
+    assert not any(plan.copies for plan in house.runner.plans)
+    assert house.stats.num_preemptions > 0
+    for number in range(4):
+        house.assert_as_expected(f"r{number}")
+    house.assert_idle()
+
+
 def test_a_second_prompt_with_the_same_beginning_computes_only_the_rest():
     house = House()
     house.submit("a", [1] * 11, max_tokens=1)

@@ -163,6 +163,14 @@ def test_leaving_a_stream_early_and_closing_it_gives_everything_back(llm):
     assert is_idle(llm)
 
 
+def test_a_with_block_closes_the_stream_it_leaves(llm):
+    with llm.stream("hello", SamplingParams(max_tokens=50, ignore_eos=True)) as stream:
+        for _ in stream:
+            break
+    assert is_idle(llm)
+    assert stream.outputs[0].outputs[0].finish_reason == "abort"
+
+
 def test_two_threads_share_one_llm(llm):
     prompts = ["first", "second", "third"]
     wanted = tokens(llm.generate(prompts, GREEDY, use_tqdm=False))

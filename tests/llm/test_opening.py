@@ -87,6 +87,13 @@ def test_a_directory_without_weights_is_no_model_unless_they_are_random(tiny_dir
         open_model("unheard-of", load_format="dummy")
 
 
+def test_the_home_of_nobody_holds_neither_model_nor_tokenizer(tiny_directory):
+    with pytest.raises(ModelNotFound, match="~no-such-user"):
+        open_model("~no-such-user/m", load_format="dummy")
+    with pytest.raises(ModelNotFound, match="~no-such-user"):
+        open_model(tiny_directory, load_format="dummy", tokenizer="~no-such-user/t")
+
+
 def test_a_config_that_is_no_json_is_a_corrupt_checkpoint(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CorruptCheckpoint, match="not JSON"):

@@ -70,7 +70,12 @@ def test_perplexity_of_certainty_is_one():
         ("x", "nothing to score"),
         (("context", ""), "nothing to score"),
         (("a", "b", "c"), "a pair to score"),
-        (5, "prompts must be"),
+        (5, "a text to score is"),
+        (["a", "b"], "a text to score is"),
+        ([], "a text to score is"),
+        (("a", ["b", "c"]), "a text to score is"),
+        ((["a"], "b"), "a text to score is"),
+        (("a", None), "a text to score is"),
     ],
 )
 def test_what_has_nothing_to_score_is_refused(llm, text, message):

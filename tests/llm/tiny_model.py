@@ -20,13 +20,6 @@ SETTINGS = {
     "page_size": 8,
     "num_pages": 65,
 }
-ARGUMENTS = [
-    "--load-format=dummy",
-    "--max-num-seqs=4",
-    "--max-num-batched-tokens=16",
-    "--page-size=8",
-    "--num-pages=65",
-]
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message.role }}:{{ message.content }};{% endfor %}"

@@ -86,6 +86,22 @@ def test_kernels_of_one_input_are_joined_on_one_cpu_only() -> None:
     assert joined(tiny(CONFIG, devices=2)) == 0
 
 
+def test_a_released_model_gives_up_its_kernels_as_they_are_joined() -> None:
+    kept, released = tiny(CONFIG), tiny(CONFIG)
+    before = released.weight_bytes
+    joined = for_decoding(released, 8, release=True)
+    assert joined.weight_bytes == before
+    names = {name for layer in released.params["layers"].values() for name in layer["mixer"]["q"]}
+    assert "kernel" not in names
+    for one, other in zip(
+        jax.tree.leaves(joined.params),
+        jax.tree.leaves(for_decoding(kept, 8).params),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+    assert kept.weight_bytes == before
+
+
 def test_blocks_hold_the_kernels_columns_in_their_order() -> None:
     kernel = random_bf16(72, 192)
     blocks = np.asarray(block(kernel))

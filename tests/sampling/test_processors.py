@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jaxinfer.sampling import admit, init_state, pack_ids, slot_sampling
@@ -18,14 +18,22 @@ process_rows = jax.jit(process)
 admit_row = jax.jit(admit)
 
 
+def allowed_ids(params: SamplingParams) -> set[int]:
+    return set(range(VOCAB) if params.allowed_token_ids is None else params.allowed_token_ids)
+
+
+def stop_ids(params: SamplingParams) -> set[int]:
+    return set(params.stop_token_ids) | (set() if params.ignore_eos else {EOS})
+
+
 def plain_process(logits, params: SamplingParams, prompt, generated, step_ids) -> np.ndarray:
     """One row, step by step, in vLLM's order."""
     x = logits.astype(np.float32).copy()
-    allowed = set(range(VOCAB)) if params.allowed_token_ids is None else params.allowed_token_ids
-    forbidden = set(range(VOCAB)) - set(allowed) | (set(range(VOCAB)) - set(step_ids))
+    allowed = allowed_ids(params)
     if len(generated) < params.min_tokens:
-        forbidden |= set(params.stop_token_ids) | (set() if params.ignore_eos else {EOS})
-    x[list(forbidden)] = -np.inf
+        allowed -= stop_ids(params)
+    allowed = allowed & set(step_ids) or allowed  # the step's mask yields where nothing is left
+    x[list(set(range(VOCAB)) - allowed)] = -np.inf
     for token, bias in (params.logit_bias or {}).items():
         x[token] += np.float32(bias)
     for token in set(prompt) | set(generated):
@@ -39,7 +47,7 @@ def plain_process(logits, params: SamplingParams, prompt, generated, step_ids) -
 
 @st.composite
 def some_params(draw: st.DrawFn) -> SamplingParams:
-    return SamplingParams(
+    params = SamplingParams(
         presence_penalty=draw(st.just(0.0) | PENALTY),
         frequency_penalty=draw(st.just(0.0) | PENALTY),
         repetition_penalty=draw(st.just(1.0) | st.floats(0.25, 4, width=32)),
@@ -54,6 +62,8 @@ def some_params(draw: st.DrawFn) -> SamplingParams:
         ),
         allowed_token_ids=draw(st.none() | TOKENS.filter(bool)),
     )
+    assume(params.min_tokens == 0 or allowed_ids(params) - stop_ids(params))
+    return params
 
 
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1), has_mask=st.booleans())

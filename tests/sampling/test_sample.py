@@ -1,5 +1,7 @@
 """Whole steps of sampling: against a plain twin, alone against in company, over many steps."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,11 +167,28 @@ def test_a_mask_of_all_ids_changes_nothing_and_another_is_obeyed():
         assert result_of(free, slot) == result_of(masked, slot)
 
 
-def test_where_nothing_is_allowed_the_token_is_still_one_of_the_vocabulary():
-    nothing = np.zeros((SLOTS, len(all_ids(VOCAB))), np.uint32)
-    for params in (SamplingParams(temperature=0), SamplingParams(top_p=0.5)):
-        output, _ = step(logits_of(1), state_of({0: row_of(params)}), ALL_ACTIVE, nothing)
-        assert 0 <= int(output.tokens_S[0]) < VOCAB
+def test_a_mask_that_leaves_nothing_of_a_slot_yields_in_that_row():
+    logits = logits_of(1)
+    rows = {
+        slot: row_of(replace(params, allowed_token_ids=[EOS, 41, 43], ignore_eos=False))
+        for slot, params in enumerate(KINDS)
+    }
+    mask = np.tile(pack_ids(set(range(VOCAB)) - {EOS, 41, 43}, VOCAB), (SLOTS, 1))
+    mask[len(KINDS) :] = pack_ids([50], VOCAB)
+    free, _ = step(logits, state_of(rows), ALL_ACTIVE)
+    masked, _ = step(logits, state_of(rows), ALL_ACTIVE, mask)
+    for slot, params in enumerate(KINDS):
+        assert int(masked.tokens_S[slot]) in ({41, 43} if params.min_tokens else {EOS, 41, 43})
+        assert result_of(masked, slot) == result_of(free, slot)
+    assert set(masked.tokens_S[len(KINDS) :].tolist()) == {50}
+
+
+def test_a_mask_that_leaves_only_ends_yields_before_min_tokens():
+    params = SamplingParams(temperature=0, allowed_token_ids=[EOS, 41], min_tokens=1)
+    mask = np.tile(pack_ids([EOS], VOCAB), (SLOTS, 1))
+    first, state = step(logits_of(1), state_of({0: row_of(params)}), ALL_ACTIVE, mask)
+    second, _ = step(logits_of(1), state, ALL_ACTIVE, mask)
+    assert [int(output.tokens_S[0]) for output in (first, second)] == [41, EOS]
 
 
 def test_padding_columns_are_never_looked_at():

@@ -193,8 +193,3 @@ def test_any_long_prompt_can_be_scored(prompt_len):
 def test_one_stop_string_is_a_list_of_one():
     assert SamplingParams(stop="end") == SamplingParams(stop=("end",))
     assert SamplingParams(stop=["end"]).stop_strings == ("end",)
-
-
-def test_only_temperature_zero_is_greedy():
-    assert SamplingParams(temperature=-0.0).is_greedy
-    assert not SamplingParams(temperature=5e-324).is_greedy

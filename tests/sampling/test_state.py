@@ -126,6 +126,17 @@ def test_banned_tokens_are_taken_from_the_allowed_ones():
         row_of(SamplingParams(allowed_token_ids=[2]), banned_token_ids=[2])
 
 
+def test_min_tokens_ask_for_an_allowed_token_that_does_not_end():
+    ending = SamplingParams(allowed_token_ids=[2, 9], stop_token_ids=[9])
+    assert row_of(ending).min_tokens == 0
+    early = dataclasses.replace(ending, min_tokens=2)
+    with pytest.raises(InvalidParameter, match=r"min_tokens = 2 .* only tokens that end the seq"):
+        row_of(early)
+    assert row_of(dataclasses.replace(early, ignore_eos=True)).min_tokens == 2
+    with pytest.raises(InvalidParameter, match="use min_tokens = 0, or allow a token"):
+        row_of(dataclasses.replace(early, allowed_token_ids=[2, 5]), banned_token_ids=[5])
+
+
 def test_a_request_without_a_seed_takes_the_default_one():
     own = row_of(SamplingParams(seed=7), default_seed=1)
     assert np.array_equal(own.key_2, row_of(SamplingParams(), default_seed=7).key_2)

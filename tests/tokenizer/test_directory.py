@@ -155,3 +155,11 @@ def test_files_that_cannot_be_read_are_named(directory, name, content, reason):
     write(directory, name, content)
     with pytest.raises(TokenizerError, match=reason):
         load_tokenizer(directory)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/rag.jinja"])
+def test_a_chat_template_that_is_no_utf8_is_named(directory, name):
+    (directory / "additional_chat_templates").mkdir()
+    (directory / name).write_bytes(b"caf\xe9")
+    with pytest.raises(TokenizerError, match=f"{name} is not UTF-8"):
+        load_tokenizer(directory)
