@@ -1,12 +1,16 @@
 """With one slot, bfloat16 and a CPU, decode takes its own form of the weights: the same tokens."""
 
+from dataclasses import replace
+
+import jax
+
 from jaxinfer.decoding.programs import _compiler_options
 from jaxinfer.engine.build import build_engine
 from jaxinfer.models.layout import for_decoding
 from jaxinfer.models.loading import Model, dummy_model
 from jaxinfer.models.registry import model_config
 from sharding import make_mesh
-from tests.e2e.tiny import prompts, request, run
+from tests.e2e.tiny import prompts, request, serve, tokens_of
 
 CONFIG = {
     "model_type": "llama",
@@ -22,11 +26,15 @@ CONFIG = {
     "tie_word_embeddings": True,
     "torch_dtype": "bfloat16",
 }
+# What the two forms make of one token differs by less than 1e-3 in bfloat16.
+SMALLEST_GAP = 5e-3
 PARAMS = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True, "logprobs": 2}
 
 
 def wide_model() -> Model:
-    return dummy_model(model_config(CONFIG), mesh=make_mesh(), seed=1)
+    """Weights twice as large as at random, so that the best two logits are apart."""
+    model = dummy_model(model_config(CONFIG), mesh=make_mesh(), seed=1)
+    return replace(model, params=jax.tree.map(lambda leaf: leaf + leaf, model.params))
 
 
 def tokens_with(slots: int) -> dict:
@@ -41,7 +49,12 @@ def tokens_with(slots: int) -> dict:
         prompt_logprobs=False,
     )
     assert for_decoding(wide_model(), slots).is_blocked == (slots <= 2)
-    return run(engine, [request(f"r{i}", p, **PARAMS) for i, p in enumerate(prompts(3, [5, 21]))])
+    asked = [request(f"r{i}", p, **PARAMS) for i, p in enumerate(prompts(3, [5, 21]))]
+    events = serve(engine, asked)
+    for position in (position for event in events for position in event.logprobs):
+        best, second = sorted((entry.logprob for entry in position.values()), reverse=True)[:2]
+        assert best - second > SMALLEST_GAP, "choose other prompts"
+    return tokens_of(events, asked)
 
 
 def test_one_slot_with_blocked_kernels_gives_the_tokens_of_four_with_plain_ones() -> None:

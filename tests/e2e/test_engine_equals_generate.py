@@ -1,11 +1,10 @@
 """The engine's tokens are the plain loop's tokens, however requests are batched.
 
-Float32; the gap between the two best logits is asserted where tokens are compared across programs.
+Float32; the plain loop asserts at every greedy token that the best two logits are apart.
 """
 
 import pytest
 
-from jaxinfer.sampling_params import SamplingParams
 from tests.e2e.tiny import EOS, House, prompts, request, run
 
 GREEDY = {"temperature": 0.0, "max_tokens": 20, "ignore_eos": True}
@@ -82,18 +81,3 @@ def test_penalties_survive_preemption(house: House) -> None:
     asked = [request(f"r{i}", p, **params) for i, p in enumerate(prompts(6, [14, 9, 20]))]
     assert_equal_to_plain_loop(house, run(engine, asked), asked)
     assert engine.stats.num_preemptions > 0
-
-
-def test_the_best_two_logits_are_far_enough_apart_to_compare_tokens(house: House) -> None:
-    engine = house.engine()
-    events: list = []
-    for i, prompt in enumerate(prompts(9, [1, 5, 17, 30, 8])):
-        params = SamplingParams(**GREEDY, logprobs=2)
-        engine.submit(
-            request(f"r{i}", prompt, **GREEDY | {"logprobs": params.logprobs}), events.extend
-        )
-    while engine.step():
-        pass
-    for position in (p for event in events for p in event.logprobs):
-        best, second = sorted((entry.logprob for entry in position.values()), reverse=True)[:2]
-        assert best - second > 1e-4

@@ -1,18 +1,22 @@
 """Two tiny random models in float32, and the plain loop that every engine run is compared with.
 
 Shapes are few and shared, because each is a compilation. Unused pages hold NaN throughout: whatever
-reads one of them shows.
+reads one of them shows. Greedy tokens are compared only where the best two logits are apart, so
+that rounding, which batching may change, cannot decide: the oracle asserts it at every token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig, NormSpec, RopeSpec
+from jaxinfer.decoding.autoregressive import SlotLogits, StepOutput
 from jaxinfer.decoding.programs import ProgramShapes, ProgramTable
+from jaxinfer.decoding.slots import SlotState
 from jaxinfer.engine.build import build_engine
 from jaxinfer.engine.engine import Engine
 from jaxinfer.engine.request import Request
@@ -26,6 +30,8 @@ from sharding import make_mesh
 
 VOCAB, MAX_LEN, PAGE = 96, 64, 8
 EOS = 7
+# Rounding in float32 moves these logits by less than 1e-5.
+SMALLEST_GAP = 1e-4
 
 
 def tiny_config(windows: Sequence[int | None]) -> ModelConfig:
@@ -60,12 +66,28 @@ def tiny_model(windows: Sequence[int | None], devices: int = 1) -> Model:
     return replace(model, params=jax.tree.map(lambda leaf: leaf * jnp.float32(1.5), model.params))
 
 
+class OracleTable(ProgramTable):
+    """The plain loop's programs; remembers the logits ``[V]`` of each token that slot 0 sampled."""
+
+    logits_V: list[np.ndarray]
+
+    def __getitem__(self, name: str) -> Callable:
+        program = super().__getitem__(name)
+        return partial(self._sample, program) if name == "sample" else program
+
+    def _sample(
+        self, program: Callable, state: SlotState, logits: SlotLogits, mask_SW: jax.Array
+    ) -> tuple[SlotState, StepOutput]:
+        self.logits_V.append(np.asarray(logits.logits_SV[0]))
+        return program(state, logits, mask_SW)
+
+
 @dataclass(frozen=True)
 class House:
     """A model, its oracle, and engines of it."""
 
     model: Model
-    oracle: ProgramTable
+    oracle: OracleTable
 
     def engine(self, **options: object) -> Engine:
         settings: dict = {
@@ -80,7 +102,7 @@ class House:
         return engine
 
     def expected(self, prompt: Sequence[int], params: SamplingParams, index: int = 0) -> list[int]:
-        """What the plain loop says."""
+        """What the plain loop says; greedy tokens only where no other was close."""
         row = slot_sampling(
             params,
             sample_index=index,
@@ -88,7 +110,31 @@ class House:
             eos_token_ids=(EOS,),
             max_tokens=min(params.max_tokens or MAX_LEN, MAX_LEN - len(prompt)),
         )
-        return list(generate(self.oracle, prompt, row))
+        self.oracle.logits_V = []
+        tokens = list(generate(self.oracle, prompt, row))
+        assert len(self.oracle.logits_V) == len(tokens)
+        if params.temperature == 0:
+            for count, logits_V in enumerate(self.oracle.logits_V):
+                assert_clear_choice(logits_V, params, prompt, tokens[:count])
+        return tokens
+
+
+def assert_clear_choice(
+    logits_V: np.ndarray, params: SamplingParams, prompt: Sequence[int], tokens: Sequence[int]
+) -> None:
+    """Asserts that the best two logits are apart once penalties for earlier tokens are taken."""
+    assert not params.logit_bias, "not reckoned with here"
+    assert not params.presence_penalty, "not reckoned with here"
+    seen_V = np.bincount([*prompt, *tokens], minlength=VOCAB) > 0
+    repeated_V = np.where(
+        logits_V > 0, logits_V / params.repetition_penalty, logits_V * params.repetition_penalty
+    )
+    logits_V = np.where(seen_V, repeated_V, logits_V)
+    logits_V = logits_V - params.frequency_penalty * np.bincount(
+        np.asarray(tokens, np.int64), minlength=VOCAB
+    )
+    second, best = np.sort(logits_V)[-2:]
+    assert best - second > SMALLEST_GAP, f"after {list(tokens)}: choose other prompts"
 
 
 def poison(engine: Engine) -> None:
@@ -101,13 +147,24 @@ def poison(engine: Engine) -> None:
     runner._cache = tuple(fill(pages) for pages in runner._cache)
 
 
-def run(engine: Engine, requests: Sequence[Request]) -> dict[str, list[list[int]]]:
-    """Serves requests to their end: by id, the tokens of each output."""
+def serve(engine: Engine, requests: Sequence[Request]) -> list[TokenEvent]:
+    """Serves requests to their end: all that was said of them."""
     events: list[TokenEvent] = []
     for request in requests:
         engine.submit(request, events.extend)
     while engine.step():
         pass
+    return events
+
+
+def run(engine: Engine, requests: Sequence[Request]) -> dict[str, list[list[int]]]:
+    """Serves requests to their end: by id, the tokens of each output."""
+    return tokens_of(serve(engine, requests), requests)
+
+
+def tokens_of(
+    events: Sequence[TokenEvent], requests: Sequence[Request]
+) -> dict[str, list[list[int]]]:
     tokens = {r.request_id: [[] for _ in range(r.params.n)] for r in requests}
     for event in events:
         tokens[event.request_id][event.index].extend(event.token_ids)
@@ -134,6 +191,6 @@ def house_of(windows: Sequence[int | None]) -> House:
         kv_dtype="float32",
         prefill_tokens=(MAX_LEN,),
     )
-    oracle = ProgramTable(model, shapes)
+    oracle = OracleTable(model, shapes)
     oracle.compile()
     return House(model, oracle)
