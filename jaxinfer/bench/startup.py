@@ -16,8 +16,8 @@ def measure_startup(model_arguments: Sequence[str]) -> dict[str, Any]:
 
     The first finds an empty compilation cache (``cold``), the second what the first left there
     (``warm``). Files of the model may be in the system's memory both times. Seconds by phase:
-    ``imports``, ``open``, ``load``, ``compile``, ``warm`` (every program has run once), then
-    ``first_token`` since submission, and ``total`` since the process began.
+    ``imports``, ``open``, ``load`` and side by side with it ``compile``, ``warm`` (every program
+    has run once), then ``first_token`` since submission, and ``total`` since the process began.
 
     Args:
         model_arguments: of the command, such as ``["--model", "smollm2-135m"]``.

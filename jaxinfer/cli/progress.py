@@ -1,6 +1,7 @@
 """Bars for the phases of a start, where a person is looking."""
 
 import sys
+import threading
 from types import TracebackType
 from typing import Self
 
@@ -8,19 +9,24 @@ from tqdm import tqdm
 
 
 class PhaseBars:
-    """A callable for ``LLM(progress=...)``: one bar a phase, gone when the next begins."""
+    """A callable for ``LLM(progress=...)``: a bar for each phase while it lasts."""
 
     def __init__(self) -> None:
         self._is_shown = sys.stderr.isatty()
-        self._bar: tqdm | None = None
+        self._bars: dict[str, tqdm] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         if not self._is_shown:
             return
-        if self._bar is None or self._bar.desc != f"{phase}: ":
-            self._close()
-            self._bar = tqdm(desc=phase, total=total, leave=False, file=sys.stderr)
-        self._bar.update(done - self._bar.n)
+        with self._lock:
+            bar = self._bars.get(phase)
+            if bar is None:
+                bar = tqdm(desc=phase, total=total, leave=False, file=sys.stderr)
+                self._bars[phase] = bar
+            bar.update(done - bar.n)
+            if done == total:
+                bar.close()
 
     def __enter__(self) -> Self:
         return self
@@ -31,9 +37,5 @@ class PhaseBars:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        for bar in self._bars.values():
+            bar.close()

@@ -6,7 +6,7 @@ that fits no program raises before anything is donated.
 """
 
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from jaxinfer.decoding.autoregressive import (
     score_rows,
 )
 from jaxinfer.decoding.slots import SlotState, admit_slot, init_slots
-from jaxinfer.models.loading import Model
+from jaxinfer.models.model import Model
 from jaxinfer.ops.blocked import COMPILER_OPTIONS
 from jaxinfer.sampling import all_ids, blank_slot_sampling, num_words
 from jaxinfer.shapes import Shape, Tree, next_in
@@ -62,11 +62,17 @@ class ProgramTable:
 
     ``decode/1``, ``prefill/512``, ``sample``, ``score/512``, ``admit``, ``copy``. ``step`` runs
     those that make a step.
+
+    Compiling needs only the shapes of parameters: a blank model will do, until ``bind``.
     """
 
     def __init__(self, model: Model, shapes: ProgramShapes):
         self.model, self.shapes = model, shapes
         self._compiled: dict[str, Compiled] = {}
+
+    def bind(self, model: Model) -> None:
+        """Gives the programs of a blank model the weights that they will run with."""
+        self.model = model
 
     def compile(
         self,
@@ -75,16 +81,20 @@ class ProgramTable:
         only: Collection[str] | None = None,
         threads: int = 2,
     ) -> None:
-        """Lowers and compiles every program, or ``only`` those, XLA's part in parallel."""
+        """Lowers and compiles every program, or ``only`` those, XLA's part in parallel.
+
+        ``progress`` may raise to stop it: programs under way are waited for, no other is begun.
+        """
         lowerings = self._lowerings()
         if only is not None:
             lowerings = {name: lowerings[name] for name in only}
+        futures: dict[str, Future[Compiled]] = {}
         with ThreadPoolExecutor(threads) as pool:
-            futures = {
-                name: pool.submit(_compile, lower(), _compiler_options(self.model))
-                for name, lower in lowerings.items()
-            }
             try:
+                for name, lower in lowerings.items():
+                    lowered = lower()
+                    progress(0, len(lowerings))
+                    futures[name] = pool.submit(_compile, lowered, _compiler_options(self.model))
                 for done, (name, future) in enumerate(futures.items()):
                     self._compiled[name] = future.result()
                     progress(done + 1, len(futures))
@@ -258,7 +268,7 @@ class ProgramTable:
         mesh = self.model.mesh
         heads = NamedSharding(mesh, kv_pages_spec(DEFAULT_RULES["kv_heads"]))
         return (
-            jax.tree.map(lambda leaf: _abstract(leaf, leaf.sharding), self.model.params),
+            self.model.shapes.params,
             jax.tree.map(lambda leaf: _abstract(leaf, heads), jax.eval_shape(self._new_cache)),
             jax.tree.map(
                 lambda leaf: _abstract(leaf, self._whole), jax.eval_shape(self._new_slots)

@@ -1,13 +1,15 @@
 """From a model and limits to an engine that never compiles again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 
 from jaxinfer.checkpoint.load import Progress, no_progress
 from jaxinfer.decoding.programs import ProgramShapes, ProgramTable
 from jaxinfer.engine.engine import Engine
-from jaxinfer.engine.limits import EngineLimits
+from jaxinfer.engine.limits import CacheGroup, EngineLimits
 from jaxinfer.engine.memory import (
     CPU_POOL_BYTES,
     MemoryBudget,
@@ -21,7 +23,7 @@ from jaxinfer.engine.memory import (
 from jaxinfer.engine.runner import DeviceRunner
 from jaxinfer.errors import CapacityError, InvalidParameter
 from jaxinfer.models.layout import for_decoding
-from jaxinfer.models.loading import DTYPES, Model
+from jaxinfer.models.model import DTYPES, Model
 from jaxinfer.tokenizer import Tokenizer
 from pallas_kernels.ragged_paged_attention import XLA_PAGE_SIZES
 
@@ -39,135 +41,195 @@ def verify_page_size(page_size: int) -> None:
         )
 
 
-@exhaustion_is_capacity_error()
-def build_engine(
-    model: Model,
-    tokenizer: Tokenizer | None,
-    *,
-    max_num_seqs: int = 8,
-    max_num_batched_tokens: int = 512,
-    prefill_tokens: Sequence[int] | None = None,
-    page_size: int = 64,
-    num_pages: int | None = None,
-    kv_cache_dtype: str = "auto",
-    memory_utilization: float = 0.9,
-    enable_prefix_caching: bool = True,
-    decode_steps: Sequence[int] = (1,),
-    prompt_logprobs: bool = True,
-    seed: int = 0,
-    release_weights: bool = False,
-    progress: Progress = no_progress,
-) -> Engine:
-    """Plans memory, compiles and warms every program, and makes an engine of them.
+@dataclass(frozen=True, kw_only=True)
+class Programs:
+    """All that an engine will run, compiled, and the memory it was planned for."""
 
-    ``prefill_tokens``: sizes of the prefill programs, ascending, the last being
-    ``max_num_batched_tokens``; None chooses a short ladder. ``page_size``: 8, 16, 32, 64, 128 or
-    256. ``memory_utilization``: the share of the device's memory that everything together may take.
-    ``release_weights``: nobody else uses ``model``; see ``layout.for_decoding``.
+    table: ProgramTable
+    groups: tuple[CacheGroup, ...]
+    budget: MemoryBudget
 
-    Raises:
-        InvalidParameter: a parameter out of its range.
-        CapacityError: the memory does not hold weights, temporaries and a few pages.
+
+class EngineBuilder:
+    """Plans memory and compiles every program for a model of which only the shapes are known.
+
+    So weights can be read in the meantime. Then ``engine`` brings the two together.
     """
-    verify_page_size(page_size)
-    limits = EngineLimits(
-        max_model_len=model.max_len,
-        vocab_size=model.config.vocab_size,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        page_size=page_size,
-        decode_steps=tuple(decode_steps),
-        enable_prefix_caching=enable_prefix_caching,
-    )
-    room = usable_memory(model.mesh, memory_utilization)
-    num_slots = max_num_seqs
-    # Blocks keep the weights twice, and joining copies them where they are not released; the other
-    # half of the memory is for pages and temporaries.
-    if 2 * model.device_weight_bytes < room // 2:
-        model = for_decoding(model, num_slots, release=release_weights)
-    if not model.is_blocked and model.mesh.devices.flat[0].platform == "cpu":
-        # XLA:CPU multiplies one row with plain 16-bit weights far slower than two.
-        num_slots = max(2, num_slots)
-    kv_dtype = _kv_dtype(kv_cache_dtype, model)
-    ladder = _ladder(limits, prefill_tokens)
 
-    def table_with(pages: int) -> ProgramTable:
-        groups = cache_groups(model.config, limits, pages)
-        shapes = ProgramShapes(
-            num_slots=num_slots,
-            pages_per_sequence=-(-limits.max_model_len // page_size),
+    def __init__(
+        self,
+        blank: Model,
+        *,
+        max_num_seqs: int = 8,
+        max_num_batched_tokens: int = 512,
+        prefill_tokens: Sequence[int] | None = None,
+        page_size: int = 64,
+        num_pages: int | None = None,
+        kv_cache_dtype: str = "auto",
+        memory_utilization: float = 0.9,
+        enable_prefix_caching: bool = True,
+        decode_steps: Sequence[int] = (1,),
+        prompt_logprobs: bool = True,
+    ):
+        """
+        Args:
+            blank: the model; of its parameters only shapes, dtypes and shardings are used.
+            prefill_tokens: sizes of the prefill programs, ascending, the last being
+                ``max_num_batched_tokens``; None chooses a short ladder.
+            page_size: 8, 16, 32, 64, 128 or 256.
+            memory_utilization: the share of the device's memory that everything may take.
+
+        Raises:
+            InvalidParameter: a parameter out of its range.
+        """
+        verify_page_size(page_size)
+        self.limits = EngineLimits(
+            max_model_len=blank.max_len,
+            vocab_size=blank.config.vocab_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
             page_size=page_size,
-            num_pages=tuple(group.num_pages for group in groups),
-            kv_dtype=kv_dtype,
-            prefill_tokens=ladder,
+            decode_steps=tuple(decode_steps),
+            enable_prefix_caching=enable_prefix_caching,
+        )
+        self._room = usable_memory(blank.mesh, memory_utilization)
+        # Blocks keep the weights twice, and joining copies them where they are not released; the
+        # other half of the memory is for pages and temporaries.
+        self._is_laid_out = 2 * blank.device_weight_bytes < self._room // 2
+        self._model = self.lay_out(blank)
+        is_cpu = blank.mesh.devices.flat[0].platform == "cpu"
+        # XLA:CPU multiplies one row with plain 16-bit weights far slower than two.
+        least = 2 if is_cpu and not self._model.is_blocked else 1
+        self._num_slots = max(least, max_num_seqs)
+        self._num_pages = num_pages
+        self._kv_dtype = _kv_dtype(kv_cache_dtype, blank)
+        self._ladder = _ladder(self.limits, prefill_tokens)
+        self._has_prompt_logprobs = prompt_logprobs
+        self._page_bytes = device_page_bytes(blank.config, page_size, self._kv_dtype, blank.mesh)
+
+    def lay_out(self, model: Model, *, release: bool = False) -> Model:
+        """The model as its programs take it. ``release``: see ``layout.for_decoding``."""
+        if not self._is_laid_out:
+            return model
+        return for_decoding(model, self.limits.max_num_seqs, release=release)
+
+    @exhaustion_is_capacity_error()
+    def compile(self, progress: Progress = no_progress) -> Programs:
+        """Every program, for as many pages as were asked for, or as the memory holds.
+
+        ``progress`` may raise to stop it, see ``ProgramTable.compile``.
+
+        Raises:
+            CapacityError: the memory does not hold weights, temporaries and a few pages.
+        """
+        if self._num_pages is not None:
+            pages = self._pool_bytes(self._num_pages)
+            if pages > self._room:
+                raise CapacityError(
+                    f"num_pages = {self._num_pages} takes {pages:,} bytes, and {self._room:,} may"
+                    " be used: lower it"
+                )
+            programs = self._compiled_with(self._num_pages, progress)
+        else:
+            programs = self._compiled_with(self._first_guess(), progress)
+            budget = programs.budget
+            if budget.total > self._room:
+                # The first guess left too little for temporaries; now they are known.
+                num_pages = self._fitting(self._room - (budget.total - budget.pages))
+                programs = self._compiled_with(num_pages, progress)
+        if programs.budget.total > self._room:
+            raise CapacityError(
+                f"{programs.budget}: lower num_pages, max_num_seqs or max_num_batched_tokens"
+            )
+        return programs
+
+    @exhaustion_is_capacity_error()
+    def engine(
+        self, programs: Programs, model: Model, tokenizer: Tokenizer | None, *, seed: int = 0
+    ) -> Engine:
+        """An engine that never compiles again; every program has run once.
+
+        ``model``: what ``lay_out`` made of the model with its weights.
+
+        Raises:
+            CapacityError: the device is full.
+        """
+        programs.table.bind(model)
+        eos_token_ids = {
+            *model.config.eos_token_ids,
+            *(tokenizer.eos_token_ids if tokenizer else ()),
+        }
+        runner = DeviceRunner(
+            programs.table,
+            self.limits,
+            programs.groups,
+            budget=programs.budget,
+            eos_token_ids=sorted(eos_token_ids),
+            seed=seed,
+        )
+        runner.warm_up()
+        return Engine(runner, tokenizer)
+
+    def _table_with(self, num_pages: int) -> ProgramTable:
+        limits, config = self.limits, self._model.config
+        shapes = ProgramShapes(
+            num_slots=self._num_slots,
+            pages_per_sequence=-(-limits.max_model_len // limits.page_size),
+            page_size=limits.page_size,
+            num_pages=tuple(group.num_pages for group in cache_groups(config, limits, num_pages)),
+            kv_dtype=self._kv_dtype,
+            prefill_tokens=self._ladder,
             decode_steps=limits.decode_steps,
             # Samples of one prompt share a partly filled page only while they run side by side.
-            copies=16 if max_num_seqs > 1 else 0,
-            score_rows=min(64, ladder[0]) if prompt_logprobs else 0,
+            copies=16 if limits.max_num_seqs > 1 else 0,
+            score_rows=min(64, self._ladder[0]) if self._has_prompt_logprobs else 0,
         )
-        return ProgramTable(model, shapes)
+        return ProgramTable(self._model, shapes)
 
-    page_bytes = device_page_bytes(model.config, page_size, kv_dtype, model.mesh)
-
-    def compiled_with(num_pages: int) -> tuple[ProgramTable, MemoryBudget]:
-        table = table_with(num_pages)
+    def _compiled_with(self, num_pages: int, progress: Progress) -> Programs:
+        table = self._table_with(num_pages)
         table.compile(progress)
         budget = MemoryBudget(
-            weights=model.device_weight_bytes,
+            weights=self._model.device_weight_bytes,
             slots=table.slot_bytes(),
             temporaries=table.temporary_bytes(),
-            pages=pool_bytes(model.config, limits, num_pages, page_bytes),
-            limit=room,
+            pages=self._pool_bytes(num_pages),
+            limit=self._room,
             num_pages=table.shapes.num_pages,
-            page_size=page_size,
+            page_size=self.limits.page_size,
         )
-        return table, budget
+        groups = cache_groups(self._model.config, self.limits, num_pages)
+        return Programs(table=table, groups=groups, budget=budget)
 
-    if num_pages is not None:
-        pages = pool_bytes(model.config, limits, num_pages, page_bytes)
-        if pages > room:
-            raise CapacityError(
-                f"num_pages = {num_pages} takes {pages:,} bytes, and {room:,} may be used: lower it"
-            )
-        table, budget = compiled_with(num_pages)
-    else:
-        num_pages = _num_pages(model, limits, page_bytes, room, table_with)
-        table, budget = compiled_with(num_pages)
-        if budget.total > room:
-            # The first guess left too little for temporaries; now they are known.
-            left = room - (budget.total - budget.pages)
-            num_pages = fitting_pages(model.config, limits, page_bytes, left)
-            table, budget = compiled_with(num_pages)
-    if budget.total > room:
-        raise CapacityError(f"{budget}: lower num_pages, max_num_seqs or max_num_batched_tokens")
-    groups = cache_groups(model.config, limits, num_pages)
-    eos_token_ids = {*model.config.eos_token_ids, *(tokenizer.eos_token_ids if tokenizer else ())}
-    runner = DeviceRunner(
-        table, limits, groups, budget=budget, eos_token_ids=sorted(eos_token_ids), seed=seed
-    )
-    runner.warm_up()
-    return Engine(runner, tokenizer)
-
-
-def _num_pages(
-    model: Model,
-    limits: EngineLimits,
-    page_bytes: tuple[int, ...],
-    room: int,
-    table_with: Callable[[int], ProgramTable],
-) -> int:
-    """Pages of the first group for the memory that weights and temporaries leave."""
-    room -= model.device_weight_bytes
-    if model.mesh.devices.flat[0].platform == "cpu":
-        # Compiling twice at every start would cost a newcomer seconds; half of what is left is
-        # far more than the temporaries take, and the budget is checked once they are known.
-        room = min(CPU_POOL_BYTES, room // 2)
-    else:
+    def _first_guess(self) -> int:
+        """Pages of the first group for the memory that weights and temporaries leave."""
+        room = self._room - self._model.device_weight_bytes
+        if self._model.mesh.devices.flat[0].platform == "cpu":
+            # Compiling twice at every start would cost a newcomer seconds; half of what is left is
+            # far more than the temporaries take, and the budget is checked once they are known.
+            return self._fitting(min(CPU_POOL_BYTES, room // 2))
         # No program's temporaries grow with the pool, so the smallest one tells them.
-        probe = table_with(2)
+        probe = self._table_with(2)
         probe.compile(only=probe.largest)
-        room -= probe.temporary_bytes() + probe.slot_bytes()
-    return fitting_pages(model.config, limits, page_bytes, room)
+        return self._fitting(room - probe.temporary_bytes() - probe.slot_bytes())
+
+    def _fitting(self, room: int) -> int:
+        return fitting_pages(self._model.config, self.limits, self._page_bytes, room)
+
+    def _pool_bytes(self, num_pages: int) -> int:
+        return pool_bytes(self._model.config, self.limits, num_pages, self._page_bytes)
+
+
+def build_engine(
+    model: Model, tokenizer: Tokenizer | None, *, seed: int = 0, **settings: Any
+) -> Engine:
+    """An engine of a model that is there, which stays as it is. ``settings``: of ``EngineBuilder``.
+
+    Raises:
+        InvalidParameter, CapacityError: as ``EngineBuilder`` and its ``compile``.
+    """
+    builder = EngineBuilder(model.shapes, **settings)
+    return builder.engine(builder.compile(), builder.lay_out(model), tokenizer, seed=seed)
 
 
 def _kv_dtype(kv_cache_dtype: str, model: Model) -> str:

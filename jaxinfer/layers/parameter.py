@@ -1,7 +1,6 @@
 """One declaration a weight: shape, dtype, logical axes and initialiser stand on one line."""
 
 from collections.abc import Callable
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +20,15 @@ fan_in: Initializer = nnx.initializers.lecun_normal()
 embedding: Initializer = nnx.initializers.normal(stddev=0.02)
 
 
-class KeySource(Protocol):
-    """Where initialisers get their keys: ``nnx.Rngs``, or ``OneKey``."""
-
-    def params(self) -> jax.Array: ...
-
-
-class OneKey:
-    """The same key for everyone: for shapes alone, where counting keys would take seconds."""
-
-    def params(self) -> jax.Array:
-        return jax.random.key(0)
+#: Where initialisers get their keys; None for a model of shapes alone.
+KeySource = nnx.Rngs | None
 
 
 def parameter(
     rngs: KeySource, shape: Shape, dtype: jnp.dtype, axes: LogicalAxes, init: Initializer
 ) -> nnx.Param:
     """A parameter whose ``axes`` metadata names what each dimension is, for the sharding rules."""
+    if rngs is None:
+        # Tracing the initialisers only for their shapes would take a deep model half a second.
+        return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), axes=axes)
     return nnx.Param(init(rngs.params(), shape, dtype), axes=axes)

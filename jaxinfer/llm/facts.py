@@ -6,17 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from jaxinfer.cache import layer_groups, page_bytes
-from jaxinfer.config import ModelConfig
 from jaxinfer.engine.limits import CacheGroup
 from jaxinfer.errors import InvalidParameter
 from jaxinfer.llm.opening import OpenModel
-from jaxinfer.models.decoder import Decoder
-from jaxinfer.models.loading import DTYPES
+from jaxinfer.models.model import DTYPES, blank_model
 from sharding import make_mesh
 
 
@@ -91,7 +87,7 @@ def model_facts(
             raise InvalidParameter(f"{name} = {value!r} must be auto, {', '.join(DTYPES)}")
     if page_size < 1:
         raise InvalidParameter(f"page_size = {page_size} must be at least 1")
-    num_params = _num_params(config)
+    num_params = blank_model(config, mesh=make_mesh()).num_params
     weight_bytes = {name: num_params * jnp.dtype(name).itemsize for name in DTYPES}
     groups = tuple(
         GroupFacts(
@@ -126,15 +122,6 @@ def model_facts(
         memory_bytes=memory_bytes,
         longest_context=longest,
     )
-
-
-def _num_params(config: ModelConfig) -> int:
-    decoder = nnx.eval_shape(
-        lambda: Decoder(
-            config, dtype=jnp.dtype(jnp.float32), max_len=2, mesh=make_mesh(), rngs=nnx.Rngs(0)
-        )
-    )
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(decoder)))
 
 
 def _longest_context(groups: Sequence[GroupFacts], page_size: int, room: int, max_len: int) -> int:

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from jaxinfer.checkpoint.load import Progress
 from jaxinfer.config import ModelConfig
-from jaxinfer.engine.build import build_engine, verify_page_size
+from jaxinfer.engine.build import EngineBuilder, verify_page_size
 from jaxinfer.engine.memory import exhaustion_is_capacity_error, usable_memory
-from jaxinfer.engine.runner import DeviceRunner
 from jaxinfer.errors import InvalidParameter, StepFailed, Unsupported
+from jaxinfer.llm.background import Background
 from jaxinfer.llm.interrupts import interrupts_held
 from jaxinfer.llm.opening import OpenModel, open_model
 from jaxinfer.llm.prompts import (
@@ -33,6 +34,7 @@ from jaxinfer.llm.settings import verify_settings
 from jaxinfer.llm.startup import PhaseProgress, StartupClock, no_phase_progress
 from jaxinfer.llm.stream import RequestStream
 from jaxinfer.llm.xla_cache import keep_compiled_programs
+from jaxinfer.models.model import Model
 from jaxinfer.outputs import RequestOutput
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.tokenizer import Tokenizer
@@ -59,7 +61,8 @@ class LLM:
         engine: what it stands on.
         weight_bytes: of its weights on one device, each counted once in whatever forms it is held.
         budget: bytes by use, and how many tokens the pages hold; printable.
-        startup_seconds: how long each phase of its making took.
+        startup_seconds: how long each phase of its making took; weights are loaded while programs
+            are compiled.
     """
 
     def __init__(
@@ -110,7 +113,8 @@ class LLM:
             load_format: "auto", or "dummy" for random weights.
             prefill_tokens: sizes of the compiled prefill programs; None chooses some.
             decode_steps: how many decode steps one call may take while nobody waits.
-            progress: called with the phase (``load``, ``compile``), parts done and parts in all.
+            progress: called with the phase (``load``, ``compile``), parts done and parts in all;
+                for the two from different threads.
 
         Raises:
             ModelNotFound, CheckpointError, ConfigError, TokenizerError: what is wrong with the
@@ -140,59 +144,52 @@ class LLM:
         room = usable_memory(mesh, memory_utilization)
         keep_compiled_programs()
         clock = StartupClock()
-
-        def compiled(done: int, total: int) -> None:
-            progress("compile", done, total)
-            if done == total:
-                clock.begin("warm")
-
-        clock.begin("open")
-        opened = open_model(
-            model,
-            tokenizer=tokenizer,
-            skip_tokenizer=skip_tokenizer_init,
-            load_format=load_format,
-        )
+        with clock.phase("open"):
+            opened = open_model(
+                model,
+                tokenizer=tokenizer,
+                skip_tokenizer=skip_tokenizer_init,
+                load_format=load_format,
+            )
         with closing(opened), exhaustion_is_capacity_error():
             _require_even_heads(opened.config, mesh)
-            clock.begin("load")
-            loaded = opened.load(
-                mesh=mesh,
-                dtype=dtype,
-                max_len=_max_len(max_model_len, opened),
-                seed=seed,
-                progress=partial(progress, "load"),
-                room=room,
+            blank = opened.blank(
+                mesh=mesh, dtype=dtype, max_len=_max_len(max_model_len, opened), room=room
             )
-            jax.block_until_ready(loaded.params)
-        # What was loaded: the engine may hold some weights in a second form besides.
-        self.weight_bytes = loaded.device_weight_bytes
-        clock.begin("compile")
-        self.engine = build_engine(
-            loaded,
-            opened.tokenizer,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            prefill_tokens=prefill_tokens,
-            page_size=page_size,
-            num_pages=num_pages,
-            kv_cache_dtype=kv_cache_dtype,
-            memory_utilization=memory_utilization,
-            enable_prefix_caching=enable_prefix_caching,
-            decode_steps=decode_steps,
-            prompt_logprobs=enable_prompt_logprobs,
-            seed=seed,
-            release_weights=True,
-            progress=compiled,
-        )
-        clock.end()
-        runner = self.engine.runner
-        assert isinstance(runner, DeviceRunner)
-        self.budget = runner.budget
-        self.config = loaded.config
-        self.dtype = jnp.dtype(loaded.dtype).name
+            builder = EngineBuilder(
+                blank,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+                prefill_tokens=prefill_tokens,
+                page_size=page_size,
+                num_pages=num_pages,
+                kv_cache_dtype=kv_cache_dtype,
+                memory_utilization=memory_utilization,
+                enable_prefix_caching=enable_prefix_caching,
+                decode_steps=decode_steps,
+                prompt_logprobs=enable_prompt_logprobs,
+            )
+
+            def load(report: Progress) -> Model:
+                with clock.phase("load"):
+                    weights = opened.load(blank, seed=seed, progress=report)
+                    laid_out = builder.lay_out(weights, release=True)
+                    jax.block_until_ready(laid_out.params)
+                return laid_out
+
+            with Background(load, partial(progress, "load")) as loading:
+                with clock.phase("compile"):
+                    programs = builder.compile(loading.watched(partial(progress, "compile")))
+                loaded = loading.result()
+            with clock.phase("warm"):
+                self.engine = builder.engine(programs, loaded, opened.tokenizer, seed=seed)
+        self.budget = programs.budget
+        self.config = blank.config
+        self.dtype = jnp.dtype(blank.dtype).name
         self.kv_cache_dtype = self.dtype if kv_cache_dtype == "auto" else kv_cache_dtype
-        self.max_model_len = loaded.max_len
+        self.max_model_len = blank.max_len
+        # Of the checkpoint: the engine may hold some weights in a second form besides.
+        self.weight_bytes = blank.device_weight_bytes
         self.startup_seconds = clock.seconds
         self._tokenizer = opened.tokenizer
         self._has_prompt_logprobs = enable_prompt_logprobs

@@ -17,7 +17,8 @@ from jaxinfer.checkpoint.resolve import expanded, resolve_model
 from jaxinfer.checkpoint.source import Source, open_source
 from jaxinfer.config import ModelConfig
 from jaxinfer.errors import InvalidParameter, ModelNotFound
-from jaxinfer.models.loading import Model, dummy_model, load_model, restore_model
+from jaxinfer.models.loading import random_weights, read_weights, restore_weights
+from jaxinfer.models.model import Model, blank_model
 from jaxinfer.models.registry import model_config
 from jaxinfer.presets import config_names, find_config
 from jaxinfer.tokenizer import Tokenizer, load_tokenizer
@@ -44,31 +45,23 @@ class OpenModel:
     tokenizer: Tokenizer | None
     orbax: Path | None = None
 
-    def load(
-        self,
-        *,
-        mesh: Mesh,
-        dtype: str,
-        max_len: int | None,
-        seed: int,
-        progress: Progress,
-        room: int | None = None,
+    def blank(
+        self, *, mesh: Mesh, dtype: str, max_len: int | None, room: int | None = None
     ) -> Model:
-        """Its weights on their devices; ``seed`` is for random ones. The source is closed.
+        """The shapes of its weights; for parameters and errors see ``blank_model``."""
+        return blank_model(self.config, mesh=mesh, dtype=dtype, max_len=max_len, room=room)
 
-        ``room``: bytes of each device that may be used; None is no bound.
+    def load(self, blank: Model, *, seed: int, progress: Progress) -> Model:
+        """``blank`` with its weights, on their devices; ``seed`` is for random ones.
 
         Raises:
-            CheckpointError, ConfigError, InvalidParameter, CapacityError: as ``load_model``.
+            CheckpointError: files that do not fit the architecture.
         """
-        dtype = self.config.dtype if dtype == "auto" else dtype
-        settings: dict[str, Any] = {"mesh": mesh, "dtype": dtype, "max_len": max_len, "room": room}
         if self.orbax is not None:
-            return restore_model(self.orbax, **settings)
+            return restore_weights(blank, self.orbax)
         if self.source is None:
-            return dummy_model(self.config, seed=seed, **settings)
-        with self.source as source:
-            return load_model(source, progress=progress, **settings)
+            return random_weights(blank, seed)
+        return read_weights(blank, self.source, progress)
 
     def close(self) -> None:
         """Lets go of the files."""

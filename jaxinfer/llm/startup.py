@@ -1,9 +1,11 @@
 """How long the phases of a start take."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-#: Called with the phase, and how many of how many of its parts are done.
+#: Called with the phase, and how many of how many of its parts are done; from the threads that do
+#: them, for phases that run side by side.
 PhaseProgress = Callable[[str, int, int], None]
 
 
@@ -12,20 +14,14 @@ def no_phase_progress(phase: str, done: int, total: int) -> None:
 
 
 class StartupClock:
-    """Seconds by phase, in the order in which they ran; a phase lasts until the next begins."""
+    """Seconds by phase; weights are loaded while programs are compiled."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._phase: str | None = None
-        self._since = 0.0
+        self.seconds = dict.fromkeys(("open", "load", "compile", "warm"), 0.0)
 
-    def begin(self, phase: str) -> None:
-        """Ends the phase before this one."""
-        self.end()
-        self._phase, self._since = phase, time.perf_counter()
-
-    def end(self) -> None:
-        """The last phase is over."""
-        if self._phase is not None:
-            self.seconds[self._phase] = time.perf_counter() - self._since
-            self._phase = None
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A phase lasts as long as its block."""
+        since = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - since

@@ -5,7 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.models.loading import Model
+from jaxinfer.models.model import Model
 from jaxinfer.ops.blocked import (
     FEW_ROWS,
     BlockedEmbedding,
@@ -14,7 +14,7 @@ from jaxinfer.ops.blocked import (
     can_block,
 )
 from jaxinfer.ops.joined import InJoined, JoinedKernel, join
-from jaxinfer.shapes import Tree
+from jaxinfer.shapes import Shape, Tree
 
 #: Layers that stand side by side and multiply the same input.
 _SIDE_BY_SIDE = (("q", "k", "v"), ("gate", "up"))
@@ -26,8 +26,9 @@ def for_decoding(model: Model, num_slots: int, *, release: bool = False) -> Mode
     Kernels of the same input are joined. In bfloat16 with few slots all are also kept in blocks,
     which takes the memory of the weights again: then what float32 weights would take.
 
-    Joining copies. ``release``: ``model`` gives up its kernels one by one as they are joined, so
-    that no weights lie in memory twice, and has no use afterwards. Without it, it stays as it is.
+    A blank model gives a blank one. Joining copies. ``release``: ``model`` gives up its kernels one
+    by one as they are joined, so that no weights lie in memory twice, and has no use afterwards.
+    Without it, it stays as it is.
     """
     platform = model.mesh.devices.flat[0].platform
     if platform != "cpu" or model.mesh.size > 1:
@@ -36,8 +37,9 @@ def for_decoding(model: Model, num_slots: int, *, release: bool = False) -> Mode
     if num_slots <= FEW_ROWS:
         params = _blocked(params)
         embedding_VD = params["embed"]["embedding"]
-        if model.config.tied_head and _gains(embedding_VD.T):
-            params["embed"] = {"embedding": BlockedEmbedding(embedding_VD, block(embedding_VD.T))}
+        if model.config.tied_head and _gains(embedding_VD.dtype, embedding_VD.shape[::-1]):
+            blocks_nDo = block(embedding_VD, is_transposed=True)
+            params["embed"] = {"embedding": BlockedEmbedding(embedding_VD, blocks_nDo)}
     return replace(model, params=params)
 
 
@@ -60,12 +62,12 @@ def _joined(node: Tree, release: bool) -> Tree:
 
 def _blocked(node: Tree) -> Tree:
     if isinstance(node, JoinedKernel):
-        assert isinstance(node.kernel, jax.Array)
+        assert not isinstance(node.kernel, BlockedKernel)
         return replace(node, kernel=_block(node.kernel))
     if isinstance(node, dict):
         return {
             name: _block(child)
-            if name == "kernel" and isinstance(child, jax.Array)
+            if name == "kernel" and not isinstance(child, JoinedKernel | InJoined)
             else _blocked(child)
             for name, child in node.items()
         }
@@ -73,8 +75,10 @@ def _blocked(node: Tree) -> Tree:
 
 
 def _block(kernel_IO: jax.Array) -> jax.Array | BlockedKernel:
-    return BlockedKernel(kernel_IO, block(kernel_IO)) if _gains(kernel_IO) else kernel_IO
+    if not _gains(kernel_IO.dtype, kernel_IO.shape):
+        return kernel_IO
+    return BlockedKernel(kernel_IO, block(kernel_IO))
 
 
-def _gains(kernel_IO: jax.Array) -> bool:
-    return kernel_IO.dtype == jnp.bfloat16 and can_block(kernel_IO.shape)
+def _gains(dtype: jnp.dtype, shape: Shape) -> bool:
+    return dtype == jnp.bfloat16 and can_block(shape)

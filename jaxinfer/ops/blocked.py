@@ -53,10 +53,20 @@ def can_block(shape: Shape) -> bool:
     return size_out % BLOCK == 0 and _num_slabs(size_in) > 1
 
 
-def block(kernel_IO: jax.Array) -> jax.Array:
-    """The blocks ``[out / 64, in, 64]`` of a kernel."""
-    columns = np.asarray(kernel_IO).reshape(kernel_IO.shape[0], -1, BLOCK)
-    return jax.device_put(np.ascontiguousarray(columns.transpose(1, 0, 2)), kernel_IO.sharding)
+def block(kernel: jax.Array, *, is_transposed: bool = False) -> jax.Array:
+    """The blocks ``[out / 64, in, 64]`` of a kernel ``[in, out]``, or of one ``[out, in]``.
+
+    Of a ShapeDtypeStruct it gives one.
+    """
+    size_in, size_out = kernel.shape[::-1] if is_transposed else kernel.shape
+    if isinstance(kernel, jax.ShapeDtypeStruct):
+        return kernel.update(shape=(size_out // BLOCK, size_in, BLOCK))
+    host = np.asarray(kernel)
+    if is_transposed:
+        blocks_nIo = host.reshape(-1, BLOCK, size_in).transpose(0, 2, 1)
+    else:
+        blocks_nIo = host.reshape(size_in, -1, BLOCK).transpose(1, 0, 2)
+    return jax.device_put(np.ascontiguousarray(blocks_nIo), kernel.sharding)
 
 
 def multiply_few(x_RI: jax.Array, blocks_nIo: jax.Array) -> jax.Array:

@@ -29,10 +29,12 @@ class InJoined:
 
 
 def join(kernels: list[jax.Array]) -> JoinedKernel:
-    """The kernels side by side, in a copy."""
-    sizes = tuple(kernel.shape[1] for kernel in kernels)
+    """The kernels side by side, in a copy; of ShapeDtypeStructs one."""
+    first, sizes = kernels[0], tuple(kernel.shape[1] for kernel in kernels)
+    if isinstance(first, jax.ShapeDtypeStruct):
+        return JoinedKernel(first.update(shape=(first.shape[0], sum(sizes))), sizes)
     columns = np.concatenate([np.asarray(kernel) for kernel in kernels], axis=1)
-    return JoinedKernel(jax.device_put(columns, kernels[0].sharding), sizes)
+    return JoinedKernel(jax.device_put(columns, first.sharding), sizes)
 
 
 def linear_joined(x: jax.Array, joined: JoinedKernel) -> list[jax.Array]:

@@ -7,7 +7,8 @@ import jax
 from jaxinfer.decoding.programs import _compiler_options
 from jaxinfer.engine.build import build_engine
 from jaxinfer.models.layout import for_decoding
-from jaxinfer.models.loading import Model, dummy_model
+from jaxinfer.models.loading import dummy_model
+from jaxinfer.models.model import Model
 from jaxinfer.models.registry import model_config
 from sharding import make_mesh
 from tests.e2e.tiny import prompts, request, serve, tokens_of

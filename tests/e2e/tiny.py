@@ -21,7 +21,8 @@ from jaxinfer.engine.build import build_engine
 from jaxinfer.engine.engine import Engine
 from jaxinfer.engine.request import Request
 from jaxinfer.generate import generate
-from jaxinfer.models.loading import Model, dummy_model
+from jaxinfer.models.loading import dummy_model
+from jaxinfer.models.model import Model
 from jaxinfer.outputs import TokenEvent
 from jaxinfer.sampling import slot_sampling
 from jaxinfer.sampling_params import SamplingParams

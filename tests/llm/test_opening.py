@@ -107,7 +107,8 @@ def test_an_orbax_checkpoint_opens_with_the_weights_that_were_saved(tmp_path):
     saved = dummy_model(model_config(config), mesh=mesh, seed=5)
     save_model(saved, path, config)
     opened = open_model(path)
-    model = opened.load(mesh=mesh, dtype="auto", max_len=None, seed=0, progress=no_progress)
+    blank = opened.blank(mesh=mesh, dtype="auto", max_len=None)
+    model = opened.load(blank, seed=0, progress=no_progress)
     assert opened.tokenizer is not None
     jax.tree.map(np.testing.assert_array_equal, model.params, saved.params)
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxinfer.batch import Ragged
 from jaxinfer.cache import init_cache, layer_groups
-from jaxinfer.models.loading import Model, load_model
+from jaxinfer.models.loading import load_model
+from jaxinfer.models.model import Model
 from jaxinfer.shapes import Tree
 from sharding import make_mesh
 from tests.models.golden_case import GoldenCase

@@ -9,7 +9,8 @@ import pytest
 
 from jaxinfer.errors import CapacityError, CheckpointError, InvalidParameter
 from jaxinfer.models.layout import for_decoding
-from jaxinfer.models.loading import Model, dummy_model, load_model, restore_model, save_model
+from jaxinfer.models.loading import dummy_model, load_model, restore_model, save_model
+from jaxinfer.models.model import Model
 from jaxinfer.models.registry import model_config
 from jaxinfer.ops.blocked import BlockedEmbedding, BlockedKernel, block
 from jaxinfer.ops.joined import JoinedKernel
