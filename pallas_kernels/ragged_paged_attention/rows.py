@@ -45,7 +45,7 @@ def describe_rows(
     token_T = jnp.arange(num_tokens, dtype=jnp.int32)
     is_past_TS = (ends_S[None, :] <= token_T[:, None]) & is_row_S[None, :]
     row_T = jnp.minimum(is_past_TS.sum(axis=1, dtype=jnp.int32), jnp.int32(num_slots - 1))
-    is_inside_T = (token_T >= starts_S[row_T]) & (token_T < ends_S[row_T])
+    is_inside_T = (token_T >= take(starts_S, row_T)) & (token_T < take(ends_S, row_T))
     is_owned_SM = (page_table_SM > 0) & (page_table_SM < num_pages)
     return Rows(
         q_starts_S=starts_S,
@@ -53,13 +53,33 @@ def describe_rows(
         kv_lens_S=jnp.where(takes_part_S, kv_lens_S, 0),
         page_table_SM=jnp.where(is_owned_SM, page_table_SM, 0),
         row_T=row_T,
-        position_T=kv_lens_S[row_T] - ends_S[row_T] + token_T,
-        is_token_T=is_inside_T & takes_part_S[row_T],
+        position_T=take(kv_lens_S - ends_S, row_T) + token_T,
+        is_token_T=is_inside_T & take(takes_part_S, row_T),
     )
 
 
 def token_pages(rows: Rows, page_size: int) -> tuple[jax.Array, jax.Array]:
     """The page and the offset in it where each token's key and value belong; page 0 for padding."""
     position_T = jnp.where(rows.is_token_T, rows.position_T, 0)
-    page_T = rows.page_table_SM[rows.row_T, position_T // page_size]
-    return jnp.where(rows.is_token_T, page_T, 0), position_T % page_size
+    page_T = take(rows.page_table_SM, rows.row_T, divide(position_T, page_size))
+    return jnp.where(rows.is_token_T, page_T, 0), jax.lax.rem(position_T, jnp.int32(page_size))
+
+
+# What follows does in one operation what Python's notation spells out in ten, to be right for
+# negative numbers as well; there are none here. A layer has hundreds of operations, and all of them
+# take time to compile.
+
+
+def take(array: jax.Array, *index: jax.Array) -> jax.Array:
+    """``array[index]`` for what is not negative; beyond the end it takes the last."""
+    return array.at[index].get(mode="clip", wrap_negative_indices=False)
+
+
+def divide(x: jax.Array, y: int) -> jax.Array:
+    """``x // y`` for ``x >= 0``."""
+    return jax.lax.div(x, jnp.int32(y))
+
+
+def divide_up(x: jax.Array, y: int) -> jax.Array:
+    """``x / y`` rounded up, for ``x >= 0``."""
+    return divide(x + jnp.int32(y - 1), y)

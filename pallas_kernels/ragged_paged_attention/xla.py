@@ -8,7 +8,7 @@ not in the batch costs nothing. The lists of items and tiles do not depend on a 
 them once for all layers of a program.
 """
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,14 @@ from pallas_kernels.ragged_paged_attention.pages import (
     stored_tokens,
     write_tokens,
 )
-from pallas_kernels.ragged_paged_attention.rows import Rows, describe_rows, token_pages
+from pallas_kernels.ragged_paged_attention.rows import (
+    Rows,
+    describe_rows,
+    divide,
+    divide_up,
+    take,
+    token_pages,
+)
 from pallas_kernels.ragged_paged_attention.softmax import Softmax
 
 CHUNK_BYTES = 3 << 20
@@ -36,8 +43,6 @@ BLOCK_POSITIONS = 64
 
 TILE_QUERIES = (32, 64)
 """The least and the largest number of queries in a tile."""
-
-Number = TypeVar("Number", int, jax.Array)
 
 
 class Call(NamedTuple):
@@ -149,24 +154,24 @@ def _list_items(call: Call, is_single_S: jax.Array, chunk: int) -> tuple[jax.Arr
     rows, page_size = call.rows, call.pages.page_size
     num_slots, pages_per_row = rows.page_table_SM.shape
     first_S = _first_seen(call.options, rows.kv_lens_S - 1)
-    first_page_S = first_S // page_size
-    num_pages_S = jnp.where(is_single_S, _ceil_div(rows.kv_lens_S, page_size) - first_page_S, 0)
+    first_page_S = divide(first_S, page_size)
+    num_pages_S = jnp.where(is_single_S, divide_up(rows.kv_lens_S, page_size) - first_page_S, 0)
     ends_S = jnp.cumsum(num_pages_S, dtype=jnp.int32)
 
     item_I = jnp.arange(_ceil_div(num_slots * pages_per_row, chunk) * chunk, dtype=jnp.int32)
     is_item_I = item_I < ends_S[-1]
     row_I = jnp.minimum(_count_ends(ends_S, item_I), num_slots - 1)
-    place_I = first_page_S[row_I] + item_I - (ends_S - num_pages_S)[row_I]
-    page_I = rows.page_table_SM[row_I, jnp.minimum(place_I, pages_per_row - 1)]
+    place_I = take(first_page_S - ends_S + num_pages_S, row_I) + item_I
+    page_I = take(rows.page_table_SM, row_I, place_I)
     page_I = jnp.where(is_item_I, page_I, 0)
     start_I = place_I * page_size
     items = Items(
         row_I=jnp.where(is_item_I, row_I, num_slots),
-        is_first_I=(item_I % chunk == 0) | (row_I != jnp.roll(row_I, 1)),
-        token_I=rows.q_starts_S[row_I],
+        is_first_I=(jax.lax.rem(item_I, jnp.int32(chunk)) == 0) | (row_I != jnp.roll(row_I, 1)),
+        token_I=take(rows.q_starts_S, row_I),
         page_I=page_I,
-        first_I=first_S[row_I] - start_I,
-        last_I=jnp.where(page_I > 0, rows.kv_lens_S[row_I] - start_I, 0),
+        first_I=take(first_S, row_I) - start_I,
+        last_I=jnp.where(page_I > 0, take(rows.kv_lens_S, row_I) - start_I, 0),
     )
     return ends_S[-1], items
 
@@ -184,7 +189,7 @@ def _attend_single_rows(call: Call, is_single_S: jax.Array) -> jax.Array:
             jax.lax.dynamic_slice_in_dim(x, start, chunk) for x in items
         )
         sees_Wp = (offset_1p >= first_W[:, None]) & (offset_1p < last_W[:, None])
-        q_WKGH = _scaled(call, _rows_of(call.q_TKGH, token_W))
+        q_WKGH = _scaled(call, take(call.q_TKGH, token_W))
         logits_WKGp = _logits(call, "WKGH,WKHp->WKGp", q_WKGH, _read_keys(call, page_W, sees_Wp))
         logits_WKGp = jnp.where(sees_Wp[:, None, None, :], logits_WKGp, -jnp.inf)
         top_WKG = softmax.top_of(logits_WKGp.max(axis=-1))
@@ -198,8 +203,8 @@ def _attend_single_rows(call: Call, is_single_S: jax.Array) -> jax.Array:
     _, softmax_SKG = jax.lax.while_loop(
         lambda state: state[0] < num_items, take_chunk, (jnp.int32(0), softmax_SKG)
     )
-    is_single_T = rows.is_token_T & is_single_S[rows.row_T]
-    out_TKGH = softmax.finish(softmax_SKG)[rows.row_T]
+    is_single_T = rows.is_token_T & take(is_single_S, rows.row_T)
+    out_TKGH = take(softmax.finish(softmax_SKG), rows.row_T)
     return jnp.where(is_single_T[:, None, None, None], out_TKGH, 0.0)
 
 
@@ -225,16 +230,16 @@ class Tile(NamedTuple):
 def _list_tiles(rows: Rows, is_tiled_S: jax.Array, tile_size: int) -> tuple[jax.Array, Tiles]:
     """The number of tiles, and the tiles."""
     num_slots = rows.q_lens_S.size
-    num_tiles_S = jnp.where(is_tiled_S, _ceil_div(rows.q_lens_S, tile_size), 0)
+    num_tiles_S = jnp.where(is_tiled_S, divide_up(rows.q_lens_S, tile_size), 0)
     ends_S = jnp.cumsum(num_tiles_S, dtype=jnp.int32)
     tile_J = jnp.arange(rows.row_T.size // tile_size + num_slots, dtype=jnp.int32)
     row_J = jnp.minimum(_count_ends(ends_S, tile_J), num_slots - 1)
-    first_J = (tile_J - (ends_S - num_tiles_S)[row_J]) * tile_size
+    first_J = (tile_J - take(ends_S - num_tiles_S, row_J)) * tile_size
     tiles = Tiles(
         row_J=row_J,
-        token_J=rows.q_starts_S[row_J] + first_J,
-        position_J=(rows.kv_lens_S - rows.q_lens_S)[row_J] + first_J,
-        num_queries_J=jnp.minimum(rows.q_lens_S[row_J] - first_J, tile_size),
+        token_J=take(rows.q_starts_S, row_J) + first_J,
+        position_J=take(rows.kv_lens_S - rows.q_lens_S, row_J) + first_J,
+        num_queries_J=jnp.minimum(take(rows.q_lens_S, row_J) - first_J, tile_size),
     )
     return ends_S[-1], tiles
 
@@ -257,13 +262,13 @@ def _attend_tiles(
 
     def take_tile(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         index, out = state
-        row, token, position, num_queries = (x[index] for x in tiles)
+        row, token, position, num_queries = (take(x, index) for x in tiles)
         tile = Tile(
-            q_KGqH=_scaled(call, _rows_of(call.q_TKGH, token + lane_q)).transpose(1, 2, 0, 3),
+            q_KGqH=_scaled(call, take(call.q_TKGH, token + lane_q)).transpose(1, 2, 0, 3),
             position_q=position + lane_q,
             row=row,
-            cached_len=rows.kv_lens_S[row] - rows.q_lens_S[row],
-            kv_len=rows.kv_lens_S[row],
+            cached_len=take(rows.kv_lens_S - rows.q_lens_S, row),
+            kv_len=take(rows.kv_lens_S, row),
         )
         softmax_KGq = _begin(call, (), (tile_size,))
         seen_len = position + num_queries if call.options.causal else tile.kv_len
@@ -292,7 +297,7 @@ def _attend_pages(
 ) -> Softmax:
     """Adds the pages that ``tile`` can see, a block at a time."""
     page_size, num_kv_heads = call.pages.page_size, call.pages.num_kv_heads
-    page_M = call.rows.page_table_SM[tile.row]
+    page_M = take(call.rows.page_table_SM, tile.row)
     block_pages = min(max(BLOCK_POSITIONS // page_size, 1), page_M.size)
     block = block_pages * page_size
     first = _first_seen(call.options, tile.position_q[0])
@@ -300,7 +305,7 @@ def _attend_pages(
 
     def take_block(index: jax.Array, softmax_KGq: Softmax) -> Softmax:
         page_b = index * block_pages + jnp.arange(block_pages, dtype=jnp.int32)
-        id_b = jnp.where(page_b < page_M.size, page_M[jnp.minimum(page_b, page_M.size - 1)], 0)
+        id_b = jnp.where(page_b < page_M.size, take(page_M, page_b), 0)
         position_C = index * block + jnp.arange(block, dtype=jnp.int32)
         is_held_C = (position_C >= first) & (position_C < last) & jnp.repeat(id_b > 0, page_size)
         is_held_bp = is_held_C.reshape(block_pages, page_size)
@@ -316,7 +321,7 @@ def _attend_pages(
             is_held_C,
         )
 
-    return jax.lax.fori_loop(first // block, _ceil_div(last, block), take_block, softmax_KGq)
+    return jax.lax.fori_loop(divide(first, block), divide_up(last, block), take_block, softmax_KGq)
 
 
 def _attend_unwritten(
@@ -348,7 +353,7 @@ def _attend_unwritten(
             is_held_C,
         )
 
-    num_blocks = _ceil_div(num_new, BLOCK_POSITIONS)
+    num_blocks = divide_up(num_new, BLOCK_POSITIONS)
     return jax.lax.fori_loop(0, num_blocks, take_block, softmax_KGq)
 
 
@@ -421,13 +426,8 @@ def _read_values(call: Call, id_x: jax.Array, sees_xp: jax.Array) -> jax.Array:
 
 def _gather(pool: jax.Array, id_x: jax.Array) -> jax.Array:
     """Whole pages ``[*x, ...]``, taken as flat runs of memory: faster than the 4-d form."""
-    runs = _rows_of(pool.reshape(pool.shape[0], -1), id_x)
+    runs = take(pool.reshape(pool.shape[0], -1), id_x)
     return runs.reshape(*id_x.shape, *pool.shape[1:])
-
-
-def _rows_of(array: jax.Array, index: jax.Array) -> jax.Array:
-    """``array[index]``; an index beyond the end takes the last."""
-    return array.at[index].get(mode="clip", wrap_negative_indices=False)
 
 
 def _floats(bits: jax.Array, pages: KVPages) -> jax.Array:
@@ -449,5 +449,5 @@ def _count_ends(ends_S: jax.Array, index_I: jax.Array) -> jax.Array:
     return (ends_S[None, :] <= index_I[:, None]).sum(axis=1, dtype=jnp.int32)
 
 
-def _ceil_div(x: Number, y: int) -> Number:
+def _ceil_div(x: int, y: int) -> int:
     return -(-x // y)
