@@ -96,7 +96,8 @@ def load_params(
 
 def _place(array: np.ndarray, wanted: jax.ShapeDtypeStruct) -> jax.Array:
     """The array in its dtype and contiguous, each device getting only its own part."""
-    array = np.ascontiguousarray(array, dtype=wanted.dtype)
+    # First the dtype, in the order of memory, and then the order: at once takes four times as long.
+    array = np.ascontiguousarray(array.astype(wanted.dtype, order="K", copy=False))
     if isinstance(wanted.sharding, NamedSharding) and wanted.sharding.mesh.size > 1:
         return jax.make_array_from_callback(
             wanted.shape, wanted.sharding, lambda index: array[index]

@@ -36,6 +36,10 @@ from jaxinfer.shapes import Shape, Tree, next_in
 from pallas_kernels import kv_pages_spec
 from sharding import DEFAULT_RULES
 
+#: With few slots somebody waits for the start. The model's programs compile a quarter faster so,
+#: and run as fast; ``sample`` would compile more slowly.
+_QUICK_START = {"xla_cpu_opt_preset": "CPU_OPT_PRESET_FAST_COMPILE"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramShapes:
@@ -94,7 +98,8 @@ class ProgramTable:
                 for name, lower in lowerings.items():
                     lowered = lower()
                     progress(0, len(lowerings))
-                    futures[name] = pool.submit(_compile, lowered, _compiler_options(self.model))
+                    options = _compiler_options(name, self.model)
+                    futures[name] = pool.submit(_compile, lowered, options)
                 for done, (name, future) in enumerate(futures.items()):
                     self._compiled[name] = future.result()
                     progress(done + 1, len(futures))
@@ -317,6 +322,8 @@ def _compile(lowered: Lowered, options: dict[str, Any]) -> Compiled:
         return lowered.compile()
 
 
-def _compiler_options(model: Model) -> dict[str, Any]:
-    """The options that the layout of this model's parameters asks for."""
-    return dict(COMPILER_OPTIONS) if model.is_blocked else {}
+def _compiler_options(name: str, model: Model) -> dict[str, Any]:
+    """What a program of this layout asks of the compiler; only one for few slots asks anything."""
+    if not model.is_blocked or name == "sample":
+        return {}
+    return COMPILER_OPTIONS | _QUICK_START

@@ -63,5 +63,5 @@ def test_one_slot_with_blocked_kernels_gives_the_tokens_of_four_with_plain_ones(
 
 
 def test_a_blocked_model_asks_for_its_compiler_options_and_a_plain_one_for_none() -> None:
-    assert _compiler_options(for_decoding(wide_model(), 1))
-    assert not _compiler_options(wide_model())
+    assert _compiler_options("decode/1", for_decoding(wide_model(), 1))
+    assert not _compiler_options("decode/1", wide_model())
