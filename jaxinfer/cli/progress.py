@@ -26,7 +26,7 @@ class PhaseBars:
                 self._bars[phase] = bar
             bar.update(done - bar.n)
             if done == total:
-                bar.close()
+                self._bars.pop(phase).close()
 
     def __enter__(self) -> Self:
         return self

@@ -5,8 +5,8 @@ number of tokens, and the small ones beside them. After ``compile`` nothing comp
 that fits no program raises before anything is donated.
 """
 
-from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,9 @@ from sharding import DEFAULT_RULES
 #: With few slots somebody waits for the start. The model's programs compile a quarter faster so,
 #: and run as fast; ``sample`` would compile more slowly.
 _QUICK_START = {"xla_cpu_opt_preset": "CPU_OPT_PRESET_FAST_COMPILE"}
+
+_UNKNOWN_OPTION = ("No such compile option", "not a valid enum value")
+_PROGRESS_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,25 +90,28 @@ class ProgramTable:
     ) -> None:
         """Lowers and compiles every program, or ``only`` those, XLA's part in parallel.
 
-        ``progress`` may raise to stop it: programs under way are waited for, no other is begun.
+        ``progress`` is called several times a second, and may raise to stop it: no other program is
+        begun, and those under way end unheeded.
         """
         lowerings = self._lowerings()
         if only is not None:
             lowerings = {name: lowerings[name] for name in only}
+        total = len(lowerings)
         futures: dict[str, Future[Compiled]] = {}
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                for name, lower in lowerings.items():
-                    lowered = lower()
-                    progress(0, len(lowerings))
-                    options = _compiler_options(name, self.model)
-                    futures[name] = pool.submit(_compile, lowered, options)
-                for done, (name, future) in enumerate(futures.items()):
-                    self._compiled[name] = future.result()
-                    progress(done + 1, len(futures))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        pool = ThreadPoolExecutor(threads)
+        try:
+            for name, lower in lowerings.items():
+                lowered = lower()
+                progress(0, total)
+                attempts = _compiler_options(name, self.model)
+                futures[name] = pool.submit(_compile, lowered, attempts)
+            for done, (name, future) in enumerate(futures.items()):
+                while not wait((future,), timeout=_PROGRESS_SECONDS).done:
+                    progress(done, total)
+                self._compiled[name] = future.result()
+                progress(done + 1, total)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def __getitem__(self, name: str) -> Compiled:
         return self._compiled[name]
@@ -312,18 +318,23 @@ def _shardings(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def _compile(lowered: Lowered, options: dict[str, Any]) -> Compiled:
-    try:
-        return lowered.compile(compiler_options=options or None)
-    except jax.errors.JaxRuntimeError as error:
-        if not options or "No such compile option" not in str(error):
-            raise
-        # The options are experimental: another version of XLA may have dropped one.
-        return lowered.compile()
+def _compile(lowered: Lowered, attempts: Sequence[dict[str, Any]]) -> Compiled:
+    """Compiles with the first options that this version of XLA knows: they are experimental."""
+    *others, last = attempts
+    for options in others:
+        try:
+            return lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            if not any(message in str(error) for message in _UNKNOWN_OPTION):
+                raise
+    return lowered.compile(compiler_options=last or None)
 
 
-def _compiler_options(name: str, model: Model) -> dict[str, Any]:
-    """What a program of this layout asks of the compiler; only one for few slots asks anything."""
+def _compiler_options(name: str, model: Model) -> tuple[dict[str, Any], ...]:
+    """What a program of this layout asks of the compiler, and what it will do with as well.
+
+    Only one for few slots asks anything.
+    """
     if not model.is_blocked or name == "sample":
-        return {}
-    return COMPILER_OPTIONS | _QUICK_START
+        return ({},)
+    return COMPILER_OPTIONS | _QUICK_START, COMPILER_OPTIONS, {}

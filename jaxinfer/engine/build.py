@@ -81,6 +81,7 @@ class EngineBuilder:
 
         Raises:
             InvalidParameter: a parameter out of its range.
+            CapacityError: more pages than the memory holds were asked for.
         """
         verify_page_size(page_size)
         self.limits = EngineLimits(
@@ -106,6 +107,13 @@ class EngineBuilder:
         self._ladder = _ladder(self.limits, prefill_tokens)
         self._has_prompt_logprobs = prompt_logprobs
         self._page_bytes = device_page_bytes(blank.config, page_size, self._kv_dtype, blank.mesh)
+        if num_pages is not None:
+            pages = self._pool_bytes(num_pages)
+            if pages > self._room:
+                raise CapacityError(
+                    f"num_pages = {num_pages} takes {pages:,} bytes, and {self._room:,} may be"
+                    " used: lower it"
+                )
 
     def lay_out(self, model: Model, *, release: bool = False) -> Model:
         """The model as its programs take it. ``release``: see ``layout.for_decoding``."""
@@ -123,15 +131,9 @@ class EngineBuilder:
             CapacityError: the memory does not hold weights, temporaries and a few pages.
         """
         if self._num_pages is not None:
-            pages = self._pool_bytes(self._num_pages)
-            if pages > self._room:
-                raise CapacityError(
-                    f"num_pages = {self._num_pages} takes {pages:,} bytes, and {self._room:,} may"
-                    " be used: lower it"
-                )
             programs = self._compiled_with(self._num_pages, progress)
         else:
-            programs = self._compiled_with(self._first_guess(), progress)
+            programs = self._compiled_with(self._first_guess(progress), progress)
             budget = programs.budget
             if budget.total > self._room:
                 # The first guess left too little for temporaries; now they are known.
@@ -201,7 +203,7 @@ class EngineBuilder:
         groups = cache_groups(self._model.config, self.limits, num_pages)
         return Programs(table=table, groups=groups, budget=budget)
 
-    def _first_guess(self) -> int:
+    def _first_guess(self, progress: Progress) -> int:
         """Pages of the first group for the memory that weights and temporaries leave."""
         room = self._room - self._model.device_weight_bytes
         if self._model.mesh.devices.flat[0].platform == "cpu":
@@ -210,7 +212,7 @@ class EngineBuilder:
             return self._fitting(min(CPU_POOL_BYTES, room // 2))
         # No program's temporaries grow with the pool, so the smallest one tells them.
         probe = self._table_with(2)
-        probe.compile(only=probe.largest)
+        probe.compile(lambda done, total: progress(0, total), only=probe.largest)
         return self._fitting(room - probe.temporary_bytes() - probe.slot_bytes())
 
     def _fitting(self, room: int) -> int:

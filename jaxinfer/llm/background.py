@@ -22,20 +22,12 @@ class Background(Generic[Result]):
             programs = compile(loading.watched(show_compiling))
             model = loading.result()
 
-    Whichever fails first stops the other at its next report, and its error is the one raised. The
-    block is left only when the function has ended.
+    When one fails, the other is stopped at its next report. The block is left only when the
+    function has ended, and nothing of it is held afterwards.
     """
 
     def __init__(self, function: Callable[[Progress], Result], progress: Progress):
-        self._is_stopped = threading.Event()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=type(self).__name__)
-
-        def report(done: int, total: int) -> None:
-            if self._is_stopped.is_set():
-                raise _Stopped
-            progress(done, total)
-
-        self._future = self._pool.submit(function, report)
+        self._function, self._progress = function, progress
 
     def watched(self, progress: Progress) -> Progress:
         """``progress`` for the block, which raises what the function raised once it has failed."""
@@ -52,6 +44,16 @@ class Background(Generic[Result]):
         return self._future.result()
 
     def __enter__(self) -> Self:
+        is_stopped, progress = threading.Event(), self._progress
+
+        def report(done: int, total: int) -> None:
+            if is_stopped.is_set():
+                raise _Stopped
+            progress(done, total)
+
+        self._is_stopped = is_stopped
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=type(self).__name__)
+        self._future = self._pool.submit(self._function, report)
         return self
 
     def __exit__(
@@ -62,3 +64,10 @@ class Background(Generic[Result]):
     ) -> None:
         self._is_stopped.set()
         self._pool.shutdown()
+        failure = self._future.exception()
+        # The frames of a failure hold what was loaded: an error that is handled must free it.
+        del self._future, self._function
+        if error is None or failure is None or failure is error:
+            return
+        if not isinstance(failure, _Stopped):
+            error.add_note(f"meanwhile, in the background: {type(failure).__name__}: {failure}")

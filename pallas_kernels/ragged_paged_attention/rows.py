@@ -34,6 +34,8 @@ def describe_rows(
     distribution_3: jax.Array,
 ) -> Rows:
     """Reads the description of a batch. No layer enters, so XLA shares the result among layers."""
+    # Outside of jit they may be NumPy arrays.
+    kv_lens_S, cu_q_lens_S1 = jnp.asarray(kv_lens_S), jnp.asarray(cu_q_lens_S1)
     num_slots, pages_per_row = page_table_SM.shape
     slot_S = jnp.arange(num_slots, dtype=jnp.int32)
     is_row_S = slot_S < distribution_3[2]

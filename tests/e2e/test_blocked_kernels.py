@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import jax
+import numpy as np
+import pytest
 
-from jaxinfer.decoding.programs import _compiler_options
+from jaxinfer.decoding.programs import _compile, _compiler_options
 from jaxinfer.engine.build import build_engine
 from jaxinfer.models.layout import for_decoding
 from jaxinfer.models.loading import dummy_model
@@ -63,5 +65,15 @@ def test_one_slot_with_blocked_kernels_gives_the_tokens_of_four_with_plain_ones(
 
 
 def test_a_blocked_model_asks_for_its_compiler_options_and_a_plain_one_for_none() -> None:
-    assert _compiler_options("decode/1", for_decoding(wide_model(), 1))
-    assert not _compiler_options("decode/1", wide_model())
+    assert _compiler_options("decode/1", for_decoding(wide_model(), 1))[0]
+    assert _compiler_options("decode/1", wide_model()) == ({},)
+
+
+@pytest.mark.parametrize(
+    "unknown", [{"xla_cpu_no_such_option": True}, {"xla_cpu_opt_preset": "CPU_OPT_PRESET_NONE"}]
+)
+def test_an_option_that_this_compiler_does_not_know_is_done_without(unknown: dict) -> None:
+    lowered = jax.jit(lambda x: x + x).lower(jax.ShapeDtypeStruct((2,), "float32"))
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        lowered.compile(compiler_options=unknown)
+    assert _compile(lowered, (unknown, {}))(np.ones(2, np.float32)).tolist() == [2, 2]

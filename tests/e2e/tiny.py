@@ -124,8 +124,8 @@ def assert_clear_choice(
     logits_V: np.ndarray, params: SamplingParams, prompt: Sequence[int], tokens: Sequence[int]
 ) -> None:
     """Asserts that the best two logits are apart once penalties for earlier tokens are taken."""
-    assert not params.logit_bias, "not reckoned with here"
-    assert not params.presence_penalty, "not reckoned with here"
+    for name in ("logit_bias", "presence_penalty", "allowed_token_ids", "min_tokens", "bad_words"):
+        assert not getattr(params, name), f"{name} is not reckoned with here"
     seen_V = np.bincount([*prompt, *tokens], minlength=VOCAB) > 0
     repeated_V = np.where(
         logits_V > 0, logits_V / params.repetition_penalty, logits_V * params.repetition_penalty

@@ -1,6 +1,9 @@
 """Background: two pieces of work, of which the first to fail stops the other."""
 
+import contextlib
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -67,3 +70,40 @@ def test_a_failure_while_the_result_is_awaited_is_raised() -> None:
 
     with pytest.raises(Failed), Background(work, no_progress) as background:
         background.result()
+
+
+def test_a_failure_of_both_tells_of_both() -> None:
+    def work(report: Progress) -> None:
+        raise Failed("the weights")
+
+    def block() -> None:
+        with Background(work, no_progress):
+            raise KeyError("the programs")
+
+    with pytest.raises(KeyError, match="the programs") as raised:
+        block()
+    assert raised.value.__notes__ == ["meanwhile, in the background: Failed: the weights"]
+
+
+def test_what_the_work_held_is_free_once_its_failure_was_handled() -> None:
+    class Weights:
+        pass
+
+    held: list[weakref.ref] = []
+
+    def work(report: Progress) -> None:
+        weights = Weights()
+        held.append(weakref.ref(weights))
+        raise Failed
+
+    def block() -> None:
+        with Background(work, no_progress) as background:
+            background.result()
+
+    gc.disable()
+    try:
+        with contextlib.suppress(Failed):
+            block()
+        assert held[0]() is None
+    finally:
+        gc.enable()
