@@ -10,17 +10,24 @@ import importlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels import dispatch
 from pallas_kernels.ragged_paged_attention.options import Options
+from pallas_kernels.ragged_paged_attention.pages import KVPages as PlainKVPages
 from pallas_kernels.ragged_paged_attention.pages import (
-    KVPages,
     allocate_kv_pages,
+    check_pool,
     copy_kv_pages,
     fill_kv_pages,
     gather_kv_pages,
     kv_pages_spec,
     scatter_kv_pages,
+)
+from pallas_kernels.ragged_paged_attention.tpu_pages import (
+    TpuKVPages,
+    allocate_tpu_kv_pages,
+    refuse_pages,
 )
 
 __all__ = [
@@ -35,6 +42,9 @@ __all__ = [
 ]
 
 QUERY_DTYPES = ("float32", "bfloat16", "float16")
+KVPages = PlainKVPages | TpuKVPages
+"""The pages of one layer: an opaque pytree, whose layout is that of an implementation."""
+
 XLA_PAGE_SIZES = (8, 16, 32, 64, 128, 256)
 
 
@@ -54,8 +64,10 @@ def init_kv_pages(
 
     Raises ``ValueError`` for a size below 1 or another dtype, and ``NoImplementation``.
     """
-    _choose(page_size, implementation)
-    return allocate_kv_pages(num_pages, page_size, num_kv_heads, head_dim, dtype)
+    check_pool(num_pages, page_size, num_kv_heads, head_dim, dtype)
+    chosen = _choose(page_size, num_kv_heads, head_dim, jnp.dtype(dtype), implementation)
+    allocate = allocate_tpu_kv_pages if chosen == "tpu" else allocate_kv_pages
+    return allocate(num_pages, page_size, num_kv_heads, head_dim, dtype)
 
 
 def ragged_paged_attention(
@@ -110,8 +122,11 @@ def ragged_paged_attention(
     ``logit_softcap=c`` makes logits ``c * tanh(logits / c)``; ``update_kv_cache=False`` lets the
     new keys and values take part, rounded as if written, and leaves the pages as they were.
 
-    ``implementation``: None for the first that can of ``dispatch.NAMES``, or one of them.
-    ``interpret`` runs a Pallas kernel in its interpreter; the others ignore it.
+    ``implementation``: None for the first that can of ``dispatch.NAMES``, or one of them. Pages
+    choose with it: those of the TPU kernel have a layout of their own. None takes the TPU kernel
+    where TPUs are JAX's default backend; to compile for TPUs that are not here, name it (and when
+    the pages are made). ``interpret`` runs a Pallas kernel in its interpreter; the others ignore
+    it.
 
     Raises ``ValueError`` for shapes, dtypes and options that contradict this, and
     ``NoImplementation`` when no implementation (or not the named one) can run the call.
@@ -126,8 +141,16 @@ def ragged_paged_attention(
     _check_heads(q_TNH, k_TKH, v_TKH, kv_pages)
     _check_scales(kv_pages, sinks_N, k_scale_K, v_scale_K, num_heads=q_TNH.shape[1])
     _check_rows(kv_lens_S, page_table_SM, cu_q_lens_S1, distribution_3)
-    chosen = _choose(kv_pages.page_size, implementation)
+    chosen = _choose(
+        kv_pages.page_size,
+        kv_pages.num_kv_heads,
+        kv_pages.head_dim,
+        kv_pages.dtype,
+        implementation,
+        type(kv_pages),
+    )
     module = importlib.import_module(f"{__name__}.{chosen}")
+    interpreted = {"interpret": interpret} if chosen == "tpu" else {}
     with jax.named_scope("ragged_paged_attention"):
         return module.ragged_paged_attention(
             q_TNH,
@@ -142,16 +165,37 @@ def ragged_paged_attention(
             k_scale_K,
             v_scale_K,
             options,
+            **interpreted,
         )
 
 
-def _choose(page_size: int, implementation: str | None) -> str:
+def _choose(
+    page_size: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: np.dtype,
+    implementation: str | None,
+    layout: type | None = None,
+) -> str:
+    """The implementation for pages of this kind, which exist in ``layout`` or are to be made."""
+
+    def tpu() -> str | None:
+        if layout not in (None, TpuKVPages):
+            return "the pages have another layout: name the implementation when they are made too"
+        # A name is taken at its word: what is compiled ahead of time may be for other machines.
+        if implementation is None and layout is None and jax.default_backend() != "tpu":
+            return f"the backend is {jax.default_backend()}"
+        return refuse_pages(page_size, num_kv_heads, head_dim, dtype)
+
+    def plain() -> str | None:
+        return None if layout in (None, PlainKVPages) else "the pages have the layout of tpu"
+
     def xla() -> str | None:
         if page_size in XLA_PAGE_SIZES:
-            return None
+            return plain()
         return f"page_size = {page_size} is not one of {', '.join(map(str, XLA_PAGE_SIZES))}"
 
-    refusals = {"xla": xla, "reference": lambda: None}
+    refusals = {"tpu": tpu, "xla": xla, "reference": plain}
     return dispatch.choose("ragged_paged_attention", refusals, implementation)
 
 

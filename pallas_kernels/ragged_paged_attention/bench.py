@@ -23,8 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.dispatch import NAMES
-from pallas_kernels.ragged_paged_attention import init_kv_pages, ragged_paged_attention
-from pallas_kernels.ragged_paged_attention.pages import STORAGE, KVPages
+from pallas_kernels.ragged_paged_attention import (
+    KVPages,
+    init_kv_pages,
+    ragged_paged_attention,
+)
+from pallas_kernels.ragged_paged_attention.pages import STORAGE
 from pallas_kernels.ragged_paged_attention.specs import SPECS, Spec
 
 

@@ -7,7 +7,7 @@ pool of small floats. Only new rows and gathered blocks are bitcast, never the p
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,31 @@ STORAGE = {
     "int8": "int8",
 }
 """The dtypes a page can hold, and the dtype of the array that holds them."""
+
+
+class Pages(Protocol):
+    """What the companions ask of a pool, whatever its layout: a pytree whose leaves begin with P.
+
+    Ids are in ``0..P-1`` to ``read``; ``write`` drops those beyond the pool.
+    """
+
+    @property
+    def num_pages(self) -> int: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def read(self, ids_n: jax.Array, keep_n: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values ``[n, page_size, K, H]``; zeros where not kept."""
+
+    def write(self, ids_n: jax.Array, keys_npKH: jax.Array, values_npKH: jax.Array) -> Any:
+        """A pool of the same kind with these pages in it."""
+
+    def element(self, value: float) -> jax.Array:
+        """A number as the leaves hold it."""
+
+
+AnyPages = TypeVar("AnyPages", bound=Pages)
 
 
 @jax.tree_util.register_dataclass
@@ -55,11 +80,32 @@ class KVPages:
         """The dtype of a stored key or value (not of the array that holds it)."""
         return jnp.dtype(self.dtype_name)
 
+    def read(self, ids_n: jax.Array, keep_n: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def pages_of(pool: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+            bits = jnp.where(keep_n[:, None, None, None], pool[ids_n], jnp.zeros((), pool.dtype))
+            return from_storage(bits.transpose(axes), self.dtype)
 
-def allocate_kv_pages(
+        return pages_of(self.keys_PKHp, (0, 3, 1, 2)), pages_of(self.values_PKpH, (0, 2, 1, 3))
+
+    def write(self, ids_n: jax.Array, keys_npKH: jax.Array, values_npKH: jax.Array) -> "KVPages":
+        def put(pool: jax.Array, x_npKH: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+            bits = jax.lax.bitcast_convert_type(x_npKH, pool.dtype)
+            return pool.at[ids_n].set(bits.transpose(axes), mode="drop")
+
+        return KVPages(
+            keys_PKHp=put(self.keys_PKHp, keys_npKH, (0, 2, 3, 1)),
+            values_PKpH=put(self.values_PKpH, values_npKH, (0, 2, 1, 3)),
+            dtype_name=self.dtype_name,
+        )
+
+    def element(self, value: float) -> jax.Array:
+        return to_storage(jnp.float32(value), self.dtype)
+
+
+def check_pool(
     num_pages: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: jax.typing.DTypeLike
-) -> KVPages:
-    """A pool filled with zeros; ``ValueError`` for a size below 1 or a dtype not in ``STORAGE``."""
+) -> None:
+    """Raises ``ValueError`` for a size below 1 or a dtype not in ``STORAGE``."""
     name = jnp.dtype(dtype).name
     if name not in STORAGE:
         raise ValueError(f"dtype = {name} is not one of {', '.join(STORAGE)}")
@@ -71,6 +117,13 @@ def allocate_kv_pages(
     ):
         if size < 1:
             raise ValueError(f"{what} = {size} is not 1 or more")
+
+
+def allocate_kv_pages(
+    num_pages: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: jax.typing.DTypeLike
+) -> KVPages:
+    """A pool filled with zeros."""
+    name = jnp.dtype(dtype).name
     storage = STORAGE[name]
     return KVPages(
         keys_PKHp=jnp.zeros((num_pages, num_kv_heads, head_dim, page_size), storage),
@@ -100,11 +153,11 @@ def from_storage(bits: jax.Array, dtype: np.dtype) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits, dtype)
 
 
-def _owned(ids_n: jax.Array, pages: KVPages) -> jax.Array:
+def _owned(ids_n: jax.Array, pages: Pages) -> jax.Array:
     return (ids_n > 0) & (ids_n < pages.num_pages)
 
 
-def _dropped_unless(keep_n: jax.Array, ids_n: jax.Array, pages: KVPages) -> jax.Array:
+def _dropped_unless(keep_n: jax.Array, ids_n: jax.Array, pages: Pages) -> jax.Array:
     """``ids_n`` with those not kept moved beyond the pool, where ``mode="drop"`` ignores them."""
     return jnp.where(keep_n, ids_n, jnp.int32(pages.num_pages))
 
@@ -131,7 +184,7 @@ def stored_tokens(x_TKH: jax.Array, dtype: np.dtype, scale_K: jax.Array | None) 
     return to_storage(x_TKH, dtype)
 
 
-def copy_kv_pages(pages: KVPages, src_n: jax.Array, dst_n: jax.Array) -> KVPages:
+def copy_kv_pages(pages: AnyPages, src_n: jax.Array, dst_n: jax.Array) -> AnyPages:
     """Copies page ``src_n[i]`` onto page ``dst_n[i]`` (copy-on-write); all are read before any is
     written.
 
@@ -145,25 +198,19 @@ def copy_kv_pages(pages: KVPages, src_n: jax.Array, dst_n: jax.Array) -> KVPages
     return jax.tree.map(lambda pool: pool.at[dst_n].set(pool[src_n], mode="drop"), pages)
 
 
-def gather_kv_pages(pages: KVPages, ids_n: jax.Array) -> tuple[jax.Array, jax.Array]:
+def gather_kv_pages(pages: Pages, ids_n: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Reads pages ``ids_n`` as keys and values ``[n, page_size, K, H]`` of the pool's dtype.
 
     An id that is not in 1..P-1 reads as zeros.
     """
     ids_n = jnp.asarray(ids_n)
     keep_n = _owned(ids_n, pages)
-    ids_n = jnp.where(keep_n, ids_n, jnp.int32(0))
-
-    def read(pool: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        bits = jnp.where(keep_n[:, None, None, None], pool[ids_n], jnp.zeros((), pool.dtype))
-        return from_storage(bits.transpose(axes), pages.dtype)
-
-    return read(pages.keys_PKHp, (0, 3, 1, 2)), read(pages.values_PKpH, (0, 2, 1, 3))
+    return pages.read(jnp.where(keep_n, ids_n, jnp.int32(0)), keep_n)
 
 
 def scatter_kv_pages(
-    pages: KVPages, ids_n: jax.Array, keys_npKH: jax.Array, values_npKH: jax.Array
-) -> KVPages:
+    pages: AnyPages, ids_n: jax.Array, keys_npKH: jax.Array, values_npKH: jax.Array
+) -> AnyPages:
     """Writes whole pages, as ``gather_kv_pages`` returned them, to ``ids_n``; the inverse of it.
 
     An id that is not in 1..P-1 is ignored. The arrays must have the pool's dtype.
@@ -172,20 +219,11 @@ def scatter_kv_pages(
     ids_n = _dropped_unless(_owned(ids_n, pages), ids_n, pages)
     for name, x in (("keys", keys_npKH), ("values", values_npKH)):
         if x.dtype != pages.dtype:
-            raise ValueError(f"{name} have dtype {x.dtype}: the pages hold {pages.dtype_name}")
-
-    def write(pool: jax.Array, x_npKH: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(x_npKH, pool.dtype)
-        return pool.at[ids_n].set(bits.transpose(axes), mode="drop")
-
-    return KVPages(
-        keys_PKHp=write(pages.keys_PKHp, keys_npKH, (0, 2, 3, 1)),
-        values_PKpH=write(pages.values_PKpH, values_npKH, (0, 2, 1, 3)),
-        dtype_name=pages.dtype_name,
-    )
+            raise ValueError(f"{name} have dtype {x.dtype}: the pages hold {pages.dtype}")
+    return pages.write(ids_n, keys_npKH, values_npKH)
 
 
-def fill_kv_pages(pages: KVPages, ids_n: jax.Array, value: float) -> KVPages:
+def fill_kv_pages(pages: AnyPages, ids_n: jax.Array, value: float) -> AnyPages:
     """Fills pages ``ids_n`` (page 0 too) with ``value``, unscaled: NaN poisons what must not be
     read.
 
@@ -193,7 +231,7 @@ def fill_kv_pages(pages: KVPages, ids_n: jax.Array, value: float) -> KVPages:
     """
     if pages.dtype == jnp.int8 and not np.isfinite(value):
         raise ValueError(f"value = {value} cannot be held by int8 pages: it must be finite")
-    bits = to_storage(jnp.float32(value), pages.dtype)
+    element = pages.element(value)
     ids_n = jnp.asarray(ids_n)
     ids_n = _dropped_unless(ids_n >= 0, ids_n, pages)
-    return jax.tree.map(lambda pool: pool.at[ids_n].set(bits, mode="drop"), pages)
+    return jax.tree.map(lambda pool: pool.at[ids_n].set(element, mode="drop"), pages)

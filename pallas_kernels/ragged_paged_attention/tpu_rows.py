@@ -1,0 +1,124 @@
+"""The order of work of the TPU kernel, worked out before it starts: who comes when, from where.
+
+The kernel copies whole registers, and a row's first query or first new position may stand anywhere
+in one. So queries and new keys are first laid out anew: every row begins on a border of its own.
+All of this is integers; no layer enters, and XLA computes it once for all layers.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.ragged_paged_attention.rows import Rows, divide, divide_up, take
+
+
+class Order(NamedTuple):
+    """Rows in the order of work, short ones first; what lies beyond ``num_rows`` means nothing.
+
+    ``counts``: short rows, all rows. A row's queries begin at token ``q_start`` of the new layout.
+    ``source_t``: the token that stands at each place of it; ``place_T``: the inverse.
+    """
+
+    counts_2: jax.Array
+    slot_S: jax.Array
+    q_start_S: jax.Array
+    q_len_S: jax.Array
+    kv_len_S: jax.Array
+    source_t: jax.Array
+    place_T: jax.Array
+
+
+class Tiles(NamedTuple):
+    """New keys and values in tiles of as many positions as a register has rows.
+
+    ``start_S`` (in the order of work): where the tile of a row's first new position begins among
+    the ``source_t``. The writes are a list of ``count_1`` tiles: ``from_W`` to row ``row_W`` of
+    page ``page_W``, of which positions ``first_W`` to ``last_W`` (excluded) are new.
+    """
+
+    start_S: jax.Array
+    source_t: jax.Array
+    count_1: jax.Array
+    from_W: jax.Array
+    page_W: jax.Array
+    row_W: jax.Array
+    first_W: jax.Array
+    last_W: jax.Array
+
+
+def order_rows(rows: Rows, *, unit: int, num_places: int) -> Order:
+    """Rows begin at multiples of ``unit`` tokens; rows of at most ``unit`` tokens are short."""
+    is_row_S = rows.q_lens_S > 0
+    is_short_S = is_row_S & (rows.q_lens_S <= unit)
+    # Short rows first, then long ones, then idle slots; each kind as it came.
+    rank_S = jnp.where(is_short_S, 0, jnp.where(is_row_S, 1, 2)).astype(jnp.int32)
+    slot_S = jnp.argsort(rank_S, stable=True).astype(jnp.int32)
+    q_len_S = take(rows.q_lens_S, slot_S)
+    units_S = divide_up(q_len_S, unit)
+    q_start_S = (jnp.cumsum(units_S, dtype=jnp.int32) - units_S) * jnp.int32(unit)
+    start_of_slot_S = jnp.zeros_like(q_start_S).at[slot_S].set(q_start_S)
+    counts_2 = jnp.stack([is_short_S.sum(dtype=jnp.int32), is_row_S.sum(dtype=jnp.int32)])
+    place_T = _places(rows, start_of_slot_S, num_places)
+    return Order(
+        counts_2=counts_2,
+        slot_S=slot_S,
+        q_start_S=q_start_S,
+        q_len_S=q_len_S,
+        kv_len_S=take(rows.kv_lens_S, slot_S),
+        source_t=_sources(place_T, num_places),
+        place_T=place_T,
+    )
+
+
+def tile_new_positions(
+    rows: Rows, order: Order, *, page_size: int, tile: int, num_places: int, margin: int
+) -> Tiles:
+    """Tiles of ``tile`` positions, with ``margin`` places of nothing before and after them."""
+    first_new_S = order.kv_len_S - order.q_len_S
+    first_tile_S = divide(first_new_S, tile)
+    is_row_S = order.q_len_S > 0
+    tiles_S = jnp.where(is_row_S, divide_up(order.kv_len_S, tile) - first_tile_S, 0)
+    ends_S = jnp.cumsum(tiles_S, dtype=jnp.int32)
+    start_S = jnp.int32(margin) + (ends_S - tiles_S) * jnp.int32(tile)
+
+    skipped_S = first_new_S - first_tile_S * jnp.int32(tile)
+    start_of_slot_S = jnp.zeros_like(start_S).at[order.slot_S].set(start_S + skipped_S)
+    place_T = _places(rows, start_of_slot_S, num_places)
+
+    tile_W = jnp.arange((num_places - 2 * margin) // tile, dtype=jnp.int32)
+    row_W = (ends_S[None, :] <= tile_W[:, None]).sum(axis=1, dtype=jnp.int32)
+    is_tile_W = row_W < tiles_S.size
+    nth_W = tile_W - (take(ends_S, row_W) - take(tiles_S, row_W))
+    position_W = (take(first_tile_S, row_W) + nth_W) * jnp.int32(tile)
+    position_W = jnp.where(is_tile_W, position_W, 0)
+    page_W = take(rows.page_table_SM, take(order.slot_S, row_W), divide(position_W, page_size))
+    is_written_W = is_tile_W & (page_W > 0)
+    (written_W,) = jnp.nonzero(is_written_W, size=tile_W.size, fill_value=0)
+    written_W = written_W.astype(jnp.int32)
+    first_W = jnp.maximum(take(first_new_S, row_W) - position_W, 0)
+    last_W = jnp.minimum(take(order.kv_len_S, row_W) - position_W, tile)
+    return Tiles(
+        start_S=start_S,
+        source_t=_sources(place_T, num_places),
+        count_1=is_written_W.sum(dtype=jnp.int32)[None],
+        from_W=jnp.int32(margin) + written_W * jnp.int32(tile),
+        page_W=take(page_W, written_W),
+        row_W=take(jax.lax.rem(position_W, jnp.int32(page_size)), written_W),
+        first_W=take(first_W, written_W),
+        last_W=take(last_W, written_W),
+    )
+
+
+def _places(rows: Rows, start_of_slot_S: jax.Array, num_places: int) -> jax.Array:
+    """Where each token stands if its row begins at the given place; beyond the end for padding."""
+    token_T = jnp.arange(rows.row_T.size, dtype=jnp.int32)
+    nth_T = token_T - take(rows.q_starts_S, rows.row_T)
+    place_T = take(start_of_slot_S, rows.row_T) + nth_T
+    return jnp.where(rows.is_token_T, place_T, num_places)
+
+
+def _sources(place_T: jax.Array, num_places: int) -> jax.Array:
+    """The token at each place; the first one where there is none."""
+    token_T = jnp.arange(place_T.size, dtype=jnp.int32)
+    return jnp.zeros(num_places, jnp.int32).at[place_T].set(token_T, mode="drop")
