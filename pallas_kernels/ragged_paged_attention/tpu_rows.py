@@ -17,7 +17,8 @@ class Order(NamedTuple):
     """Rows in the order of work, short ones first; what lies beyond ``num_rows`` means nothing.
 
     ``counts``: short rows, all rows. A row's queries begin at token ``q_start`` of the new layout.
-    ``source_t``: the token that stands at each place of it; ``place_T``: the inverse.
+    ``first_token_S``: where they begin in the old one. ``source_t``: the token that stands at each
+    place, ``place_T``: the inverse; both are in range also where there is none.
     """
 
     counts_2: jax.Array
@@ -25,6 +26,7 @@ class Order(NamedTuple):
     q_start_S: jax.Array
     q_len_S: jax.Array
     kv_len_S: jax.Array
+    first_token_S: jax.Array
     source_t: jax.Array
     place_T: jax.Array
 
@@ -52,22 +54,26 @@ def order_rows(rows: Rows, *, unit: int, num_places: int) -> Order:
     is_row_S = rows.q_lens_S > 0
     is_short_S = is_row_S & (rows.q_lens_S <= unit)
     # Short rows first, then long ones, then idle slots; each kind as it came.
-    rank_S = jnp.where(is_short_S, 0, jnp.where(is_row_S, 1, 2)).astype(jnp.int32)
-    slot_S = jnp.argsort(rank_S, stable=True).astype(jnp.int32)
+    kind_S = jnp.where(is_short_S, 0, jnp.where(is_row_S, 1, 2)).astype(jnp.int32)
+    slot_S = jnp.argsort(kind_S, stable=True).astype(jnp.int32)
     q_len_S = take(rows.q_lens_S, slot_S)
     units_S = divide_up(q_len_S, unit)
     q_start_S = (jnp.cumsum(units_S, dtype=jnp.int32) - units_S) * jnp.int32(unit)
-    start_of_slot_S = jnp.zeros_like(q_start_S).at[slot_S].set(q_start_S)
-    counts_2 = jnp.stack([is_short_S.sum(dtype=jnp.int32), is_row_S.sum(dtype=jnp.int32)])
-    place_T = _places(rows, start_of_slot_S, num_places)
+    first_token_S = take(rows.q_starts_S, slot_S)
+    num_short, num_rows = is_short_S.sum(dtype=jnp.int32), is_row_S.sum(dtype=jnp.int32)
+    long_rank_S = num_short + jnp.cumsum(is_row_S & ~is_short_S, dtype=jnp.int32)
+    rank_S = jnp.where(is_short_S, jnp.cumsum(is_short_S, dtype=jnp.int32), long_rank_S) - 1
+    rank_T = take(rank_S, rows.row_T)
+    place_T = jnp.arange(rows.row_T.size, dtype=jnp.int32) + take(q_start_S - first_token_S, rank_T)
     return Order(
-        counts_2=counts_2,
+        counts_2=jnp.stack([num_short, num_rows]),
         slot_S=slot_S,
         q_start_S=q_start_S,
         q_len_S=q_len_S,
         kv_len_S=take(rows.kv_lens_S, slot_S),
-        source_t=_sources(place_T, num_places),
-        place_T=place_T,
+        first_token_S=first_token_S,
+        source_t=_sources(q_start_S, q_len_S, first_token_S, num_places),
+        place_T=jnp.where(rows.is_token_T, place_T, 0),
     )
 
 
@@ -83,9 +89,6 @@ def tile_new_positions(
     start_S = jnp.int32(margin) + (ends_S - tiles_S) * jnp.int32(tile)
 
     skipped_S = first_new_S - first_tile_S * jnp.int32(tile)
-    start_of_slot_S = jnp.zeros_like(start_S).at[order.slot_S].set(start_S + skipped_S)
-    place_T = _places(rows, start_of_slot_S, num_places)
-
     tile_W = jnp.arange((num_places - 2 * margin) // tile, dtype=jnp.int32)
     row_W = (ends_S[None, :] <= tile_W[:, None]).sum(axis=1, dtype=jnp.int32)
     is_tile_W = row_W < tiles_S.size
@@ -94,13 +97,12 @@ def tile_new_positions(
     position_W = jnp.where(is_tile_W, position_W, 0)
     page_W = take(rows.page_table_SM, take(order.slot_S, row_W), divide(position_W, page_size))
     is_written_W = is_tile_W & (page_W > 0)
-    (written_W,) = jnp.nonzero(is_written_W, size=tile_W.size, fill_value=0)
-    written_W = written_W.astype(jnp.int32)
+    written_W = jnp.argsort(~is_written_W, stable=True).astype(jnp.int32)
     first_W = jnp.maximum(take(first_new_S, row_W) - position_W, 0)
     last_W = jnp.minimum(take(order.kv_len_S, row_W) - position_W, tile)
     return Tiles(
         start_S=start_S,
-        source_t=_sources(place_T, num_places),
+        source_t=_sources(start_S + skipped_S, order.q_len_S, order.first_token_S, num_places),
         count_1=is_written_W.sum(dtype=jnp.int32)[None],
         from_W=jnp.int32(margin) + written_W * jnp.int32(tile),
         page_W=take(page_W, written_W),
@@ -110,15 +112,14 @@ def tile_new_positions(
     )
 
 
-def _places(rows: Rows, start_of_slot_S: jax.Array, num_places: int) -> jax.Array:
-    """Where each token stands if its row begins at the given place; beyond the end for padding."""
-    token_T = jnp.arange(rows.row_T.size, dtype=jnp.int32)
-    nth_T = token_T - take(rows.q_starts_S, rows.row_T)
-    place_T = take(start_of_slot_S, rows.row_T) + nth_T
-    return jnp.where(rows.is_token_T, place_T, num_places)
+def _sources(
+    start_S: jax.Array, q_len_S: jax.Array, first_token_S: jax.Array, num_places: int
+) -> jax.Array:
+    """The token at each place if rows begin at ``start_S``, and some token where there is none.
 
-
-def _sources(place_T: jax.Array, num_places: int) -> jax.Array:
-    """The token at each place; the first one where there is none."""
-    token_T = jnp.arange(place_T.size, dtype=jnp.int32)
-    return jnp.zeros(num_places, jnp.int32).at[place_T].set(token_T, mode="drop")
+    Found by looking, not by scattering: the chip would have to take turns.
+    """
+    place_t = jnp.arange(num_places, dtype=jnp.int32)
+    has_begun_tS = (start_S[None, :] <= place_t[:, None]) & (q_len_S[None, :] > 0)
+    row_t = jnp.maximum(has_begun_tS.sum(axis=1, dtype=jnp.int32) - 1, 0)
+    return jnp.maximum(place_t + take(first_token_S - start_S, row_t), 0)
