@@ -9,6 +9,7 @@ way, be it of the same row or of the next.
 What is copied is whole registers and whole pages; ``tpu_rows.py`` says where from.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -132,6 +133,9 @@ def attend_and_count(
     out, pages, num_fetched_1 = _call(
         shape,
         is_decode_only or shape.long_tokens == shape.short_tokens,
+        num_tokens,
+        pages_per_row,
+        interpret,
         order,
         tiles,
         _scales(k_scale_K, v_scale_K, shape),
@@ -140,9 +144,6 @@ def attend_and_count(
         q,
         new,
         kv_pages.kv_PKpW,
-        num_tokens,
-        pages_per_row,
-        interpret,
     )
     out_TNH = _tokens(out, order.place_T, shape)
     out_TNH = jnp.where(rows.is_token_T[:, None, None], out_TNH, jnp.zeros((), out_TNH.dtype))
@@ -244,9 +245,13 @@ def _rows_of_table(page_table_SM: jax.Array) -> jax.Array:
     return jnp.pad(page_table_SM, ((0, 0), (0, padding))).reshape(num_slots, -1, LANES)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _call(
     shape: Shape,
     only_short: bool,
+    num_tokens: int,
+    pages_per_row: int,
+    interpret: bool | pltpu.InterpretParams,
     order: tpu_rows.Order,
     tiles: tpu_rows.Tiles,
     scales: jax.Array,
@@ -255,10 +260,8 @@ def _call(
     q: jax.Array,
     new: jax.Array,
     pages: jax.Array,
-    num_tokens: int,
-    pages_per_row: int,
-    interpret: bool | pltpu.InterpretParams,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The kernel itself; compiled for itself, so that it is traced once for all layers."""
     prefetched = (
         order.counts_2,
         order.slot_S,

@@ -1,4 +1,4 @@
-"""Ragged batches in poisoned memory, and the two implementations to run on them."""
+"""Ragged batches in poisoned memory, and the implementations to run on them."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from pallas_kernels import (
     ragged_paged_attention,
     scatter_kv_pages,
 )
-from pallas_kernels.ragged_paged_attention import xla
+from pallas_kernels.ragged_paged_attention import tpu, xla
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +116,18 @@ def make_batch(
 def _attend(implementation: str, **options) -> Callable[..., tuple[jax.Array, KVPages]]:
     arrays = {name: jnp.asarray(x) for name, x in options.items() if isinstance(x, tuple)}
     static = {name: x for name, x in options.items() if not isinstance(x, tuple)}
-    static = {"scale": 0.25, "implementation": implementation, **static}
+    static = {"scale": 0.25, "implementation": implementation, "interpret": True, **static}
     return jax.jit(lambda *batch: ragged_paged_attention(*batch, **arrays, **static))
+
+
+def in_layout_of(implementation: str, pages: KVPages) -> KVPages:
+    """The same pool, page 0 included, in the layout that an implementation wants."""
+    ids = jnp.arange(pages.num_pages, dtype=jnp.int32)
+    keys, values = pages.read(ids, jnp.ones(ids.shape, bool))
+    sizes = (pages.num_pages, pages.page_size, pages.num_kv_heads, pages.head_dim)
+    return init_kv_pages(*sizes, pages.dtype, implementation=implementation).write(
+        ids, keys, values
+    )
 
 
 @pytest.fixture(scope="session")
@@ -129,7 +139,8 @@ def batch_of() -> Callable[..., Batch]:
 def attend() -> Callable[..., tuple[np.ndarray, KVPages]]:
     """``attend(implementation, batch, **options)``; arrays among the options are given as tuples.
 
-    Blocks, chunks and tiles are made small, so that small batches have many of each.
+    Blocks, chunks and tiles are made small, so that small batches have many of each. A batch and
+    the pages that come back have the layout of ``reference``, whatever ran.
     """
 
     def call(implementation: str, batch: Batch, **options) -> tuple[np.ndarray, KVPages]:
@@ -137,7 +148,13 @@ def attend() -> Callable[..., tuple[np.ndarray, KVPages]]:
             patch.setattr(xla, "BLOCK_POSITIONS", 16)
             patch.setattr(xla, "CHUNK_BYTES", 4096)
             patch.setattr(xla, "TILE_QUERIES", (8, 8))
+            patch.setattr(tpu, "BLOCK_POSITIONS", 16)
+            patch.setattr(tpu, "BLOCK_ROWS", 16)
+            if implementation == "tpu":
+                batch = batch.where(kv_pages=in_layout_of("tpu", batch.kv_pages))
             out, pages = _attend(implementation, **options)(*batch.arguments)
+            if implementation == "tpu":
+                pages = in_layout_of("reference", pages)
         return np.asarray(out, np.float32), pages
 
     return call

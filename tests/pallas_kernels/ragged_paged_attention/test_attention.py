@@ -55,9 +55,10 @@ def ragged_rows(draw, num_tokens: int = 24, num_slots: int = 6, max_len: int = 9
     return rows
 
 
-def split(options: dict) -> tuple[dict, dict]:
-    dtypes = {name: x for name, x in options.items() if name.endswith("dtype")}
-    return dtypes, {name: x for name, x in options.items() if name not in dtypes}
+def split(options: dict, *sizes: str) -> tuple[dict, dict]:
+    """What a batch is made of, and the options of a call."""
+    made_of = {name: x for name, x in options.items() if name.endswith("dtype") or name in sizes}
+    return made_of, {name: x for name, x in options.items() if name not in made_of}
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -71,6 +72,43 @@ def test_xla_equals_the_reference_on_any_ragged_batch(
     expected, expected_pages = attend("reference", batch, **choices)
     out, pages = attend("xla", batch, **choices)
     assert_close(out, expected, dtypes.get("q_dtype", "float32"))
+    assert_same_pages(pages, expected_pages)
+
+
+KINDS = [(1, 77), (13, 13), (1, 0), (7, 64), (1, 1), (1, 96)]
+TPU_OPTIONS = {name: x for name, x in OPTIONS.items() if x.get("pages_dtype") != "float16"}
+TPU_OPTIONS["wide registers"] = {"head_dim": 136, "sliding_window": 5, "sinks_N": SINKS}
+TPU_OPTIONS["two values a register"] = {"head_dim": 64, "pages_dtype": "bfloat16"}
+TPU_OPTIONS["one query a kv head"] = {"group_size": 1, "q_dtype": "bfloat16"}
+TPU_OPTIONS["float16 queries"] = {"q_dtype": "float16", "logit_softcap": 2.0}
+
+
+@pytest.mark.parametrize("options", TPU_OPTIONS.values(), ids=TPU_OPTIONS)
+def test_tpu_equals_the_reference_on_rows_of_every_kind(
+    options, batch_of, attend, assert_close, assert_same_pages
+):
+    sizes, choices = split(options, "head_dim", "group_size")
+    # The least page is a register: 8 rows of 32 bits.
+    page_size = 32 // jnp.dtype(sizes.get("pages_dtype", "float32")).itemsize
+    for seed, rows in enumerate((KINDS, KINDS[::-1], [(24, 80)])):
+        batch = batch_of(
+            rows, seed=seed, page_size=page_size, pages_per_row=96 // page_size, **sizes
+        )
+        expected, expected_pages = attend("reference", batch, **choices)
+        out, pages = attend("tpu", batch, **choices)
+        assert_close(out, expected, sizes.get("q_dtype", "float32"))
+        assert_same_pages(pages, expected_pages)
+
+
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
+@given(rows=ragged_rows(), seed=st.integers(0, 99))
+def test_tpu_equals_the_reference_on_any_ragged_batch(
+    rows, seed, batch_of, attend, assert_close, assert_same_pages
+):
+    batch = batch_of(rows, seed=seed)
+    expected, expected_pages = attend("reference", batch, sliding_window=19)
+    out, pages = attend("tpu", batch, sliding_window=19)
+    assert_close(out, expected)
     assert_same_pages(pages, expected_pages)
 
 
@@ -164,3 +202,5 @@ def test_positions_beyond_sixteen_bits_are_not_folded(batch_of, attend, assert_c
         expected, _ = attend("reference", batch, **options)
         out, _ = attend("xla", batch, **options)
         assert_close(out, expected)
+    out, _ = attend("tpu", batch, sliding_window=70)
+    assert_close(out, expected)

@@ -15,39 +15,47 @@ def tokens_of(rows, row):
     return slice(start, start + rows[row][0])
 
 
+@pytest.mark.parametrize("implementation", ["xla", "tpu"])
 @pytest.mark.parametrize("row", [0, 1, 3, 4])
-@pytest.mark.parametrize("pages_dtype", ["float32", "bfloat16"])
-def test_a_row_alone_equals_itself_among_others_bit_for_bit(row, pages_dtype, batch_of, attend):
-    together = batch_of(ROWS, pages_dtype=pages_dtype)
-    among, _ = attend("xla", together)
+@pytest.mark.parametrize(("pages_dtype", "page_size"), [("float32", 8), ("bfloat16", 16)])
+def test_a_row_alone_equals_itself_among_others_bit_for_bit(
+    row, pages_dtype, page_size, implementation, batch_of, attend
+):
+    together = batch_of(ROWS, pages_dtype=pages_dtype, page_size=page_size)
+    among, _ = attend(implementation, together)
     for slot in (0, 3):
         alone_rows = [(0, 0)] * slot + [ROWS[row]]
         alone = batch_of(
             alone_rows,
             pages_dtype=pages_dtype,
+            page_size=page_size,
             page_seed=7,
             content=lambda _: np.random.default_rng((0, row)),
         )
-        out, _ = attend("xla", alone)
+        out, _ = attend(implementation, alone)
         np.testing.assert_array_equal(out[tokens_of(alone_rows, slot)], among[tokens_of(ROWS, row)])
 
 
-def test_no_neighbour_however_long_moves_a_row_into_other_numbers(batch_of, attend):
+@pytest.mark.parametrize("implementation", ["xla", "tpu"])
+def test_no_neighbour_however_long_moves_a_row_into_other_numbers(implementation, batch_of, attend):
     rows = [(1, 1), (1, 95), (1, 40), (1, 96), (1, 33)]
     content = lambda row: np.random.default_rng((5, rows[row][1]))  # noqa: E731
-    expected, _ = attend("xla", batch_of(rows, content=content))
+    expected, _ = attend(implementation, batch_of(rows, content=content))
     rows = [rows[i] for i in (3, 2, 4, 0, 1)]
-    out, _ = attend("xla", batch_of(rows, content=content))
+    out, _ = attend(implementation, batch_of(rows, content=content))
     np.testing.assert_array_equal(out[:5], expected[[3, 2, 4, 0, 1]])
 
 
-def test_zones_are_hints_that_never_change_a_result(batch_of, attend, assert_same_pages):
+@pytest.mark.parametrize("implementation", ["xla", "tpu"])
+def test_zones_are_hints_that_never_change_a_result(
+    implementation, batch_of, attend, assert_same_pages
+):
     rows = [(1, 90), (1, 0), (9, 9), (3, 3), (6, 70)]
     batch = batch_of(rows)
-    expected, expected_pages = attend("xla", batch)
+    expected, expected_pages = attend(implementation, batch)
     for zones in ([2, 4, 5], [0, 0, 5], [1, 1, 5], [2, 3, 5]):
         hinted = batch.where(distribution_3=jnp.asarray(zones, jnp.int32))
-        out, pages = attend("xla", hinted)
+        out, pages = attend(implementation, hinted)
         np.testing.assert_array_equal(out, expected)
         assert_same_pages(pages, expected_pages)
 
@@ -64,7 +72,7 @@ def test_zones_known_when_compiling_give_the_same_result(rows, zones, batch_of, 
     assert_close(np.asarray(out), np.asarray(expected))
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference"])
+@pytest.mark.parametrize("implementation", ["xla", "reference", "tpu"])
 def test_rows_beyond_the_last_zone_are_padding(implementation, batch_of, attend, assert_same_pages):
     batch = batch_of(ROWS)
     garbage = batch.where(
@@ -81,12 +89,12 @@ def test_rows_beyond_the_last_zone_are_padding(implementation, batch_of, attend,
         np.testing.assert_array_equal(leaf[owned], wanted[owned])
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference"])
-@pytest.mark.parametrize("pages_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("implementation", ["xla", "reference", "tpu"])
+@pytest.mark.parametrize(("pages_dtype", "page_size"), [("float32", 8), ("bfloat16", 16)])
 def test_a_prompt_in_chunks_equals_the_whole_prompt(
-    implementation, pages_dtype, batch_of, attend, assert_close, assert_same_pages
+    implementation, pages_dtype, page_size, batch_of, attend, assert_close, assert_same_pages
 ):
-    whole = batch_of([(23, 23)], pages_dtype=pages_dtype)
+    whole = batch_of([(23, 23)], pages_dtype=pages_dtype, page_size=page_size)
     expected, expected_pages = attend(implementation, whole)
     pages, start = whole.kv_pages, 0
     for end in (1, 12, 13, 20, 23):
@@ -110,18 +118,18 @@ def test_a_prompt_in_chunks_equals_the_whole_prompt(
     assert_same_pages(pages, expected_pages)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference"])
+@pytest.mark.parametrize("implementation", ["xla", "reference", "tpu"])
 def test_unwritten_keys_and_values_count_as_if_written_and_leave_the_pages_alone(
     implementation, batch_of, attend, assert_close, assert_same_pages
 ):
-    batch = batch_of(ROWS, pages_dtype="bfloat16")
+    batch = batch_of(ROWS, pages_dtype="bfloat16", page_size=16)
     expected, _ = attend(implementation, batch)
     out, pages = attend(implementation, batch, update_kv_cache=False)
     assert_close(out, expected)
     assert_same_pages(pages, batch.kv_pages)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference"])
+@pytest.mark.parametrize("implementation", ["xla", "reference", "tpu"])
 def test_a_layer_without_keys_reads_what_another_layer_wrote(
     implementation, batch_of, attend, assert_same_pages
 ):
@@ -133,7 +141,7 @@ def test_a_layer_without_keys_reads_what_another_layer_wrote(
     assert_same_pages(pages, written)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference"])
+@pytest.mark.parametrize("implementation", ["xla", "reference", "tpu"])
 def test_pages_before_the_window_may_be_given_away(implementation, batch_of, attend):
     batch = batch_of([(1, 90), (6, 70)])
     expected, _ = attend(implementation, batch, sliding_window=5)
@@ -154,7 +162,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference"])
+@pytest.mark.parametrize("implementation", ["xla", "reference", "tpu"])
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
 @pytest.mark.parametrize("row", [3, 4])
 def test_a_broken_row_touches_no_other_row(
