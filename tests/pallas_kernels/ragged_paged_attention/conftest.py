@@ -152,7 +152,10 @@ def attend() -> Callable[..., tuple[np.ndarray, KVPages]]:
             patch.setattr(tpu, "BLOCK_ROWS", 16)
             if implementation == "tpu":
                 batch = batch.where(kv_pages=in_layout_of("tpu", batch.kv_pages))
+            # The interpreter calls back into Python, and must find the threads of the CPU free.
+            jax.block_until_ready(batch.arguments)
             out, pages = _attend(implementation, **options)(*batch.arguments)
+            jax.block_until_ready((out, pages))
             if implementation == "tpu":
                 pages = in_layout_of("reference", pages)
         return np.asarray(out, np.float32), pages
