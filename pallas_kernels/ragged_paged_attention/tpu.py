@@ -132,7 +132,7 @@ def attend_and_count(
         new = take(new_TKW, tiles.source_t).transpose((1, 0, 2))
     out, pages, num_fetched_1 = _call(
         shape,
-        is_decode_only or shape.long_tokens == shape.short_tokens,
+        is_decode_only or num_tokens <= shape.short_tokens,
         num_tokens,
         pages_per_row,
         interpret,

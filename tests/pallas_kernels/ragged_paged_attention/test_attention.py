@@ -84,9 +84,7 @@ TPU_OPTIONS["float16 queries"] = {"q_dtype": "float16", "logit_softcap": 2.0}
 
 
 @pytest.mark.parametrize("options", TPU_OPTIONS.values(), ids=TPU_OPTIONS)
-def test_tpu_equals_the_reference_on_rows_of_every_kind(
-    options, batch_of, attend, assert_close, assert_same_pages
-):
+def test_tpu_equals_the_reference_on_rows_of_every_kind(options, batch_of, attend, assert_close):
     sizes, choices = split(options, "head_dim", "group_size")
     # The least page is a register: 8 rows of 32 bits.
     page_size = 32 // jnp.dtype(sizes.get("pages_dtype", "float32")).itemsize
@@ -97,7 +95,14 @@ def test_tpu_equals_the_reference_on_rows_of_every_kind(
         expected, expected_pages = attend("reference", batch, **choices)
         out, pages = attend("tpu", batch, **choices)
         assert_close(out, expected, sizes.get("q_dtype", "float32"))
-        assert_same_pages(pages, expected_pages)
+        # As numbers: a float8 NaN that is moved between layouts may come back as another NaN.
+        ids = jnp.arange(batch.kv_pages.num_pages, dtype=jnp.int32)
+        for got, wanted in zip(
+            *(gather_kv_pages(x, ids) for x in (pages, expected_pages)), strict=True
+        ):
+            np.testing.assert_array_equal(
+                np.asarray(got, np.float32), np.asarray(wanted, np.float32)
+            )
 
 
 @settings(max_examples=8, suppress_health_check=list(HealthCheck))

@@ -140,11 +140,12 @@ def test_every_chip_gets_a_kernel(chip, pages_dtype):
 
 @pytest.mark.parametrize("pages_dtype", ["float32", "bfloat16", "int8", "float8_e4m3fn"])
 def test_temporaries_do_not_grow_with_the_pool(pages_dtype):
-    few, _ = compile_call("v6e", num_tokens=8, pages_dtype=pages_dtype, has_scales=True)
-    many, _ = compile_call(
-        "v6e", num_tokens=8, pages_dtype=pages_dtype, has_scales=True, num_pages=10_000
-    )
-    assert many.memory_analysis().temp_size_in_bytes == few.memory_analysis().temp_size_in_bytes
+    sizes = {"num_tokens": 8, "pages_dtype": pages_dtype, "has_scales": True}
+    few, few_bytes = compile_call("v6e", **sizes)
+    many, many_bytes = compile_call("v6e", num_pages=10_000, **sizes)
+    # The compiler keeps more or fewer small arrays in VMEM; a copy of the pool would be all of it.
+    growth = many.memory_analysis().temp_size_in_bytes - few.memory_analysis().temp_size_in_bytes
+    assert growth < (many_bytes - few_bytes) / 100
 
 
 def test_the_compiler_is_told_what_a_call_costs():
