@@ -19,6 +19,15 @@ from pallas_kernels import (
 from pallas_kernels.ragged_paged_attention import tpu, xla
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The TPU interpreter takes minutes: its tests run when they are asked for by their mark."""
+    if "interpreted" in config.option.markexpr:
+        return
+    for item in items:
+        if item.get_closest_marker("interpreted"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: ask with -m interpreted"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """The arguments of one call. All memory that no row has written holds NaN (127 in int8)."""

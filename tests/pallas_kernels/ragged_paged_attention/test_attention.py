@@ -83,6 +83,7 @@ TPU_OPTIONS["one query a kv head"] = {"group_size": 1, "q_dtype": "bfloat16"}
 TPU_OPTIONS["float16 queries"] = {"q_dtype": "float16", "logit_softcap": 2.0}
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("options", TPU_OPTIONS.values(), ids=TPU_OPTIONS)
 def test_tpu_equals_the_reference_on_rows_of_every_kind(options, batch_of, attend, assert_close):
     sizes, choices = split(options, "head_dim", "group_size")
@@ -105,6 +106,7 @@ def test_tpu_equals_the_reference_on_rows_of_every_kind(options, batch_of, atten
             )
 
 
+@pytest.mark.interpreted
 @settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(rows=ragged_rows(), seed=st.integers(0, 99))
 def test_tpu_equals_the_reference_on_any_ragged_batch(
@@ -192,6 +194,7 @@ def test_xla_equals_the_reference_on_real_shapes(spec, batch_of, assert_close):
     assert_close(np.asarray(out, np.float32), np.asarray(expected, np.float32), "bfloat16")
 
 
+@pytest.mark.interpreted
 def test_positions_beyond_sixteen_bits_are_not_folded(batch_of, attend, assert_close):
     batch = batch_of(
         [(1, 40_000), (5, 66_000)],

@@ -15,7 +15,10 @@ def tokens_of(rows, row):
     return slice(start, start + rows[row][0])
 
 
-@pytest.mark.parametrize("implementation", ["xla", "tpu"])
+TPU = pytest.param("tpu", marks=pytest.mark.interpreted)
+
+
+@pytest.mark.parametrize("implementation", ["xla", TPU])
 @pytest.mark.parametrize("row", [0, 1, 3, 4])
 @pytest.mark.parametrize(("pages_dtype", "page_size"), [("float32", 8), ("bfloat16", 16)])
 def test_a_row_alone_equals_itself_among_others_bit_for_bit(
@@ -36,7 +39,7 @@ def test_a_row_alone_equals_itself_among_others_bit_for_bit(
         np.testing.assert_array_equal(out[tokens_of(alone_rows, slot)], among[tokens_of(ROWS, row)])
 
 
-@pytest.mark.parametrize("implementation", ["xla", "tpu"])
+@pytest.mark.parametrize("implementation", ["xla", TPU])
 def test_no_neighbour_however_long_moves_a_row_into_other_numbers(implementation, batch_of, attend):
     rows = [(1, 1), (1, 95), (1, 40), (1, 96), (1, 33)]
     content = lambda row: np.random.default_rng((5, rows[row][1]))  # noqa: E731
@@ -46,7 +49,7 @@ def test_no_neighbour_however_long_moves_a_row_into_other_numbers(implementation
     np.testing.assert_array_equal(out[:5], expected[[3, 2, 4, 0, 1]])
 
 
-@pytest.mark.parametrize("implementation", ["xla", "tpu"])
+@pytest.mark.parametrize("implementation", ["xla", TPU])
 def test_zones_are_hints_that_never_change_a_result(
     implementation, batch_of, attend, assert_same_pages
 ):
@@ -72,7 +75,7 @@ def test_zones_known_when_compiling_give_the_same_result(rows, zones, batch_of, 
     assert_close(np.asarray(out), np.asarray(expected))
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference", "tpu"])
+@pytest.mark.parametrize("implementation", ["xla", "reference", TPU])
 def test_rows_beyond_the_last_zone_are_padding(implementation, batch_of, attend, assert_same_pages):
     batch = batch_of(ROWS)
     garbage = batch.where(
@@ -89,7 +92,7 @@ def test_rows_beyond_the_last_zone_are_padding(implementation, batch_of, attend,
         np.testing.assert_array_equal(leaf[owned], wanted[owned])
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference", "tpu"])
+@pytest.mark.parametrize("implementation", ["xla", "reference", TPU])
 @pytest.mark.parametrize(("pages_dtype", "page_size"), [("float32", 8), ("bfloat16", 16)])
 def test_a_prompt_in_chunks_equals_the_whole_prompt(
     implementation, pages_dtype, page_size, batch_of, attend, assert_close, assert_same_pages
@@ -118,7 +121,7 @@ def test_a_prompt_in_chunks_equals_the_whole_prompt(
     assert_same_pages(pages, expected_pages)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference", "tpu"])
+@pytest.mark.parametrize("implementation", ["xla", "reference", TPU])
 def test_unwritten_keys_and_values_count_as_if_written_and_leave_the_pages_alone(
     implementation, batch_of, attend, assert_close, assert_same_pages
 ):
@@ -129,7 +132,7 @@ def test_unwritten_keys_and_values_count_as_if_written_and_leave_the_pages_alone
     assert_same_pages(pages, batch.kv_pages)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference", "tpu"])
+@pytest.mark.parametrize("implementation", ["xla", "reference", TPU])
 def test_a_layer_without_keys_reads_what_another_layer_wrote(
     implementation, batch_of, attend, assert_same_pages
 ):
@@ -141,7 +144,7 @@ def test_a_layer_without_keys_reads_what_another_layer_wrote(
     assert_same_pages(pages, written)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference", "tpu"])
+@pytest.mark.parametrize("implementation", ["xla", "reference", TPU])
 def test_pages_before_the_window_may_be_given_away(implementation, batch_of, attend):
     batch = batch_of([(1, 90), (6, 70)])
     expected, _ = attend(implementation, batch, sliding_window=5)
@@ -162,7 +165,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference", "tpu"])
+@pytest.mark.parametrize("implementation", ["xla", "reference", TPU])
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
 @pytest.mark.parametrize("row", [3, 4])
 def test_a_broken_row_touches_no_other_row(

@@ -31,6 +31,7 @@ def attend_and_count(batch, interpret=True, **options):
         return jax.block_until_ready(call(*jax.block_until_ready(arguments)))
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(
     ("row", "window", "fetched"),
     [
@@ -51,12 +52,14 @@ def test_no_page_before_the_window_is_fetched(row, window, fetched, batch_of):
     assert int(count[0]) == fetched
 
 
+@pytest.mark.interpreted
 def test_no_page_beyond_what_a_block_of_queries_sees_is_fetched(batch_of):
     # Queries 0 .. 3, 4 .. 7 and so on to 16 .. 19 see the pages of 8 up to their own.
     _, _, count = attend_and_count(batch_of([(20, 20), (1, 0)]))
     assert int(count[0]) == 1 + 1 + 2 + 2 + 3
 
 
+@pytest.mark.interpreted
 def test_entries_that_are_no_page_are_not_fetched(batch_of):
     batch = batch_of([(1, 90)])
     table = batch.page_table_SM.at[0, 3].set(0).at[0, 7].set(-1).at[0, 8].set(2**31 - 1)
@@ -64,6 +67,7 @@ def test_entries_that_are_no_page_are_not_fetched(batch_of):
     assert int(count[0]) == 12 - 3
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("updates", [True, False])
 def test_no_copy_races_another(updates, batch_of, capfd):
     batch = batch_of([(1, 40), (9, 9), (1, 0), (6, 33), (1, 17)])
