@@ -40,36 +40,9 @@ MAX_PAGES = 32
 """Pages of a block: one bit each in an int32 says which were fetched."""
 
 
-def ragged_paged_attention(
-    q_TNH: jax.Array,
-    k_TKH: jax.Array | None,
-    v_TKH: jax.Array | None,
-    kv_pages: TpuKVPages,
-    kv_lens_S: jax.Array,
-    page_table_SM: jax.Array,
-    cu_q_lens_S1: jax.Array,
-    distribution_3: jax.Array,
-    sinks_N: jax.Array | None,
-    k_scale_K: jax.Array | None,
-    v_scale_K: jax.Array | None,
-    options: Options,
-    interpret: bool | pltpu.InterpretParams = False,
-) -> tuple[jax.Array, TpuKVPages]:
-    out_TNH, pages, _ = attend_and_count(
-        q_TNH,
-        k_TKH,
-        v_TKH,
-        kv_pages,
-        kv_lens_S,
-        page_table_SM,
-        cu_q_lens_S1,
-        distribution_3,
-        sinks_N,
-        k_scale_K,
-        v_scale_K,
-        options,
-        interpret,
-    )
+def ragged_paged_attention(*arguments: Any, **options: Any) -> tuple[jax.Array, TpuKVPages]:
+    """``attend_and_count`` without the count."""
+    out_TNH, pages, _ = attend_and_count(*arguments, **options)
     return out_TNH, pages
 
 

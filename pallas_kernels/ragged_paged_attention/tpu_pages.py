@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.ragged_paged_attention.pages import from_storage, to_storage
+from pallas_kernels.ragged_paged_attention.pages import from_storage, stored_tokens, to_storage
 
 LANES = 128
 SUBLANES = 8
@@ -154,8 +154,4 @@ def join(keys: jax.Array, values: jax.Array) -> jax.Array:
 
 def stored(x_TKH: jax.Array, dtype: np.dtype, scale_K: jax.Array | None) -> jax.Array:
     """New keys or values as a page would hold them, divided by their scale."""
-    if scale_K is not None:
-        x_TKH = x_TKH.astype(jnp.float32) / scale_K.astype(jnp.float32)[None, :, None]
-    elif x_TKH.dtype == dtype:
-        return x_TKH
-    return from_storage(to_storage(x_TKH, dtype), dtype)
+    return from_storage(stored_tokens(x_TKH, dtype, scale_K), dtype)
