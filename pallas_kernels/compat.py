@@ -3,7 +3,6 @@
 from typing import Any
 
 
-
 def gpu_interpreter() -> Any:
     """What ``plgpu.kernel(interpret=...)`` takes to run a Mosaic GPU kernel on the CPU.
 
@@ -32,4 +31,3 @@ def gpu_topology(target_config: str) -> Any:
 
 
 __all__ = ["gpu_interpreter", "gpu_topology"]
-

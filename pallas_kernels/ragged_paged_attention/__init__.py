@@ -6,14 +6,18 @@ Ragged Paged Attention (arXiv 2604.15464). The pages are a pytree to be carried,
 back; its layout is nobody else's business.
 """
 
+import functools
 import importlib
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
+from pallas_kernels.ragged_paged_attention import gpu_limits
+from pallas_kernels.ragged_paged_attention.gpu_pages import GPUPages, allocate_gpu_pages
 from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.pages import (
+    AnyPages,
     KVPages,
     allocate_kv_pages,
     copy_kv_pages,
@@ -24,6 +28,7 @@ from pallas_kernels.ragged_paged_attention.pages import (
 )
 
 __all__ = [
+    "GPUPages",
     "KVPages",
     "copy_kv_pages",
     "fill_kv_pages",
@@ -45,7 +50,7 @@ def init_kv_pages(
     head_dim: int,
     dtype: jax.typing.DTypeLike,
     implementation: str | None = None,
-) -> KVPages:
+) -> KVPages | GPUPages:
     """A pool of ``num_pages`` pages of ``page_size`` positions for one layer, filled with zeros.
 
     ``dtype``: float32, bfloat16, float16, float8_e4m3fn, float8_e5m2 or int8. Page 0 exists but is
@@ -54,15 +59,21 @@ def init_kv_pages(
 
     Raises ``ValueError`` for a size below 1 or another dtype, and ``NoImplementation``.
     """
-    _choose(page_size, implementation)
-    return allocate_kv_pages(num_pages, page_size, num_kv_heads, head_dim, dtype)
+    pages = allocate_kv_pages(num_pages, page_size, num_kv_heads, head_dim, dtype)
+    refusals = {
+        "gpu": lambda: _gpu_refusal(page_size, head_dim, pages.dtype_name, implementation),
+        **_refusals(page_size),
+    }
+    if dispatch.choose("ragged_paged_attention", refusals, implementation) == "gpu":
+        return allocate_gpu_pages(num_pages, page_size, num_kv_heads, head_dim, dtype)
+    return pages
 
 
 def ragged_paged_attention(
     q_TNH: jax.Array,
     k_TKH: jax.Array | None,
     v_TKH: jax.Array | None,
-    kv_pages: KVPages,
+    kv_pages: AnyPages,
     kv_lens_S: jax.Array,
     page_table_SM: jax.Array,
     cu_q_lens_S1: jax.Array,
@@ -78,7 +89,7 @@ def ragged_paged_attention(
     update_kv_cache: bool = True,
     implementation: str | None = None,
     interpret: bool = False,
-) -> tuple[jax.Array, KVPages]:
+) -> tuple[jax.Array, AnyPages]:
     """Writes the new keys and values into their pages and attends; returns ``(out_TNH, kv_pages)``.
 
     Donate ``kv_pages`` and go on with the returned one: the write is in place.
@@ -126,10 +137,13 @@ def ragged_paged_attention(
     _check_heads(q_TNH, k_TKH, v_TKH, kv_pages)
     _check_scales(kv_pages, sinks_N, k_scale_K, v_scale_K, num_heads=q_TNH.shape[1])
     _check_rows(kv_lens_S, page_table_SM, cu_q_lens_S1, distribution_3)
-    chosen = _choose(kv_pages.page_size, implementation)
+    is_unwritten = k_TKH is not None and not update_kv_cache
+    chosen = _choose(kv_pages, q_TNH.shape[1], implementation, is_unwritten=is_unwritten)
     module = importlib.import_module(f"{__name__}.{chosen}")
+    run = functools.partial(module.ragged_paged_attention, interpret=True)
+    run = run if interpret and chosen == "gpu" else module.ragged_paged_attention
     with jax.named_scope("ragged_paged_attention"):
-        return module.ragged_paged_attention(
+        return run(
             q_TNH,
             k_TKH,
             v_TKH,
@@ -145,14 +159,53 @@ def ragged_paged_attention(
         )
 
 
-def _choose(page_size: int, implementation: str | None) -> str:
+def _choose(
+    kv_pages: KVPages | GPUPages,
+    num_heads: int,
+    implementation: str | None,
+    *,
+    is_unwritten: bool,
+) -> str:
+    """The implementation of a call: one that can, and whose pages these are."""
+
+    def gpu() -> str | None:
+        if not isinstance(kv_pages, GPUPages):
+            return "the pages have the layout of another implementation"
+        return _gpu_refusal(
+            kv_pages.page_size, kv_pages.head_dim, kv_pages.dtype_name, implementation
+        ) or gpu_limits.refusal_of_call(num_heads, kv_pages.num_kv_heads, is_unwritten=is_unwritten)
+
+    def of_gpu() -> str | None:
+        return "the pages have the layout of gpu" if isinstance(kv_pages, GPUPages) else None
+
+    others = {
+        name: lambda refusal=refusal: of_gpu() or refusal()
+        for name, refusal in _refusals(kv_pages.page_size).items()
+    }
+    return dispatch.choose("ragged_paged_attention", {"gpu": gpu, **others}, implementation)
+
+
+def _refusals(page_size: int) -> dict[str, dispatch.Refusal]:
     def xla() -> str | None:
         if page_size in XLA_PAGE_SIZES:
             return None
         return f"page_size = {page_size} is not one of {', '.join(map(str, XLA_PAGE_SIZES))}"
 
-    refusals = {"xla": xla, "reference": lambda: None}
-    return dispatch.choose("ragged_paged_attention", refusals, implementation)
+    return {"xla": xla, "reference": lambda: None}
+
+
+def _gpu_refusal(
+    page_size: int, head_dim: int, dtype_name: str, implementation: str | None
+) -> str | None:
+    """Unless it is named (to compile for a chip that is not here, or to interpret), the kernel for
+    Hopper is for programs that run on one."""
+    if implementation is None:
+        if jax.default_backend() != "gpu":
+            return f"the backend is {jax.default_backend()}"
+        capability = getattr(jax.devices()[0], "compute_capability", "unknown")
+        if capability != "9.0":
+            return f"compute capability {capability} is not 9.0 (Hopper)"
+    return gpu_limits.refusal_of_pages(page_size, head_dim, dtype_name)
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
@@ -161,7 +214,7 @@ def _require(condition: bool, name: str, value: object, allowed: str) -> None:
 
 
 def _check_heads(
-    q_TNH: jax.Array, k_TKH: jax.Array | None, v_TKH: jax.Array | None, kv_pages: KVPages
+    q_TNH: jax.Array, k_TKH: jax.Array | None, v_TKH: jax.Array | None, kv_pages: KVPages | GPUPages
 ) -> None:
     kv_heads, head_dim = kv_pages.num_kv_heads, kv_pages.head_dim
     _require(q_TNH.ndim == 3 and 0 not in q_TNH.shape, "shape of q_TNH", q_TNH.shape, "[T, N, H]")
@@ -189,7 +242,7 @@ def _check_heads(
 
 
 def _check_scales(
-    kv_pages: KVPages,
+    kv_pages: KVPages | GPUPages,
     sinks_N: jax.Array | None,
     k_scale_K: jax.Array | None,
     v_scale_K: jax.Array | None,

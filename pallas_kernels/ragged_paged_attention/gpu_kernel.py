@@ -29,8 +29,8 @@ BLOCK = 64
 WARPGROUP_ROWS = 64
 """Rows of a tile that a warpgroup computes: the least that WGMMA takes."""
 
-ACCUMULATOR_COLUMNS = 128
-"""Columns of one WGMMA accumulator beside the running sums; more would not fit the registers."""
+ACCUMULATOR_COLUMNS = {64: 64, 128: 128, 256: 64}
+"""Columns of one accumulator of weighted values, by head dim; a wide head has several."""
 
 NUM_SMS = 132
 """Multiprocessors of an H100 or H200 (SXM)."""
@@ -71,7 +71,7 @@ class Plan:
     @property
     def columns(self) -> int:
         """Columns of one accumulator."""
-        return min(ACCUMULATOR_COLUMNS, self.head_dim)
+        return ACCUMULATOR_COLUMNS[self.head_dim]
 
     def in_tile_layout(self, x: jax.Array) -> jax.Array:
         """``x [rows, columns]``, or one number a row, spread over threads as WGMMA does it.
@@ -93,11 +93,16 @@ def plan(
     out_dtype: Any,
     interpret: bool = False,
 ) -> Plan:
-    """The launch for tiles of at most ``max_queries`` tokens (1: decode) of G heads."""
+    """The launch for tiles of at most ``max_queries`` tokens (1: decode) of G heads.
+
+    It has ``warpgroups`` that compute, or one where that is enough.
+    """
+    if _power_of_two_up_to(max_queries) * group_size <= WARPGROUP_ROWS:
+        warpgroups = 1
     rows = warpgroups * WARPGROUP_ROWS
-    tile_queries = 1 << (max(min(rows // group_size, max_queries), 1).bit_length() - 1)
+    tile_queries = _power_of_two_up_to(max(min(rows // group_size, max_queries), 1))
     tile_rows = min(-(-tile_queries * group_size // 8) * 8, rows)
-    columns = min(ACCUMULATOR_COLUMNS, head_dim)
+    columns = ACCUMULATOR_COLUMNS[head_dim]
     per_tile = rows * (head_dim * 2 + columns * jnp.dtype(out_dtype).itemsize + 4)
     per_stage = 2 * BLOCK * head_dim * 2
     free = SHARED_BYTES - per_tile - OTHER_BYTES
@@ -110,6 +115,10 @@ def plan(
         out_dtype=out_dtype,
         interpret=interpret,
     )
+
+
+def _power_of_two_up_to(number: int) -> int:
+    return 1 << (number.bit_length() - 1)
 
 
 def attend(
@@ -254,7 +263,7 @@ def _load(plan: Plan, gmem: _Refs, shared: _Shared) -> None:
     """The warpgroup that copies."""
     blocks_per_page = jnp.int32(gmem.keys_PKpH.shape[2] // BLOCK)
 
-    def load_unit(count, item, head, step):  # type: ignore[no-untyped-def]
+    def load_unit(count, item, head, step):
         pl.when(count > 0)(lambda: plgpu.barrier_wait(shared.q_free))
         for warpgroup in range(plan.warpgroups):
             start = warpgroup * WARPGROUP_ROWS
@@ -303,7 +312,7 @@ def _compute(
     columns, chunks = plan.columns, plan.head_dim // plan.columns
     q, out, lse = (x.at[warpgroup] for x in (shared.q, shared.out, shared.lse))
 
-    def attend_unit(count, item, head, step):  # type: ignore[no-untyped-def]
+    def attend_unit(count, item, head, step):
         del count
         plgpu.barrier_wait(shared.q_ready)
 
@@ -315,10 +324,10 @@ def _compute(
             first, last = _held(options, gmem, item, place)
 
             plgpu.barrier_wait(shared.keys_ready.at[slot])
-            logits = _product(plan, q, keys, BLOCK, b_lies_across=True)
+            logits = _logits(plan, q, keys)
             plgpu.barrier_arrive(shared.keys_free.at[slot])
             logits = _scaled(options, logits)
-            sees = _sees(plan, options, item["position"], place, last, warpgroup)
+            sees = _sees(plan, options, item["position"], place, first, last, warpgroup)
             logits = jnp.where(sees, logits, -jnp.inf)
 
             new_top = jnp.maximum(top, logits.max(axis=1))
@@ -329,12 +338,12 @@ def _compute(
 
             plgpu.barrier_wait(shared.values_ready.at[slot])
             is_edge = (place < first) | (place + BLOCK > last)
-            pl.when(is_edge)(functools.partial(_clean, plan, values, place, first, last))
             new_sums = []
             for chunk in range(chunks):
                 part = values.at[:, pl.ds(chunk * columns, columns)] if chunks > 1 else values
-                product = _product(plan, weights, part, columns)
-                new_sums.append(sums[chunk] * _along_rows(decay, product.shape) + product)
+                pl.when(is_edge)(functools.partial(_clean, plan, part, place, first, last))
+                decayed = sums[chunk] * _along_rows(decay, sums[chunk].shape)
+                new_sums.append(_add_product(plan, decayed, weights, part))
             plgpu.barrier_arrive(shared.values_free.at[slot])
             return tuple(new_sums), new_top, total
 
@@ -415,22 +424,28 @@ def _sees(
     options: Options,
     position: jax.Array,
     place: jax.Array,
+    first: jax.Array,
     last: jax.Array,
     warpgroup: jax.Array,
 ) -> jax.Array:
     """Which of the positions from ``place`` on the rows of a tile see."""
     shape = (WARPGROUP_ROWS, BLOCK)
-    key = place + plan.in_tile_layout(jax.lax.broadcasted_iota(jnp.int32, shape, 1))
-    sees = key < last
+    column = plan.in_tile_layout(jax.lax.broadcasted_iota(jnp.int32, shape, 1))
+    if plan.tile_queries == 1 and options.causal:
+        last = jnp.minimum(last, position + 1)
+    sees = column < last - place
+    if plan.tile_queries == 1:
+        return sees if options.sliding_window is None else sees & (column >= first - place)
     if not options.causal and options.sliding_window is None:
         return sees
-    row = plan.in_tile_layout(jax.lax.broadcasted_iota(jnp.int32, shape, 0))
-    row += warpgroup * WARPGROUP_ROWS
-    query = position + (row & (plan.tile_queries - 1))
+    # One number a row, not one a position: registers are scarce.
+    row = plan.in_tile_layout(jax.lax.broadcasted_iota(jnp.int32, shape[:1], 0))
+    query = (row + warpgroup * WARPGROUP_ROWS) & (plan.tile_queries - 1)
+    query = _along_rows(query + (position - place), shape)
     if options.causal:
-        sees &= key <= query
+        sees &= column <= query
     if options.sliding_window is not None:
-        sees &= key > query - options.sliding_window
+        sees &= column > query - options.sliding_window
     return sees
 
 
@@ -451,25 +466,37 @@ def _clean(plan: Plan, values: Any, place: jax.Array, first: jax.Array, last: ja
     plgpu.commit_smem()
 
 
-def _product(plan: Plan, a: Any, b: Any, columns: int, *, b_lies_across: bool = False) -> jax.Array:
-    """``a @ b`` (``b_lies_across``: ``a @ b.T``) in float32 by WGMMA.
+def _logits(plan: Plan, q: Any, keys: Any) -> jax.Array:
+    """``q @ keys.T`` in float32 by WGMMA, both from shared memory.
 
-    ``a`` is in registers or in shared memory, ``b`` in the latter. The interpreter's WGMMA takes
-    neither registers nor what lies across: there it is a plain product.
+    The interpreter's WGMMA takes no transposed operand: there it is a plain product.
     """
     if plan.interpret:
-        a, axis = (a if isinstance(a, jax.Array) else a[...]), 1 if b_lies_across else 0
-        dimensions = (((1,), (axis,)), ((), ()))
-        return jax.lax.dot_general(a, b[...], dimensions, preferred_element_type=jnp.float32)
+        dimensions = (((1,), (1,)), ((), ()))
+        return jax.lax.dot_general(
+            q[...], keys[...], dimensions, preferred_element_type=jnp.float32
+        )
 
     def multiply(accumulator: Any) -> jax.Array:
-        plgpu.wgmma(accumulator, a, plgpu.transpose_ref(b, (1, 0)) if b_lies_across else b)
+        plgpu.wgmma(accumulator, q, plgpu.transpose_ref(keys, (1, 0)))
         return accumulator[...]
 
-    return pl.run_scoped(multiply, plgpu.ACC((WARPGROUP_ROWS, columns), jnp.float32))
+    return pl.run_scoped(multiply, plgpu.ACC((WARPGROUP_ROWS, BLOCK), jnp.float32))
+
+
+def _add_product(plan: Plan, sums: jax.Array, weights: jax.Array, values: Any) -> jax.Array:
+    """``sums + weights @ values`` in float32 by WGMMA, in the registers that hold ``sums``.
+
+    The interpreter's WGMMA takes nothing from registers: there it is a plain product.
+    """
+    if plan.interpret:
+        return sums + jnp.dot(weights, values[...], preferred_element_type=jnp.float32)
+
+    def multiply(accumulator: Any) -> None:
+        plgpu.wgmma(accumulator, weights, values)
+
+    return pl.run_state(multiply)(plgpu.ACC.init(sums))
 
 
 def _along_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.lax.broadcast_in_dim(x, shape, [0])
-
-

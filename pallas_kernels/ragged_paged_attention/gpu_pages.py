@@ -1,4 +1,4 @@
-"""Pages as a Hopper GPU wants them: keys and values alike, ``[pages, kv heads, page size, head dim]``.
+"""Pages as a Hopper GPU wants them: keys and values as ``[pages, kv heads, page size, head dim]``.
 
 A page of one kv head is one run of memory, which the copy engine (TMA) brings to shared memory, and
 the tensor cores read keys and values in this order. Every dtype is stored as itself: XLA:GPU

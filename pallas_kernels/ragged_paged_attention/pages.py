@@ -7,12 +7,14 @@ pool of small floats. Only new rows and gathered blocks are bitcast, never the p
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
+
+from pallas_kernels.ragged_paged_attention.gpu_pages import GPUPages
 
 STORAGE = {
     "float32": "float32",
@@ -34,6 +36,21 @@ class KVPages:
     values_PKpH: jax.Array
     dtype_name: str = field(metadata={"static": True})
 
+    key_axes: ClassVar[tuple[int, ...]] = (0, 3, 1, 2)
+    """Where the axes ``[n, p, K, H]`` of gathered keys stand in the pool."""
+
+    @property
+    def keys(self) -> jax.Array:
+        return self.keys_PKHp
+
+    @property
+    def values(self) -> jax.Array:
+        return self.values_PKpH
+
+    def holding(self, keys: jax.Array, values: jax.Array) -> "KVPages":
+        """A pool of this kind with other content."""
+        return KVPages(keys_PKHp=keys, values_PKpH=values, dtype_name=self.dtype_name)
+
     @property
     def num_pages(self) -> int:
         return self.keys_PKHp.shape[0]
@@ -54,6 +71,10 @@ class KVPages:
     def dtype(self) -> np.dtype:
         """The dtype of a stored key or value (not of the array that holds it)."""
         return jnp.dtype(self.dtype_name)
+
+
+AnyPages = TypeVar("AnyPages", KVPages, GPUPages)
+"""A pool of any layout: what moves whole pages serves all."""
 
 
 def allocate_kv_pages(
@@ -100,11 +121,11 @@ def from_storage(bits: jax.Array, dtype: np.dtype) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits, dtype)
 
 
-def _owned(ids_n: jax.Array, pages: KVPages) -> jax.Array:
+def _owned(ids_n: jax.Array, pages: AnyPages) -> jax.Array:
     return (ids_n > 0) & (ids_n < pages.num_pages)
 
 
-def _dropped_unless(keep_n: jax.Array, ids_n: jax.Array, pages: KVPages) -> jax.Array:
+def _dropped_unless(keep_n: jax.Array, ids_n: jax.Array, pages: AnyPages) -> jax.Array:
     """``ids_n`` with those not kept moved beyond the pool, where ``mode="drop"`` ignores them."""
     return jnp.where(keep_n, ids_n, jnp.int32(pages.num_pages))
 
@@ -131,7 +152,7 @@ def stored_tokens(x_TKH: jax.Array, dtype: np.dtype, scale_K: jax.Array | None) 
     return to_storage(x_TKH, dtype)
 
 
-def copy_kv_pages(pages: KVPages, src_n: jax.Array, dst_n: jax.Array) -> KVPages:
+def copy_kv_pages(pages: AnyPages, src_n: jax.Array, dst_n: jax.Array) -> AnyPages:
     """Copies page ``src_n[i]`` onto page ``dst_n[i]`` (copy-on-write); all are read before any is
     written.
 
@@ -145,7 +166,7 @@ def copy_kv_pages(pages: KVPages, src_n: jax.Array, dst_n: jax.Array) -> KVPages
     return jax.tree.map(lambda pool: pool.at[dst_n].set(pool[src_n], mode="drop"), pages)
 
 
-def gather_kv_pages(pages: KVPages, ids_n: jax.Array) -> tuple[jax.Array, jax.Array]:
+def gather_kv_pages(pages: AnyPages, ids_n: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Reads pages ``ids_n`` as keys and values ``[n, page_size, K, H]`` of the pool's dtype.
 
     An id that is not in 1..P-1 reads as zeros.
@@ -158,12 +179,12 @@ def gather_kv_pages(pages: KVPages, ids_n: jax.Array) -> tuple[jax.Array, jax.Ar
         bits = jnp.where(keep_n[:, None, None, None], pool[ids_n], jnp.zeros((), pool.dtype))
         return from_storage(bits.transpose(axes), pages.dtype)
 
-    return read(pages.keys_PKHp, (0, 3, 1, 2)), read(pages.values_PKpH, (0, 2, 1, 3))
+    return read(pages.keys, pages.key_axes), read(pages.values, (0, 2, 1, 3))
 
 
 def scatter_kv_pages(
-    pages: KVPages, ids_n: jax.Array, keys_npKH: jax.Array, values_npKH: jax.Array
-) -> KVPages:
+    pages: AnyPages, ids_n: jax.Array, keys_npKH: jax.Array, values_npKH: jax.Array
+) -> AnyPages:
     """Writes whole pages, as ``gather_kv_pages`` returned them, to ``ids_n``; the inverse of it.
 
     An id that is not in 1..P-1 is ignored. The arrays must have the pool's dtype.
@@ -178,14 +199,14 @@ def scatter_kv_pages(
         bits = jax.lax.bitcast_convert_type(x_npKH, pool.dtype)
         return pool.at[ids_n].set(bits.transpose(axes), mode="drop")
 
-    return KVPages(
-        keys_PKHp=write(pages.keys_PKHp, keys_npKH, (0, 2, 3, 1)),
-        values_PKpH=write(pages.values_PKpH, values_npKH, (0, 2, 1, 3)),
-        dtype_name=pages.dtype_name,
+    back = tuple(int(axis) for axis in np.argsort(pages.key_axes))
+    return pages.holding(
+        keys=write(pages.keys, keys_npKH, back),
+        values=write(pages.values, values_npKH, (0, 2, 1, 3)),
     )
 
 
-def fill_kv_pages(pages: KVPages, ids_n: jax.Array, value: float) -> KVPages:
+def fill_kv_pages(pages: AnyPages, ids_n: jax.Array, value: float) -> AnyPages:
     """Fills pages ``ids_n`` (page 0 too) with ``value``, unscaled: NaN poisons what must not be
     read.
 
@@ -196,4 +217,8 @@ def fill_kv_pages(pages: KVPages, ids_n: jax.Array, value: float) -> KVPages:
     bits = to_storage(jnp.float32(value), pages.dtype)
     ids_n = jnp.asarray(ids_n)
     ids_n = _dropped_unless(ids_n >= 0, ids_n, pages)
-    return jax.tree.map(lambda pool: pool.at[ids_n].set(bits, mode="drop"), pages)
+
+    def fill(pool: jax.Array) -> jax.Array:
+        return pool.at[ids_n].set(jax.lax.bitcast_convert_type(bits, pool.dtype), mode="drop")
+
+    return jax.tree.map(fill, pages)

@@ -1,0 +1,115 @@
+"""The Hopper kernel through the real compilers, for a chip that is not here (sm_90a)."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import compat, init_kv_pages, ragged_paged_attention
+
+pytest.importorskip("jax_plugins.xla_cuda13", reason="the CUDA plug-in of jax is not installed")
+
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3350000000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 80000000000 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 minor: 0 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+REPORT = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads\D+Used (\d+) registers")
+
+
+@pytest.fixture(scope="module")
+def on_hopper():
+    """A sharding on a Hopper GPU that need not exist."""
+    try:
+        topology = compat.gpu_topology(H100)
+    except Exception as missing:
+        pytest.skip(f"no compiler for CUDA: {missing}")
+    mesh = jax.sharding.Mesh(np.array(topology.devices).reshape(1), ("x",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def compiled(
+    on_hopper,
+    *,
+    num_pages=200,
+    head_dim=128,
+    page_size=64,
+    heads=(8, 2),
+    dtype="bfloat16",
+    slots=8,
+    tokens=8,
+    decode=True,
+    **options,
+):
+    """One call, compiled; ``decode`` or else a program for prompts only."""
+    num_heads, num_kv_heads = heads
+    pages = jax.eval_shape(
+        lambda: init_kv_pages(num_pages, page_size, num_kv_heads, head_dim, dtype, "gpu")
+    )
+    kinds = np.array([slots if decode else 0, slots, slots], np.int32)
+
+    def call(pages, q, k, v, *rows):
+        return ragged_paged_attention(
+            q, k, v, pages, *rows, kinds, scale=0.1, implementation="gpu", **options
+        )
+
+    new = jax.ShapeDtypeStruct((tokens, num_kv_heads, head_dim), jnp.dtype(dtype))
+    shapes = (
+        pages,
+        jax.ShapeDtypeStruct((tokens, num_heads, head_dim), jnp.dtype(dtype)),
+        new,
+        new,
+        jax.ShapeDtypeStruct((slots,), jnp.int32),
+        jax.ShapeDtypeStruct((slots, 32), jnp.int32),
+        jax.ShapeDtypeStruct((slots + 1,), jnp.int32),
+    )
+    placed = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_hopper), shapes
+    )
+    return jax.jit(call, donate_argnums=0, out_shardings=on_hopper).lower(*placed).compile()
+
+
+SHAPES = {
+    "llama3-8b": {"heads": (32, 8), "head_dim": 128},
+    "smollm2": {"heads": (9, 3), "head_dim": 64, "dtype": "float16", "page_size": 128},
+    "gemma3-270m": {"heads": (4, 1), "head_dim": 256, "sliding_window": 512},
+    "softcap": {"heads": (8, 4), "head_dim": 256, "logit_softcap": 50.0},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("decode", [True, False], ids=["decode", "prefill"])
+def test_it_compiles_for_hopper_and_keeps_its_numbers_in_registers(
+    decode, shape, on_hopper, monkeypatch, capfd
+):
+    monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
+    tokens = 8 if decode else 512
+    compiled(on_hopper, decode=decode, tokens=tokens, **shape)
+    said = "".join(capfd.readouterr())
+    reports = [tuple(map(int, found)) for found in REPORT.findall(said)]
+    assert len(reports) == 1, said
+    stores, loads, registers = reports[0]
+    assert (stores, loads) == (0, 0)
+    # Launched with two warpgroups 255 is the most a thread can have, with three 168.
+    assert registers <= (255 if decode else 168)
+
+
+@pytest.mark.parametrize("decode", [True, False], ids=["decode", "prefill"])
+def test_no_step_copies_the_pool(decode, on_hopper):
+    small, large = (
+        compiled(on_hopper, decode=decode, num_pages=pages).memory_analysis()
+        for pages in (1_000, 20_000)
+    )
+    assert large.temp_size_in_bytes == small.temp_size_in_bytes
+    assert large.alias_size_in_bytes == 20_000 * 2 * 2 * 64 * 128 * 2
