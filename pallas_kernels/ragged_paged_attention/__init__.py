@@ -8,6 +8,7 @@ back; its layout is nobody else's business.
 
 import functools
 import importlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,12 +51,12 @@ def init_kv_pages(
     head_dim: int,
     dtype: jax.typing.DTypeLike,
     implementation: str | None = None,
-) -> KVPages | GPUPages:
+) -> Any:
     """A pool of ``num_pages`` pages of ``page_size`` positions for one layer, filled with zeros.
 
     ``dtype``: float32, bfloat16, float16, float8_e4m3fn, float8_e5m2 or int8. Page 0 exists but is
     never owned: a pool of ``num_pages`` serves ``num_pages - 1`` pages. ``implementation`` chooses
-    the layout, by the rule of ``ragged_paged_attention``.
+    the layout, by the rule of ``ragged_paged_attention``: ``KVPages``, or ``GPUPages`` for ``gpu``.
 
     Raises ``ValueError`` for a size below 1 or another dtype, and ``NoImplementation``.
     """

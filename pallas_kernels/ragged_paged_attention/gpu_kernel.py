@@ -219,7 +219,7 @@ def _kernel(plan: Plan, options: Options, *refs: Any) -> None:
         _swizzled(stage, dtype),
         _swizzled((*tile, plan.columns), plan.out_dtype),
         plgpu.SMEM(tile, jnp.float32),
-        plgpu.Barrier(),
+        plgpu.Barrier(num_arrivals=plan.warpgroups),  # One copy of queries for each.
         plgpu.Barrier(num_barriers=plan.stages),
         plgpu.Barrier(num_barriers=plan.stages),
         plgpu.Barrier(num_arrivals=plan.warpgroups),
@@ -416,7 +416,7 @@ def _held(
     last = jax.lax.cond(item["is_whole"] > 0, lambda: item["kv_len"], owned_len)
     if options.sliding_window is None:
         return jnp.int32(0), last
-    return jnp.maximum(item["position"] - (options.sliding_window - 1), 0), last
+    return item["position"] - (options.sliding_window - 1), last
 
 
 def _sees(
@@ -434,8 +434,12 @@ def _sees(
     if plan.tile_queries == 1 and options.causal:
         last = jnp.minimum(last, position + 1)
     sees = column < last - place
+    if plan.tile_queries == 1 and options.sliding_window is not None:
+        # One comparison: what is before the first is very large without its sign.
+        since_first = (column + (place - first)).astype(jnp.uint32)
+        return since_first < jnp.maximum(last - first, 0).astype(jnp.uint32)
     if plan.tile_queries == 1:
-        return sees if options.sliding_window is None else sees & (column >= first - place)
+        return sees
     if not options.causal and options.sliding_window is None:
         return sees
     # One number a row, not one a position: registers are scarce.
