@@ -60,7 +60,7 @@ def test_a_wrong_argument_is_named_with_its_value(changes, message):
         attend(**changes)
 
 
-@pytest.mark.parametrize("name", ["tpu", "gpu"])
+@pytest.mark.parametrize("name", ["tpu"])
 def test_a_kernel_that_is_not_in_this_build_says_so(name):
     with pytest.raises(NoImplementation, match=f"no {name} kernel in this build"):
         attend(implementation=name)
