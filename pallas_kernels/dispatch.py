@@ -6,12 +6,37 @@ implementation, "why can you not do this?"; the answer ``None`` means that it ca
 """
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
 
 NAMES = ("tpu", "gpu", "xla", "reference")
 """All implementation names, in the order in which they are asked when none is named."""
 
 Refusal = Callable[[], str | None]
 """Answers with the reason why an implementation cannot run, or with None when it can."""
+
+
+HOPPER = ("H100", "H200", "H800", "H20", "GH200")
+"""In the names of the GPUs that a kernel for sm_90a runs on."""
+
+
+class Chip(NamedTuple):
+    """What a program is traced for."""
+
+    platform: str
+    kind: str
+
+    @property
+    def is_hopper(self) -> bool:
+        return self.platform == "gpu" and any(name in self.kind for name in HOPPER)
+
+
+def chip() -> Chip:
+    """The chip of the mesh that is set (``jax.set_mesh``, ``jax.shard_map``), which need not be
+    here; where none is, that of JAX's default backend."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    return Chip(device.platform, device.device_kind)
 
 
 class NoImplementation(NotImplementedError):

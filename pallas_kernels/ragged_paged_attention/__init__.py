@@ -7,14 +7,14 @@ back; its layout is nobody else's business.
 """
 
 import importlib
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from pallas_kernels import dispatch
+from pallas_kernels.ragged_paged_attention.arguments import check_arguments
+from pallas_kernels.ragged_paged_attention.choice import XLA_PAGE_SIZES, KVPages, Wanted, choose
+from pallas_kernels.ragged_paged_attention.gpu_pages import allocate_gpu_kv_pages
 from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.pages import KVPages as PlainKVPages
 from pallas_kernels.ragged_paged_attention.pages import (
     allocate_kv_pages,
     check_pool,
@@ -24,13 +24,10 @@ from pallas_kernels.ragged_paged_attention.pages import (
     kv_pages_spec,
     scatter_kv_pages,
 )
-from pallas_kernels.ragged_paged_attention.tpu_pages import (
-    TpuKVPages,
-    allocate_tpu_kv_pages,
-    refuse_pages,
-)
+from pallas_kernels.ragged_paged_attention.tpu_pages import allocate_tpu_kv_pages
 
 __all__ = [
+    "XLA_PAGE_SIZES",
     "KVPages",
     "copy_kv_pages",
     "fill_kv_pages",
@@ -41,11 +38,11 @@ __all__ = [
     "scatter_kv_pages",
 ]
 
-QUERY_DTYPES = ("float32", "bfloat16", "float16")
-KVPages = PlainKVPages | TpuKVPages
-"""The pages of one layer: an opaque pytree, whose layout is that of an implementation."""
-
-XLA_PAGE_SIZES = (8, 16, 32, 64, 128, 256)
+ALLOCATE: dict[str, Callable[..., KVPages]] = {
+    "tpu": allocate_tpu_kv_pages,
+    "gpu": allocate_gpu_kv_pages,
+}
+"""Who has a layout of its own."""
 
 
 def init_kv_pages(
@@ -65,8 +62,8 @@ def init_kv_pages(
     Raises ``ValueError`` for a size below 1 or another dtype, and ``NoImplementation``.
     """
     check_pool(num_pages, page_size, num_kv_heads, head_dim, dtype)
-    chosen = _choose(page_size, num_kv_heads, head_dim, jnp.dtype(dtype), implementation)
-    allocate = allocate_tpu_kv_pages if chosen == "tpu" else allocate_kv_pages
+    wanted = Wanted(page_size=page_size, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype)
+    allocate = ALLOCATE.get(choose(wanted, implementation), allocate_kv_pages)
     return allocate(num_pages, page_size, num_kv_heads, head_dim, dtype)
 
 
@@ -123,10 +120,11 @@ def ragged_paged_attention(
     new keys and values take part, rounded as if written, and leaves the pages as they were.
 
     ``implementation``: None for the first that can of ``dispatch.NAMES``, or one of them. Pages
-    choose with it: those of the TPU kernel have a layout of their own. None takes the TPU kernel
-    where TPUs are JAX's default backend; to compile for TPUs that are not here, name it (and when
-    the pages are made). ``interpret`` runs a Pallas kernel in its interpreter; the others ignore
-    it.
+    choose with it: those of the TPU and GPU kernels have layouts of their own. None takes a kernel
+    where the chip is its own: that of the mesh which is set (``jax.set_mesh``), else of JAX's
+    default backend. A name is taken at its word, to compile for chips that are not here (name it
+    when the pages are made, too). ``interpret`` runs a Pallas kernel in its interpreter; the others
+    ignore it.
 
     Raises ``ValueError`` for shapes, dtypes and options that contradict this, and
     ``NoImplementation`` when no implementation (or not the named one) can run the call.
@@ -138,19 +136,23 @@ def ragged_paged_attention(
         logit_softcap=logit_softcap,
         update_kv_cache=update_kv_cache,
     )
-    _check_heads(q_TNH, k_TKH, v_TKH, kv_pages)
-    _check_scales(kv_pages, sinks_N, k_scale_K, v_scale_K, num_heads=q_TNH.shape[1])
-    _check_rows(kv_lens_S, page_table_SM, cu_q_lens_S1, distribution_3)
-    chosen = _choose(
-        kv_pages.page_size,
-        kv_pages.num_kv_heads,
-        kv_pages.head_dim,
-        kv_pages.dtype,
-        implementation,
-        type(kv_pages),
+    check_arguments(
+        q_TNH,
+        k_TKH,
+        v_TKH,
+        kv_pages,
+        kv_lens_S,
+        page_table_SM,
+        cu_q_lens_S1,
+        distribution_3,
+        sinks_N,
+        k_scale_K,
+        v_scale_K,
     )
+    wanted = Wanted.by_call(kv_pages, q_TNH, has_new=k_TKH is not None, options=options)
+    chosen = choose(wanted, implementation)
     module = importlib.import_module(f"{__name__}.{chosen}")
-    interpreted = {"interpret": interpret} if chosen == "tpu" else {}
+    interpreted = {"interpret": interpret} if chosen in ALLOCATE else {}
     with jax.named_scope("ragged_paged_attention"):
         return module.ragged_paged_attention(
             q_TNH,
@@ -167,108 +169,3 @@ def ragged_paged_attention(
             options,
             **interpreted,
         )
-
-
-def _choose(
-    page_size: int,
-    num_kv_heads: int,
-    head_dim: int,
-    dtype: np.dtype,
-    implementation: str | None,
-    layout: type | None = None,
-) -> str:
-    """The implementation for pages of this kind, which exist in ``layout`` or are to be made."""
-
-    def tpu() -> str | None:
-        if layout not in (None, TpuKVPages):
-            return "the pages have another layout: name the implementation when they are made too"
-        # A name is taken at its word: what is compiled ahead of time may be for other machines.
-        if implementation is None and layout is None and jax.default_backend() != "tpu":
-            return f"the backend is {jax.default_backend()}"
-        return refuse_pages(page_size, num_kv_heads, head_dim, dtype)
-
-    def plain() -> str | None:
-        return None if layout in (None, PlainKVPages) else "the pages have the layout of tpu"
-
-    def xla() -> str | None:
-        if page_size in XLA_PAGE_SIZES:
-            return plain()
-        return f"page_size = {page_size} is not one of {', '.join(map(str, XLA_PAGE_SIZES))}"
-
-    refusals = {"tpu": tpu, "xla": xla, "reference": plain}
-    return dispatch.choose("ragged_paged_attention", refusals, implementation)
-
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} = {value} is not allowed: it must be {allowed}")
-
-
-def _check_heads(
-    q_TNH: jax.Array, k_TKH: jax.Array | None, v_TKH: jax.Array | None, kv_pages: KVPages
-) -> None:
-    kv_heads, head_dim = kv_pages.num_kv_heads, kv_pages.head_dim
-    _require(q_TNH.ndim == 3 and 0 not in q_TNH.shape, "shape of q_TNH", q_TNH.shape, "[T, N, H]")
-    num_tokens, num_heads, _ = q_TNH.shape
-    _require(
-        q_TNH.dtype.name in QUERY_DTYPES, "dtype of q_TNH", q_TNH.dtype, " or ".join(QUERY_DTYPES)
-    )
-    _require(
-        q_TNH.shape[2] == head_dim, "head dim of q_TNH", q_TNH.shape[2], f"{head_dim}, as paged"
-    )
-    _require(
-        num_heads % kv_heads == 0,
-        "number of query heads",
-        num_heads,
-        f"a multiple of the {kv_heads} kv heads",
-    )
-    if k_TKH is None or v_TKH is None:
-        _require(k_TKH is v_TKH, "one of k_TKH and v_TKH", None, "None together with the other")
-        return
-    for name, x in (("k_TKH", k_TKH), ("v_TKH", v_TKH)):
-        shape = (num_tokens, kv_heads, head_dim)
-        _require(x.shape == shape, f"shape of {name}", x.shape, f"[T, K, H] = {shape}")
-        is_float = jnp.issubdtype(x.dtype, jnp.floating)
-        _require(is_float, f"dtype of {name}", x.dtype, "a float dtype")
-
-
-def _check_scales(
-    kv_pages: KVPages,
-    sinks_N: jax.Array | None,
-    k_scale_K: jax.Array | None,
-    v_scale_K: jax.Array | None,
-    *,
-    num_heads: int,
-) -> None:
-    for name, x, size in (
-        ("sinks_N", sinks_N, num_heads),
-        ("k_scale_K", k_scale_K, kv_pages.num_kv_heads),
-        ("v_scale_K", v_scale_K, kv_pages.num_kv_heads),
-    ):
-        if x is None:
-            continue
-        _require(x.shape == (size,), f"shape of {name}", x.shape, f"({size},)")
-        is_float = jnp.issubdtype(x.dtype, jnp.floating)
-        _require(is_float, f"dtype of {name}", x.dtype, "a float dtype")
-    if kv_pages.dtype == jnp.int8:
-        for name, x in (("k_scale_K", k_scale_K), ("v_scale_K", v_scale_K)):
-            _require(x is not None, name, None, "given for int8 pages")
-
-
-def _check_rows(
-    kv_lens_S: jax.Array,
-    page_table_SM: jax.Array,
-    cu_q_lens_S1: jax.Array,
-    distribution_3: jax.Array,
-) -> None:
-    is_table = page_table_SM.ndim == 2 and 0 not in page_table_SM.shape
-    _require(is_table, "shape of page_table_SM", page_table_SM.shape, "[S, M]")
-    slots = page_table_SM.shape[0]
-    for name, x, shape in (
-        ("kv_lens_S", kv_lens_S, (slots,)),
-        ("page_table_SM", page_table_SM, page_table_SM.shape),
-        ("cu_q_lens_S1", cu_q_lens_S1, (slots + 1,)),
-        ("distribution_3", distribution_3, (3,)),
-    ):
-        _require(x.shape == shape, f"shape of {name}", x.shape, f"{shape}")
-        _require(x.dtype == jnp.int32, f"dtype of {name}", x.dtype, "int32")

@@ -19,15 +19,6 @@ from pallas_kernels import (
 from pallas_kernels.ragged_paged_attention import tpu, xla
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The TPU interpreter takes minutes: its tests run when they are asked for by their mark."""
-    if "interpreted" in config.option.markexpr:
-        return
-    for item in items:
-        if item.get_closest_marker("interpreted"):
-            item.add_marker(pytest.mark.skip(reason="takes minutes: ask with -m interpreted"))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """The arguments of one call. All memory that no row has written holds NaN (127 in int8)."""
@@ -159,13 +150,13 @@ def attend() -> Callable[..., tuple[np.ndarray, KVPages]]:
             patch.setattr(xla, "TILE_QUERIES", (8, 8))
             patch.setattr(tpu, "BLOCK_POSITIONS", 16)
             patch.setattr(tpu, "BLOCK_ROWS", 16)
-            if implementation == "tpu":
-                batch = batch.where(kv_pages=in_layout_of("tpu", batch.kv_pages))
+            if implementation in ("tpu", "gpu"):
+                batch = batch.where(kv_pages=in_layout_of(implementation, batch.kv_pages))
             # The interpreter calls back into Python, and must find the threads of the CPU free.
             jax.block_until_ready(batch.arguments)
             out, pages = _attend(implementation, **options)(*batch.arguments)
             jax.block_until_ready((out, pages))
-            if implementation == "tpu":
+            if implementation in ("tpu", "gpu"):
                 pages = in_layout_of("reference", pages)
         return np.asarray(out, np.float32), pages
 

@@ -97,7 +97,7 @@ def test_pages_that_the_kernel_cannot_serve_are_refused(pool, message):
 
 def test_pages_go_with_the_implementation_that_made_them(batch_of):
     batch = batch_of([(1, 9)])
-    with pytest.raises(NoImplementation, match=r"tpu: the pages have another layout"):
+    with pytest.raises(NoImplementation, match=r"tpu: the pages have the layout of xla"):
         ragged_paged_attention(*batch.arguments, scale=1.0, implementation="tpu")
     pages = init_kv_pages(5, 8, 2, 16, "float32", implementation="tpu")
     with pytest.raises(NoImplementation, match=r"xla: the pages have the layout of tpu"):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import NoImplementation, init_kv_pages, ragged_paged_attention
+from pallas_kernels import init_kv_pages, ragged_paged_attention
 
 ARRAYS = {
     "q_TNH": np.zeros((4, 6, 16), np.float32),
@@ -58,10 +58,3 @@ def attend(**changes):
 def test_a_wrong_argument_is_named_with_its_value(changes, message):
     with pytest.raises(ValueError, match=message):
         attend(**changes)
-
-
-def test_a_kernel_that_is_not_in_this_build_says_so():
-    with pytest.raises(NoImplementation, match="no gpu kernel in this build"):
-        attend(implementation="gpu")
-    with pytest.raises(NoImplementation, match="no gpu kernel in this build"):
-        init_kv_pages(3, 8, 1, 4, "float32", implementation="gpu")

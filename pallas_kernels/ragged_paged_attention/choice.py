@@ -1,0 +1,91 @@
+"""Which implementation serves pages of a kind, and calls on them."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import dispatch
+from pallas_kernels.ragged_paged_attention import gpu_limits, tpu_pages
+from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages
+from pallas_kernels.ragged_paged_attention.options import Options
+from pallas_kernels.ragged_paged_attention.pages import KVPages as PlainKVPages
+from pallas_kernels.ragged_paged_attention.tpu_pages import TpuKVPages
+
+KVPages = PlainKVPages | TpuKVPages | GpuKVPages
+"""The pages of one layer: an opaque pytree, whose layout is that of an implementation."""
+
+XLA_PAGE_SIZES = (8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Pages that are to be made, or a call on pages which exist in ``layout``."""
+
+    page_size: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: jax.typing.DTypeLike
+    layout: type | None = None
+    num_heads: int | None = None
+    is_unwritten: bool = False
+    """New keys and values take part but are not written."""
+
+    @staticmethod
+    def by_call(
+        kv_pages: KVPages, q_TNH: jax.Array, *, has_new: bool, options: Options
+    ) -> "Wanted":
+        return Wanted(
+            page_size=kv_pages.page_size,
+            num_kv_heads=kv_pages.num_kv_heads,
+            head_dim=kv_pages.head_dim,
+            dtype=kv_pages.dtype,
+            layout=type(kv_pages),
+            num_heads=q_TNH.shape[1],
+            is_unwritten=has_new and not options.update_kv_cache,
+        )
+
+
+def choose(wanted: Wanted, implementation: str | None) -> str:
+    """The name of the implementation; errors as those of ``dispatch.choose``."""
+    kind = (wanted.page_size, wanted.num_kv_heads, wanted.head_dim, jnp.dtype(wanted.dtype))
+    # A name is taken at its word: what is compiled ahead of time may be for other machines.
+    # Pages that exist were made for the chip they are on.
+    chip = None if implementation or wanted.layout else dispatch.chip()
+
+    def foreign(layout: type) -> str | None:
+        if wanted.layout in (None, layout):
+            return None
+        name = LAYOUTS[wanted.layout]
+        return f"the pages have the layout of {name}: name the implementation when they are made"
+
+    def tpu() -> str | None:
+        if chip and chip.platform != "tpu":
+            return f"the platform is {chip.platform}"
+        return foreign(TpuKVPages) or tpu_pages.refuse_pages(*kind)
+
+    def gpu() -> str | None:
+        if chip and not chip.is_hopper:
+            return f"the platform is {chip.platform}, and no Hopper GPU"
+        return (
+            foreign(GpuKVPages)
+            or gpu_limits.refuse_pages(*kind)
+            or gpu_limits.refuse_call(
+                wanted.num_heads, wanted.num_kv_heads, is_unwritten=wanted.is_unwritten
+            )
+        )
+
+    def xla() -> str | None:
+        if wanted.page_size in XLA_PAGE_SIZES:
+            return foreign(PlainKVPages)
+        allowed = ", ".join(map(str, XLA_PAGE_SIZES))
+        return f"page_size = {wanted.page_size} is not one of {allowed}"
+
+    def reference() -> str | None:
+        return foreign(PlainKVPages)
+
+    refusals = {"tpu": tpu, "gpu": gpu, "xla": xla, "reference": reference}
+    return dispatch.choose("ragged_paged_attention", refusals, implementation)
+
+
+LAYOUTS = {PlainKVPages: "xla", TpuKVPages: "tpu", GpuKVPages: "gpu"}
