@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxinfer.config import AttentionSpec, ModelConfig
 from pallas_kernels import KVPages, copy_kv_pages, init_kv_pages
+from pallas_kernels.ragged_paged_attention import page_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +53,25 @@ def group_of_layer(config: ModelConfig) -> tuple[int, ...]:
     return tuple(owner[layer] for layer in range(len(config.layers)))
 
 
+def fast_page_sizes(config: ModelConfig, dtype: jax.typing.DTypeLike) -> tuple[int, ...]:
+    """Tokens a page, ascending, with which the best attention for the chip serves every layer.
+
+    The chip is that of the mesh which is set (``jax.set_mesh``), else of JAX's default backend.
+    """
+    kinds = {(layer.mixer.num_kv_heads, layer.mixer.head_dim) for layer in config.layers}
+    return tuple(sorted(set.intersection(*(set(page_sizes(*kind, dtype)) for kind in kinds))))
+
+
 def init_cache(
     config: ModelConfig,
     num_pages: tuple[int, ...],
     page_size: int,
     dtype: jax.typing.DTypeLike,
 ) -> Cache:
-    """Empty pools. ``num_pages``: one count a group, page 0 (never owned) included."""
+    """Empty pools, laid out for the chip of the mesh which is set.
+
+    ``num_pages``: one count a group, page 0 (never owned) included.
+    """
     groups = group_of_layer(config)
     return tuple(
         init_kv_pages(

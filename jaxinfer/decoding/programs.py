@@ -101,7 +101,8 @@ class ProgramTable:
         pool = ThreadPoolExecutor(threads)
         try:
             for name, lower in lowerings.items():
-                lowered = lower()
+                with jax.set_mesh(self.model.mesh):  # names the chip, for kernels to choose by
+                    lowered = lower()
                 progress(0, total)
                 attempts = _compiler_options(name, self.model)
                 futures[name] = pool.submit(_compile, lowered, attempts)
@@ -277,10 +278,12 @@ class ProgramTable:
     def _arguments(self) -> tuple[Tree, Cache, SlotState]:
         """Shapes, dtypes and shardings of parameters, cache and slot state."""
         mesh = self.model.mesh
+        with jax.set_mesh(mesh):  # the chip decides how pages lie
+            cache = jax.eval_shape(self._new_cache)
         heads = NamedSharding(mesh, kv_pages_spec(DEFAULT_RULES["kv_heads"]))
         return (
             self.model.shapes.params,
-            jax.tree.map(lambda leaf: _abstract(leaf, heads), jax.eval_shape(self._new_cache)),
+            jax.tree.map(lambda leaf: _abstract(leaf, heads), cache),
             jax.tree.map(
                 lambda leaf: _abstract(leaf, self._whole), jax.eval_shape(self._new_slots)
             ),

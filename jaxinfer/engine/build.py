@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from jaxinfer.cache import fast_page_sizes
 from jaxinfer.checkpoint.load import Progress, no_progress
 from jaxinfer.decoding.programs import ProgramShapes, ProgramTable
 from jaxinfer.engine.engine import Engine
@@ -28,16 +30,18 @@ from jaxinfer.tokenizer import Tokenizer
 from pallas_kernels.ragged_paged_attention import XLA_PAGE_SIZES
 
 
-def verify_page_size(page_size: int) -> None:
-    """Refuses what only the plain reference of attention could run, many times slower.
+def verify_page_size(page_size: int, allowed: Sequence[int] = XLA_PAGE_SIZES) -> None:
+    """Refuses what only a plain form of attention could run, many times slower.
+
+    ``allowed``: those that the chip's kernel takes, or that any might.
 
     Raises:
-        InvalidParameter: it is none of those that a fast kernel takes.
+        InvalidParameter: it is none of those.
     """
-    if page_size not in XLA_PAGE_SIZES:
+    if page_size not in allowed:
         raise InvalidParameter(
             f"page_size = {page_size} is not allowed: it must be one of"
-            f" {', '.join(map(str, XLA_PAGE_SIZES))}; leave it out for 64"
+            f" {', '.join(map(str, allowed))}; leave it out for 64"
         )
 
 
@@ -76,14 +80,13 @@ class EngineBuilder:
             blank: the model; of its parameters only shapes, dtypes and shardings are used.
             prefill_tokens: sizes of the prefill programs, ascending, the last being
                 ``max_num_batched_tokens``; None chooses a short ladder.
-            page_size: 8, 16, 32, 64, 128 or 256.
+            page_size: tokens a page; which sizes there are depends on the chip.
             memory_utilization: the share of the device's memory that everything may take.
 
         Raises:
             InvalidParameter: a parameter out of its range.
             CapacityError: more pages than the memory holds were asked for.
         """
-        verify_page_size(page_size)
         self.limits = EngineLimits(
             max_model_len=blank.max_len,
             vocab_size=blank.config.vocab_size,
@@ -104,6 +107,8 @@ class EngineBuilder:
         self._num_slots = max(least, max_num_seqs)
         self._num_pages = num_pages
         self._kv_dtype = _kv_dtype(kv_cache_dtype, blank)
+        with jax.set_mesh(blank.mesh):
+            verify_page_size(page_size, fast_page_sizes(blank.config, self._kv_dtype))
         self._ladder = _ladder(self.limits, prefill_tokens)
         self._has_prompt_logprobs = prompt_logprobs
         self._page_bytes = device_page_bytes(blank.config, page_size, self._kv_dtype, blank.mesh)

@@ -120,7 +120,8 @@ def device_page_bytes(
     """
     groups = group_of_layer(config)
     num_groups = len(layer_groups(config))
-    ones = jax.eval_shape(lambda: init_cache(config, (1,) * num_groups, page_size, dtype))
+    with jax.set_mesh(mesh):
+        ones = jax.eval_shape(lambda: init_cache(config, (1,) * num_groups, page_size, dtype))
     sizes = [0] * num_groups
     for group, page in zip(groups, ones, strict=True):
         sizes[group] += device_bytes(_placed(page, mesh))

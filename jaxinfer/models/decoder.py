@@ -18,6 +18,7 @@ from jaxinfer.layers.parameter import KeySource
 from jaxinfer.ops.linear import tied_head
 from jaxinfer.ops.rope import RopeTable, rope_table
 from pallas_kernels import KVPages
+from sharding import DEFAULT_RULES
 
 
 class Decoder(nnx.Module):
@@ -85,9 +86,11 @@ class Decoder(nnx.Module):
             else:
                 logits_RV = self.head(hidden_RD)
             if self.mesh.size > 1:
-                # Sampling looks at whole rows, on every device alike.
-                whole = NamedSharding(self.mesh, PartitionSpec())
-                logits_RV = jax.lax.with_sharding_constraint(logits_RV, whole)
+                # Sampling looks at whole rows, on every device alike. First as they come out of
+                # the product: asked for whole rows only, XLA:TPU gathers the weights instead.
+                for columns in (DEFAULT_RULES["vocab"], None):
+                    where = NamedSharding(self.mesh, PartitionSpec(None, columns))
+                    logits_RV = jax.lax.with_sharding_constraint(logits_RV, where)
             logits_RV = logits_RV * jnp.float32(config.logit_scale)
             if config.logit_softcap is not None:
                 cap = jnp.float32(config.logit_softcap)

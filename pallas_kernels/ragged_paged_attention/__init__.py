@@ -12,7 +12,13 @@ from collections.abc import Callable
 import jax
 
 from pallas_kernels.ragged_paged_attention.arguments import check_arguments
-from pallas_kernels.ragged_paged_attention.choice import XLA_PAGE_SIZES, KVPages, Wanted, choose
+from pallas_kernels.ragged_paged_attention.choice import (
+    XLA_PAGE_SIZES,
+    KVPages,
+    Wanted,
+    choose,
+    page_sizes,
+)
 from pallas_kernels.ragged_paged_attention.gpu_pages import allocate_gpu_kv_pages
 from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.pages import (
@@ -34,6 +40,7 @@ __all__ = [
     "gather_kv_pages",
     "init_kv_pages",
     "kv_pages_spec",
+    "page_sizes",
     "ragged_paged_attention",
     "scatter_kv_pages",
 ]

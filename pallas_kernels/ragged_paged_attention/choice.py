@@ -46,6 +46,19 @@ class Wanted:
         )
 
 
+def page_sizes(num_kv_heads: int, head_dim: int, dtype: jax.typing.DTypeLike) -> tuple[int, ...]:
+    """The page sizes that the best implementation for the chip takes, ascending.
+
+    The chip is that of the mesh which is set, else of JAX's default backend; ``dtype`` is that of
+    the pages. Other sizes of ``XLA_PAGE_SIZES`` work, and are served by a slower implementation.
+    """
+    takers: dict[str, list[int]] = {}
+    for size in XLA_PAGE_SIZES:
+        wanted = Wanted(page_size=size, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype)
+        takers.setdefault(choose(wanted, None), []).append(size)
+    return tuple(takers[min(takers, key=dispatch.NAMES.index)])
+
+
 def choose(wanted: Wanted, implementation: str | None) -> str:
     """The name of the implementation; errors as those of ``dispatch.choose``."""
     kind = (wanted.page_size, wanted.num_kv_heads, wanted.head_dim, jnp.dtype(wanted.dtype))

@@ -1,0 +1,106 @@
+"""Whole steps of a real model, compiled for chips that are not here, and the memory they take."""
+
+import re
+from collections import Counter
+
+import jax
+import pytest
+from jax.sharding import Mesh
+
+from jaxinfer.cache import fast_page_sizes
+from jaxinfer.decoding.programs import ProgramShapes, ProgramTable
+from jaxinfer.models.model import blank_model
+from jaxinfer.models.registry import model_config
+from jaxinfer.presets import find_config
+from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages
+from pallas_kernels.ragged_paged_attention.tpu_pages import TpuKVPages
+
+pytestmark = pytest.mark.slow
+
+STEPS = ("decode/1", "prefill/512")
+LAYERS, WIDTH, VOCAB, SLOTS, PAGES, PAGE_SIZE = 32, 4096, 128256, 64, 2000, 64
+POOL_BYTES = LAYERS * PAGES * PAGE_SIZE * 2 * 8 * 128 * 2
+TEMPORARY_BYTES = {"decode/1": 64 * 2**20, "prefill/512": 192 * 2**20}
+"""Logits of all slots take 31 MiB; activations of 512 tokens a few times 8 and 28 MiB."""
+
+
+def llama_for(mesh: Mesh) -> ProgramTable:
+    model = blank_model(
+        model_config(find_config("llama-3.1-8b")), mesh=mesh, dtype="bfloat16", max_len=8192
+    )
+    assert (len(model.config.layers), model.config.width, model.config.vocab_size) == (
+        LAYERS,
+        WIDTH,
+        VOCAB,
+    )
+    shapes = ProgramShapes(
+        num_slots=SLOTS,
+        pages_per_sequence=8192 // PAGE_SIZE,
+        page_size=PAGE_SIZE,
+        num_pages=(PAGES,),
+        kv_dtype="bfloat16",
+        prefill_tokens=(512,),
+        copies=0,
+    )
+    return ProgramTable(model, shapes)
+
+
+def check_memory(table: ProgramTable, name: str, devices: int = 1) -> None:
+    """Weights and pages once, the pages updated in place, and little beside them."""
+    memory = table[name].memory_analysis()
+    given = table.model.device_weight_bytes + POOL_BYTES // devices
+    assert given <= memory.argument_size_in_bytes < given + 4 * 2**20
+    assert memory.alias_size_in_bytes == POOL_BYTES // devices
+    assert memory.temp_size_in_bytes < TEMPORARY_BYTES[name]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_llama_8b_on_four_tpus_exchanges_activations_and_never_weights_or_pages(name, tpu_mesh):
+    table = llama_for(tpu_mesh("v6e", 4, ("data", "model")))
+    table.compile(only=[name])
+    check_memory(table, name, devices=4)
+    found = re.findall(
+        r"= (\w+)\[([\d,]*)\]\S* (all-\w+|reduce-scatter)(?:-start)?\(", text(table, name)
+    )
+    counted = Counter(kind for _, _, kind in found)
+    # Two a layer and one for the embedding; the logits, which are sampled from in one place.
+    assert counted == {"all-reduce": 2 * LAYERS + 1, "all-gather": 1}
+    largest = max(size(shape) for _, shape, _ in found)
+    assert largest <= max(SLOTS * VOCAB, 512 * WIDTH)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_llama_8b_on_one_gpu(name, hopper_mesh):
+    mesh = Mesh(hopper_mesh.devices.reshape(1, 1), ("data", "model"))
+    table = llama_for(mesh)
+    table.compile(only=[name])
+    check_memory(table, name)
+    assert text(table, name).count('custom_call_target="mosaic_gpu') >= LAYERS
+
+
+def test_the_cache_has_the_layout_of_the_chip_and_the_page_sizes_of_its_kernel(
+    tpu_mesh, hopper_mesh
+):
+    layouts = {
+        TpuKVPages: tpu_mesh("v6e", 1, ("data", "model")),
+        GpuKVPages: Mesh(hopper_mesh.devices.reshape(1, 1), ("data", "model")),
+    }
+    sizes = []
+    for layout, mesh in layouts.items():
+        table = llama_for(mesh)
+        _, cache, _ = table._arguments
+        assert {type(pages) for pages in cache} == {layout}
+        with jax.set_mesh(mesh):
+            sizes.append(fast_page_sizes(table.model.config, "bfloat16"))
+    assert sizes == [(16, 32, 64, 128, 256), (64, 128, 256)]
+
+
+def text(table: ProgramTable, name: str) -> str:
+    return table[name].as_text()
+
+
+def size(shape: str) -> int:
+    total = 1
+    for side in shape.split(","):
+        total *= int(side or 1)
+    return total
