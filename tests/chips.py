@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
@@ -27,8 +28,20 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-@pytest.fixture(scope="session")
-def tpu_mesh() -> Callable[..., Mesh]:
+@pytest.fixture
+def no_program_cache() -> Iterator[None]:
+    """Programs are compiled, not read: those for other chips cannot be loaded without a device, and
+    would come without the assembler's report."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # which remembers whether it is in use
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def tpu_mesh(no_program_cache: None) -> Callable[..., Mesh]:
     """``tpu_mesh(chip, devices=1, axes=("chip",))``: TPUs along the last of the axes."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu, the TPU compiler, is not installed")
@@ -48,17 +61,13 @@ def tpu_mesh() -> Callable[..., Mesh]:
     return make
 
 
-@pytest.fixture(scope="session")
-def hopper_mesh() -> Iterator[Mesh]:
-    """A mesh of one Hopper GPU. What is compiled for it does not come from the persistent cache:
-    that would have no report of the assembler, and entries cannot be loaded without a device."""
+@pytest.fixture
+def hopper_mesh(no_program_cache: None) -> Mesh:
+    """A mesh of one Hopper GPU."""
     from pallas_kernels import compat  # after the hook that checks shapes
 
     try:
         topology = compat.gpu_topology(H100)
     except Exception as missing:  # The plug-in says in many ways that it is not there.
         pytest.skip(f"no compiler for CUDA: {missing}")
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield Mesh(np.array(topology.devices), ("chip",))
-    jax.config.update("jax_enable_compilation_cache", before)
+    return Mesh(np.array(topology.devices), ("chip",))

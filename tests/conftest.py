@@ -12,7 +12,7 @@ from beartype import beartype
 from hypothesis import settings
 from jaxtyping import AbstractArray, install_import_hook
 
-from tests.chips import hopper_mesh, tpu_mesh  # noqa: F401 (fixtures, for every room)
+from tests.chips import hopper_mesh, no_program_cache, tpu_mesh  # noqa: F401 (fixtures, for every room)
 
 # In the environment too, for the processes that tests start.
 jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu"))
