@@ -26,6 +26,7 @@ class Spec:
     logit_softcap: float | None = None
     has_sinks: bool = False
     layers: int = 1
+    pages_dtype: str = "bfloat16"
 
     @property
     def slots(self) -> int:
@@ -77,13 +78,16 @@ class Spec:
             cu_q_lens_S1[row + 1 :] += new
             for page in range(-(-length // self.page_size)):
                 page_table_SM[row, page] = ids.pop()
-        num_decode = next((i for i, (new, _) in enumerate(self.rows) if new > 1), len(self.rows))
         num_rows = len(self.rows)
+        num_decode = next((i for i, (new, _) in enumerate(self.rows) if new > 1), num_rows)
+        num_prefill = num_decode
+        while num_prefill < num_rows and len(set(self.rows[num_prefill])) == 1:
+            num_prefill += 1
         return {
             "kv_lens_S": kv_lens_S,
             "page_table_SM": page_table_SM,
             "cu_q_lens_S1": cu_q_lens_S1,
-            "distribution_3": np.array([num_decode, num_decode, num_rows], np.int32),
+            "distribution_3": np.array([num_decode, num_prefill, num_rows], np.int32),
         }
 
 
@@ -91,6 +95,13 @@ def _decode(count: int, lo: int, hi: int) -> tuple[tuple[int, int], ...]:
     """``count`` rows of one token with lengths spread evenly over ``lo..hi``, in a mixed order."""
     span = hi - lo + 1
     return tuple((1, lo + (37 * i) % span if count > 1 else (lo + hi) // 2) for i in range(count))
+
+
+def _spread(count: int, lo: int, hi: int) -> tuple[tuple[int, int], ...]:
+    """As ``_decode``, for spans much longer than ``count``."""
+    lengths = np.linspace(lo, hi, count, dtype=int)
+    # An odd step visits all of a power of two.
+    return tuple((1, int(lengths[37 * i % count])) for i in range(count))
 
 
 _SMOLLM2: dict[str, Any] = {"num_heads": 9, "num_kv_heads": 3, "head_dim": 64, "layers": 30}
@@ -127,3 +138,24 @@ SPECS = {
         logit_softcap=50.0,
     ),
 }
+
+_LLAMA3_8B_LAYER: dict[str, Any] = {**_LLAMA3_8B, "layers": 1, "page_size": 128, "max_len": 32_768}
+
+ACCELERATOR_SPECS = {
+    # One layer holds up to 4.8 GB of pages. No result of a layer fits into a cache of the next.
+    "llama3-8b-decode-16": Spec(**_LLAMA3_8B_LAYER, rows=_spread(16, 1024, 32_768)),
+    "llama3-8b-decode-64": Spec(**_LLAMA3_8B_LAYER, rows=_spread(64, 1024, 32_768)),
+    "llama3-8b-decode-256": Spec(**_LLAMA3_8B_LAYER, rows=_spread(256, 1024, 8192)),
+    "llama3-8b-decode-64-fp8": Spec(
+        **_LLAMA3_8B_LAYER, rows=_spread(64, 1024, 32_768), pages_dtype="float8_e4m3fn"
+    ),
+    "llama3-8b-prefill-2k": Spec(**_LLAMA3_8B_LAYER, rows=((2048, 2048),)),
+    "llama3-8b-prefill-8k": Spec(**_LLAMA3_8B_LAYER, rows=((8192, 8192),)),
+    "llama3-8b-prefill-16k": Spec(**_LLAMA3_8B_LAYER, rows=((16_384, 16_384),)),
+    "llama3-8b-mixed": Spec(
+        **_LLAMA3_8B_LAYER,
+        rows=(*_spread(64, 1024, 16_384), (1024, 1024), (960, 8192)),
+        num_tokens=2048,
+    ),
+}
+"""Too large for a CPU: only the bench on an accelerator and the compilers see them."""

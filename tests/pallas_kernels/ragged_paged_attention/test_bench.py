@@ -2,11 +2,12 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from pallas_kernels.ragged_paged_attention import bench
-from pallas_kernels.ragged_paged_attention.specs import SPECS, Spec
+from pallas_kernels.ragged_paged_attention.specs import ACCELERATOR_SPECS, SPECS, Spec
 
 
 def test_the_last_line_is_json_with_time_limit_and_fraction(capsys, monkeypatch):
@@ -14,14 +15,23 @@ def test_the_last_line_is_json_with_time_limit_and_fraction(capsys, monkeypatch)
         num_heads=2, num_kv_heads=1, head_dim=8, rows=((1, 9), (3, 3)), page_size=8, layers=2
     )
     monkeypatch.setitem(SPECS, "tiny", tiny)
-    limits = bench.Limits(bytes_per_second=1e9, flops_per_second=1e9)
-    monkeypatch.setattr(bench, "measure_limits", lambda: limits)
+    limits = bench.Limits(bytes_per_second=1e9, flops_per_second=1e9, dtype="float32")
+    monkeypatch.setattr(bench, "measure_limits", lambda _: limits)
     bench.main(["--spec", "tiny", "--repeats", "2", "--json", "--pages-dtype", "int8"])
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     (result,) = document["results"]
-    assert document["limits"] == {"bytes_per_second": 1e9, "flops_per_second": 1e9}
+    assert document["limits"]["bytes_per_second"] == 1e9
     assert (result["spec"], result["layers"], result["page_size"]) == ("tiny", 2, 8)
+    assert (result["pages_dtype"], document["chip"]) == ("int8", jax.devices()[0].device_kind)
     assert result["achieved"] > 0
+
+
+def test_a_spec_that_is_refused_is_told_with_its_reason(capsys, monkeypatch):
+    limits = bench.Limits(bytes_per_second=1e9, flops_per_second=1e9, dtype="float32")
+    monkeypatch.setattr(bench, "measure_limits", lambda _: limits)
+    bench.main(["--spec", "smollm2-decode-1", "--implementation", "xla", "--page-size", "24"])
+    (result,) = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    assert "page_size = 24 is not one of" in result["refused"]
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -41,4 +51,12 @@ def test_a_spec_deals_out_every_page_once():
     dealt = np.sort(rows["page_table_SM"][rows["page_table_SM"] > 0])
     np.testing.assert_array_equal(dealt, np.arange(1, spec.num_pages))
     assert rows["kv_lens_S"].tolist() == [n for _, n in spec.rows] + [0] * (32 - len(spec.rows))
-    assert rows["distribution_3"].tolist() == [24, 24, 27]
+    assert rows["distribution_3"].tolist() == [24, 25, 27]
+
+
+def test_the_specs_of_accelerators_leave_room_on_a_chip_of_16_gigabytes():
+    for spec in ACCELERATOR_SPECS.values():
+        position = 2 * spec.num_kv_heads * spec.head_dim * np.dtype(spec.pages_dtype).itemsize
+        pages = spec.layers * spec.num_pages * spec.page_size * position
+        assert pages < 5e9
+        assert max(length for _, length in spec.rows) <= spec.max_len
