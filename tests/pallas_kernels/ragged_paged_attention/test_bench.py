@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from pallas_kernels.ragged_paged_attention import bench
+from pallas_kernels import benchmark
+from pallas_kernels.limits import Limits
+from pallas_kernels.ragged_paged_attention.bench import OPERATION
 from pallas_kernels.ragged_paged_attention.specs import ACCELERATOR_SPECS, SPECS, Spec
 
 
@@ -15,9 +17,11 @@ def test_the_last_line_is_json_with_time_limit_and_fraction(capsys, monkeypatch)
         num_heads=2, num_kv_heads=1, head_dim=8, rows=((1, 9), (3, 3)), page_size=8, layers=2
     )
     monkeypatch.setitem(SPECS, "tiny", tiny)
-    limits = bench.Limits(bytes_per_second=1e9, flops_per_second=1e9, dtype="float32")
-    monkeypatch.setattr(bench, "measure_limits", lambda _: limits)
-    bench.main(["--spec", "tiny", "--repeats", "2", "--json", "--pages-dtype", "int8"])
+    limits = Limits(bytes_per_second=1e9, flops_per_second=1e9, dtype="float32")
+    monkeypatch.setattr(benchmark, "measure_limits", lambda _: limits)
+    benchmark.main(
+        OPERATION, ["--spec", "tiny", "--repeats", "2", "--json", "--pages-dtype", "int8"]
+    )
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     (result,) = document["results"]
     assert document["limits"]["bytes_per_second"] == 1e9
@@ -27,9 +31,11 @@ def test_the_last_line_is_json_with_time_limit_and_fraction(capsys, monkeypatch)
 
 
 def test_a_spec_that_is_refused_is_told_with_its_reason(capsys, monkeypatch):
-    limits = bench.Limits(bytes_per_second=1e9, flops_per_second=1e9, dtype="float32")
-    monkeypatch.setattr(bench, "measure_limits", lambda _: limits)
-    bench.main(["--spec", "smollm2-decode-1", "--implementation", "xla", "--page-size", "24"])
+    limits = Limits(bytes_per_second=1e9, flops_per_second=1e9, dtype="float32")
+    monkeypatch.setattr(benchmark, "measure_limits", lambda _: limits)
+    benchmark.main(
+        OPERATION, ["--spec", "smollm2-decode-1", "--implementation", "xla", "--page-size", "24"]
+    )
     (result,) = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
     assert "page_size = 24 is not one of" in result["refused"]
 
