@@ -18,16 +18,4 @@ def gpu_interpreter() -> Any:
     return InterpretGPUParams()
 
 
-def gpu_topology(target_config: str) -> Any:
-    """Devices to compile for that are not here, from a GpuTargetConfigProto in text form.
-
-    Raises whatever the plug-in raises where it is not installed.
-    """
-    from jax.experimental import topologies
-
-    return topologies.get_topology_desc(
-        platform="cuda", topology_name="hopper", topology="1x1x1", target_config=target_config
-    )
-
-
-__all__ = ["gpu_interpreter", "gpu_topology"]
+__all__ = ["gpu_interpreter"]

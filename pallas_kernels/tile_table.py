@@ -8,13 +8,20 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from pallas_kernels import dispatch
 
 Tiles = TypeVar("Tiles")
-"""A frozen dataclass of ints: the tile sizes of one kernel."""
+"""A frozen dataclass: the tile sizes of one kernel."""
+
+PLAIN = (bool, int, float, str, type(None))
+ROUNDED = frozenset({"num_tokens", "num_rows", "max_queries", "num_slots", "pages_per_row"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +43,7 @@ class Entry:
     implementation: str
     chip: str
     key: Mapping[str, Any]
-    tiles: Mapping[str, int]
+    tiles: Mapping[str, Any]
     microseconds: float | None
     command: str
     jax: str
@@ -44,7 +51,7 @@ class Entry:
 
     @property
     def identity(self) -> tuple:
-        return self.implementation, self.chip, tuple(sorted(self.key.items()))
+        return _identity(self.implementation, self.chip, self.key)
 
 
 def path_of(operation: str) -> Path:
@@ -69,35 +76,75 @@ def write(operation: str, entries: tuple[Entry, ...]) -> None:
     _by_identity.cache_clear()
 
 
+def key_of(problem: Any) -> dict[str, Any]:
+    """What stands in a table for a problem, a dataclass: its fields, with dtypes by name.
+
+    Tokens, rows and pages are counted up to the next power of two: a table holds for all numbers
+    between two of them.
+    """
+    key = {}
+    for field in fields(problem):
+        value = getattr(problem, field.name)
+        if field.name in ROUNDED:
+            value = 1 << (value - 1).bit_length()
+        key[field.name] = value if isinstance(value, PLAIN) else np.dtype(value).name
+    return key
+
+
 def tiles_for(
-    operation: str,
-    implementation: str,
-    chip: str,
-    key: Mapping[str, Any],
-    heuristic: Callable[[], Tiles],
+    operation: str, implementation: str, problem: Any, heuristic: Callable[[], Tiles]
 ) -> Tiles:
-    """The tile sizes for a call: those on trial, or in the table, or of the heuristic."""
-    on_trial = _on_trial.get()
-    if on_trial is not None and on_trial[0] == (operation, implementation):
-        return on_trial[1]
+    """The tile sizes for a problem on the chip of ``dispatch.chip()``: those on trial, or in the
+    table, or of the heuristic."""
     guess = heuristic()
-    found = _by_identity(operation).get((implementation, chip, tuple(sorted(key.items()))))
-    return guess if found is None else type(guess)(**found.tiles)
+    identity = _identity(implementation, dispatch.chip().kind, key_of(problem))
+    trials = _trials.get()
+    if trials is not None and trials.operation == operation:
+        trials.asked[identity] = Question(implementation, problem, guess)
+        return trials.tiles.get(identity, guess)
+    found = _by_identity(operation).get(identity)
+    if found is None:
+        return guess
+    sizes = {name: tuple(x) if isinstance(x, list) else x for name, x in found.tiles.items()}
+    return type(guess)(**sizes)
+
+
+class Question(NamedTuple):
+    """What a kernel asked for while it was traced, and what its heuristic said."""
+
+    implementation: str
+    problem: Any
+    guess: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trials:
+    """Tiles by identity that an operation's kernels take, and all that they ask for."""
+
+    operation: str
+    tiles: Mapping[tuple, Any]
+    asked: dict[tuple, Question]
 
 
 @contextmanager
-def trial(operation: str, implementation: str, tiles: Any) -> Iterator[None]:
-    """Within it, calls of a kernel that are traced take these tiles, whatever the table says."""
-    token = _on_trial.set(((operation, implementation), tiles))
+def trial(operation: str, tiles: Mapping[tuple, Any]) -> Iterator[dict[tuple, Question]]:
+    """Within it, calls that are traced take ``tiles`` where they name them, and else what the
+    heuristic says, whatever the table holds. Gives all that was asked, by identity."""
+    trials = Trials(operation=operation, tiles=tiles, asked={})
+    token = _trials.set(trials)
     try:
-        yield
+        yield trials.asked
     finally:
-        _on_trial.reset(token)
+        _trials.reset(token)
 
 
-_on_trial: ContextVar[tuple[tuple[str, str], Any] | None] = ContextVar("tiles", default=None)
+_trials: ContextVar[Trials | None] = ContextVar("trials", default=None)
 
 
 @cache
 def _by_identity(operation: str) -> dict[tuple, Entry]:
     return {entry.identity: entry for entry in read(operation)}
+
+
+def _identity(implementation: str, chip: str, key: Mapping[str, Any]) -> tuple:
+    return implementation, chip, tuple(sorted(key.items()))
