@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels.ragged_paged_attention.pages import Pages
 
@@ -31,6 +32,9 @@ def check_arguments(
     _check_heads(q_TNH, k_TKH, v_TKH, kv_pages)
     _check_scales(kv_pages, sinks_N, k_scale_K, v_scale_K, num_heads=q_TNH.shape[1])
     check_rows(kv_lens_S, page_table_SM, cu_q_lens_S1, distribution_3)
+    check_row_values(
+        q_TNH.shape[0], kv_pages, kv_lens_S, page_table_SM, cu_q_lens_S1, distribution_3
+    )
 
 
 def _check_heads(
@@ -102,3 +106,51 @@ def check_rows(
     ):
         require(x.shape == shape, f"shape of {name}", x.shape, f"{shape}")
         require(x.dtype == jnp.int32, f"dtype of {name}", x.dtype, "int32")
+
+
+def check_row_values(
+    num_tokens: int,
+    pages: Pages,
+    kv_lens_S: jax.Array,
+    page_table_SM: jax.Array,
+    cu_q_lens_S1: jax.Array,
+    distribution_3: jax.Array,
+) -> None:
+    """Raises ``ValueError`` where numbers that are known contradict each other.
+
+    Known are those of a call outside of ``jax.jit``. Inside of it they are not, and an
+    implementation takes rows that contradict themselves for idle, and such pages for none.
+    """
+    given = (kv_lens_S, page_table_SM, cu_q_lens_S1, distribution_3)
+    if any(isinstance(x, jax.core.Tracer) for x in given):
+        return
+    kv_lens, table, borders, zones = map(np.asarray, given)
+    num_slots, pages_per_row = table.shape
+    is_rising = 0 <= zones[0] <= zones[1] <= zones[2] <= num_slots
+    require(is_rising, "distribution_3", zones.tolist(), f"rising, from 0 to {num_slots} rows")
+    kv_lens, table, borders = kv_lens[: zones[2]], table[: zones[2]], borders[: zones[2] + 1]
+    most = pages_per_row * pages.page_size
+    _require_all(
+        (kv_lens >= 0) & (kv_lens <= most),
+        "kv_lens_S",
+        kv_lens,
+        f"0 to {most}, what {pages_per_row} pages of {pages.page_size} hold",
+    )
+    _require_all(
+        (borders >= 0) & (borders <= num_tokens) & (np.diff(borders, prepend=0) >= 0),
+        "cu_q_lens_S1",
+        borders,
+        f"rising, from 0 to {num_tokens} tokens",
+    )
+    is_active = kv_lens > 0
+    new = np.diff(borders)
+    fits = ~is_active | (new <= kv_lens)
+    _require_all(fits, "new tokens of cu_q_lens_S1", new, "no more than kv_lens_S counts")
+    is_page = (table >= 0) & (table < pages.num_pages) | ~is_active[:, None]
+    _require_all(is_page, "page_table_SM", table, f"0 (none) to {pages.num_pages - 1}")
+
+
+def _require_all(is_allowed: np.ndarray, name: str, values: np.ndarray, allowed: str) -> None:
+    if not is_allowed.all():
+        place = tuple(np.argwhere(~is_allowed)[0].tolist())
+        require(False, f"{name}{list(place)}", int(values[place]), allowed)

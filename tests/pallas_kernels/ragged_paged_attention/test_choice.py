@@ -29,7 +29,7 @@ def test_a_cpu_never_chooses_it_and_a_refusal_says_why(batch_of):
     call = {"scale": 0.25, "implementation": "gpu"}
     with pytest.raises(NoImplementation, match="gpu: the pages have the layout of xla"):
         ragged_paged_attention(*batch.arguments, **call)
-    theirs = batch.where(kv_pages=init_kv_pages(3, 64, 2, 64, "bfloat16", implementation="gpu"))
+    theirs = batch.where(kv_pages=init_kv_pages(99, 64, 2, 64, "bfloat16", implementation="gpu"))
     with pytest.raises(NoImplementation, match="xla: the pages have the layout of gpu"):
         ragged_paged_attention(*theirs.arguments, scale=0.25, implementation="xla")
     with pytest.raises(NoImplementation, match="update_kv_cache = False with new keys"):

@@ -1,5 +1,6 @@
 """A call that contradicts the contract is refused with the value and what is allowed."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -58,3 +59,59 @@ def attend(**changes):
 def test_a_wrong_argument_is_named_with_its_value(changes, message):
     with pytest.raises(ValueError, match=message):
         attend(**changes)
+
+
+ROWS = {
+    "kv_lens_S": np.array([1, 9, 0], np.int32),
+    "page_table_SM": np.array([[1, 0], [2, 3], [0, 0]], np.int32),
+    "cu_q_lens_S1": np.array([0, 1, 4, 4], np.int32),
+    "distribution_3": np.array([1, 1, 3], np.int32),
+}
+CONTRADICTIONS = [
+    ("distribution_3", 2, 4, r"distribution_3 = \[1, 1, 4\] .* rising, from 0 to 3 rows"),
+    ("distribution_3", 1, 0, r"distribution_3 = \[1, 0, 3\] .* rising"),
+    ("kv_lens_S", 1, 17, r"kv_lens_S\[1\] = 17 .* 0 to 16, what 2 pages of 8 hold"),
+    ("kv_lens_S", 0, -1, r"kv_lens_S\[0\] = -1 .* 0 to 16"),
+    ("kv_lens_S", 1, 2, r"new tokens of cu_q_lens_S1\[1\] = 3 .* no more than kv_lens_S"),
+    ("cu_q_lens_S1", 3, 5, r"cu_q_lens_S1\[3\] = 5 .* rising, from 0 to 4 tokens"),
+    ("cu_q_lens_S1", 2, 0, r"cu_q_lens_S1\[2\] = 0 .* rising"),
+    ("page_table_SM", (1, 1), 5, r"page_table_SM\[1, 1\] = 5 .* 0 \(none\) to 4"),
+    ("page_table_SM", (0, 0), -2, r"page_table_SM\[0, 0\] = -2 .* 0 \(none\) to 4"),
+]
+
+
+def with_number(name, place, number):
+    changed = ROWS[name].copy()
+    changed[place] = number
+    return {**ROWS, name: changed}
+
+
+def test_rows_that_fit_each_other_are_served():
+    out, _ = attend(**ROWS)
+    assert out.shape == (4, 6, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "number", "message"),
+    CONTRADICTIONS,
+    ids=[message for *_, message in CONTRADICTIONS],
+)
+def test_a_number_that_contradicts_the_others_is_refused_where_it_is_known(
+    name, place, number, message
+):
+    with pytest.raises(ValueError, match=message):
+        attend(**with_number(name, place, number))
+
+
+def test_a_number_that_is_not_known_yet_is_not_refused():
+    rows = with_number("page_table_SM", (1, 1), 5)
+    out, _ = jax.jit(lambda rows: attend(**rows))(rows)
+    assert out.shape == (4, 6, 16)
+
+
+def test_what_an_idle_row_and_one_beyond_the_batch_say_is_not_looked_at():
+    rows = with_number("page_table_SM", (2, 0), -3)
+    rows["distribution_3"] = np.array([1, 1, 2], np.int32)
+    rows["kv_lens_S"] = np.array([1, 9, -5], np.int32)
+    out, _ = attend(**rows)
+    assert out.shape == (4, 6, 16)
