@@ -23,6 +23,7 @@ from pallas_kernels.latent_attention.pages import (
     latent_pages_spec,
     scatter_latent_pages,
 )
+from pallas_kernels.latent_attention.tpu_pages import allocate_tpu_latent_pages
 from pallas_kernels.ragged_paged_attention.options import Options
 
 __all__ = [
@@ -36,7 +37,7 @@ __all__ = [
     "scatter_latent_pages",
 ]
 
-ALLOCATE: dict[str, Callable[..., LatentPages]] = {}
+ALLOCATE: dict[str, Callable[..., LatentPages]] = {"tpu": allocate_tpu_latent_pages}
 """Who has a layout of its own."""
 
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import jax
 
 from pallas_kernels import dispatch
+from pallas_kernels.latent_attention import tpu_pages
 from pallas_kernels.latent_attention.pages import LatentPages as PlainLatentPages
+from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
 from pallas_kernels.ragged_paged_attention.options import Options
 
-LatentPages = PlainLatentPages
+LatentPages = PlainLatentPages | TpuLatentPages
 """The pages of one layer: an opaque pytree, whose layout is that of an implementation."""
 
 
@@ -42,6 +44,10 @@ class Wanted:
 
 def choose(wanted: Wanted, implementation: str | None) -> str:
     """The name of the implementation; errors as those of ``dispatch.choose``."""
+    kind = (wanted.page_size, wanted.latent_rank, wanted.rope_dim, wanted.dtype)
+    # A name is taken at its word: what is compiled ahead of time may be for other machines.
+    # Pages that exist were made for the chip they are on.
+    chip = None if implementation or wanted.layout else dispatch.chip()
 
     def foreign(layout: type) -> str | None:
         if wanted.layout in (None, layout):
@@ -49,10 +55,20 @@ def choose(wanted: Wanted, implementation: str | None) -> str:
         name = LAYOUTS[wanted.layout]
         return f"the pages have the layout of {name}: name the implementation when they are made"
 
+    def tpu() -> str | None:
+        if chip and chip.platform != "tpu":
+            return f"the platform is {chip.platform}"
+        return (
+            foreign(TpuLatentPages)
+            or tpu_pages.refuse_pages(*kind)
+            or tpu_pages.refuse_call(wanted.num_heads)
+        )
+
     def reference() -> str | None:
         return foreign(PlainLatentPages)
 
-    return dispatch.choose("latent_attention", {"reference": reference}, implementation)
+    refusals = {"tpu": tpu, "reference": reference}
+    return dispatch.choose("latent_attention", refusals, implementation)
 
 
-LAYOUTS: dict[type, str] = {PlainLatentPages: "reference"}
+LAYOUTS: dict[type, str] = {PlainLatentPages: "reference", TpuLatentPages: "tpu"}
