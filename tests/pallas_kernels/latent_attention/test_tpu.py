@@ -12,7 +12,7 @@ from pallas_kernels.latent_attention import tpu, tuning
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
 from pallas_kernels.ragged_paged_attention.options import Options
 
-TILES = tuning.Tiles(block_positions=16, long_tokens=4)
+TILES = tuning.Tiles(short_positions=16, long_tokens=4, long_positions=16)
 
 
 def attend_and_count(batch, interpret=True, tiles=TILES, **options):
@@ -70,9 +70,9 @@ def test_no_copy_races_another(updates, latent_rank, batch_of, capfd):
 @pytest.mark.parametrize(
     "tiles",
     [
-        tuning.Tiles(block_positions=8, long_tokens=1),
-        tuning.Tiles(block_positions=32, short_tokens=2, long_tokens=8),
-        tuning.Tiles(block_positions=64, short_tokens=4, long_tokens=32),
+        tuning.Tiles(short_positions=64, long_tokens=1, long_positions=8),
+        tuning.Tiles(short_tokens=2, short_positions=8, long_tokens=8, long_positions=32),
+        tuning.Tiles(short_tokens=4, short_positions=32, long_tokens=32, long_positions=64),
     ],
     ids=str,
 )
@@ -96,7 +96,7 @@ def test_positions_beyond_sixteen_bits_are_not_folded(batch_of, attend, assert_c
         pages_per_row=260,
     )
     expected, _ = attend("reference", batch)
-    tiles = tuning.Tiles(block_positions=8192, long_tokens=4)
+    tiles = tuning.Tiles(short_positions=8192, long_tokens=4, long_positions=8192)
     out, _, _ = attend_and_count(batch, tiles=tiles)
     assert_close(np.asarray(out), expected)
 

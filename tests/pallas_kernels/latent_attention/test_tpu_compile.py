@@ -26,7 +26,13 @@ SHAPES = {
     "large pages": {"page_size": 256},
     "40 heads of rank 256": {"num_heads": 40, "latent_rank": 256, "rope_dim": 32},
     "5 heads of rank 96": {"num_heads": 5, "latent_rank": 96, "rope_dim": 64},
-    "256 heads of rank 1536": {"num_heads": 256, "latent_rank": 1536, "rope_dim": 128},
+    "256 heads of rank 1920": {
+        "num_heads": 256,
+        "latent_rank": 1920,
+        "rope_dim": 128,
+        "pages_dtype": "float32",
+        "q_dtype": "float32",
+    },
     # A table of half a million entries, more than the scalar memory holds.
     "a large table": {"num_slots": 128, "max_len": 2**17, "page_size": 32},
 }
