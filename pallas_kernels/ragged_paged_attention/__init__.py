@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import jax
 
-from pallas_kernels.ragged_paged_attention.arguments import check_arguments
+from pallas_kernels.ragged_paged_attention.arguments import check_arguments, check_row_values
 from pallas_kernels.ragged_paged_attention.choice import (
     XLA_PAGE_SIZES,
     KVPages,
@@ -158,6 +158,8 @@ def ragged_paged_attention(
     )
     wanted = Wanted.by_call(kv_pages, q_TNH, has_new=k_TKH is not None, options=options)
     chosen = choose(wanted, implementation)
+    rows = (kv_lens_S, page_table_SM, cu_q_lens_S1, distribution_3)
+    check_row_values(q_TNH.shape[0], kv_pages, *rows)
     module = importlib.import_module(f"{__name__}.{chosen}")
     interpreted = {"interpret": interpret} if chosen in ALLOCATE else {}
     with jax.named_scope("ragged_paged_attention"):
@@ -166,10 +168,7 @@ def ragged_paged_attention(
             k_TKH,
             v_TKH,
             kv_pages,
-            kv_lens_S,
-            page_table_SM,
-            cu_q_lens_S1,
-            distribution_3,
+            *rows,
             sinks_N,
             k_scale_K,
             v_scale_K,

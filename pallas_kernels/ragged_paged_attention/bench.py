@@ -27,12 +27,9 @@ from pallas_kernels.ragged_paged_attention.specs import ACCELERATOR_SPECS, SPECS
 def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
     """All layers of a spec as one step, on random numbers; ``dtype`` is that of the queries."""
     described = spec.describe(np.random.default_rng(0))
-    num_decode, num_prefill, num_rows = described["distribution_3"]
-    # Programs for rows of one kind are compiled as such; a mixed one serves any mixture.
-    is_of_one_kind = num_decode == num_rows or (num_decode == 0 and num_prefill == num_rows)
-    zones: dict[str, Any] = (
-        {"distribution_3": described.pop("distribution_3")} if is_of_one_kind else {}
-    )
+    zones: dict[str, Any] = {}
+    if spec.is_of_one_kind:  # Programs for rows of one kind are compiled as such.
+        zones["distribution_3"] = described.pop("distribution_3")
     is_int8 = spec.pages_dtype == "int8"
     group_size = spec.num_heads // spec.num_kv_heads
 

@@ -60,6 +60,13 @@ class Spec:
         """Floating point operations of the two products of one layer, masked positions left out."""
         return 4 * self.num_heads * self.head_dim * int(sum(seen.sum() for seen in self.seen))
 
+    @property
+    def is_of_one_kind(self) -> bool:
+        """Whether a program for decode rows only, or for whole prompts only, serves it."""
+        return all(new == 1 for new, _ in self.rows) or all(
+            new > 1 and new == length for new, length in self.rows
+        )
+
     def kv_bytes(self, itemsize: int) -> int:
         """Bytes of the keys and values that one layer must read once."""
         positions = sum(

@@ -1,0 +1,96 @@
+"""Time of latent attention, see ``pallas_kernels.benchmark``.
+
+``python -m pallas_kernels.latent_attention.bench [--spec NAME] [--implementation NAME] [--json]``
+
+All layers of a spec run in one compiled step, each with pages of its own and waiting for the layer
+before it, as in a model; pages are donated. A step cannot take less than the latents it must read,
+or than its two products.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.benchmark import Case, Operation, main
+from pallas_kernels.latent_attention import LatentPages, init_latent_pages, latent_attention
+from pallas_kernels.latent_attention.pages import STORAGE
+from pallas_kernels.latent_attention.specs import SPECS, Spec
+
+
+def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
+    """All layers of a spec as one step, on random numbers; ``dtype`` is that of the queries."""
+    batch = spec.batch
+    described = batch.describe(np.random.default_rng(0))
+    zones: dict[str, Any] = {}
+    if batch.is_of_one_kind:  # Programs for rows of one kind are compiled as such.
+        zones["distribution_3"] = described.pop("distribution_3")
+
+    def run(
+        layers: list[LatentPages],
+        q_latent_TNR: jax.Array,
+        q_rope_TNr: jax.Array,
+        latent_TR: jax.Array,
+        rope_Tr: jax.Array,
+        rows: dict[str, Any],
+    ) -> tuple[jax.Array, list[LatentPages]]:
+        written = []
+        for pages in layers:
+            q_latent_TNR, pages = latent_attention(
+                q_latent_TNR,
+                q_rope_TNr,
+                latent_TR,
+                rope_Tr,
+                pages,
+                **rows,
+                **zones,
+                scale=spec.scale,
+                implementation=implementation,
+            )
+            latent_TR = q_latent_TNR[:, 0]
+            written.append(pages)
+        return q_latent_TNR, written
+
+    def make() -> tuple[list[LatentPages], tuple]:
+        tokens, heads = batch.tokens, spec.num_heads
+        shapes = (
+            (tokens, heads, spec.latent_rank),
+            (tokens, heads, spec.rope_dim),
+            (tokens, spec.latent_rank),
+            (tokens, spec.rope_dim),
+        )
+        keys = jax.random.split(jax.random.key(0), len(shapes))
+        new = (
+            jax.random.normal(key, shape, jnp.float32).astype(dtype)
+            for key, shape in zip(keys, shapes, strict=True)
+        )
+        sizes = (batch.num_pages, spec.page_size, spec.latent_rank, spec.rope_dim)
+        layers = [
+            init_latent_pages(*sizes, spec.pages_dtype, implementation) for _ in range(spec.layers)
+        ]
+        return layers, (*new, {name: jnp.asarray(x) for name, x in described.items()})
+
+    return Case(
+        run=run,
+        make=make,
+        num_bytes=spec.layers * spec.latent_bytes(jnp.dtype(spec.pages_dtype).itemsize),
+        flops=spec.layers * spec.flops,
+        facts={
+            "layers": spec.layers,
+            "pages_dtype": spec.pages_dtype,
+            "page_size": spec.page_size,
+        },
+    )
+
+
+OPERATION = Operation(
+    name="latent_attention",
+    specs=SPECS,
+    large_specs={},
+    case=case,
+    changes={"pages_dtype": tuple(STORAGE), "page_size": int, "layers": int},
+)
+
+if __name__ == "__main__":
+    main(OPERATION)

@@ -1,0 +1,56 @@
+"""The bench and the specs it shares with the tests."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pallas_kernels import benchmark
+from pallas_kernels.latent_attention.bench import OPERATION
+from pallas_kernels.latent_attention.specs import SPECS, Spec
+from pallas_kernels.limits import Limits
+
+TINY = Spec(
+    num_heads=3,
+    latent_rank=16,
+    rope_dim=8,
+    rows=((1, 9), (3, 5)),
+    page_size=8,
+    max_len=16,
+    layers=2,
+)
+
+
+@pytest.fixture(autouse=True)
+def limits(monkeypatch):
+    monkeypatch.setitem(SPECS, "tiny", TINY)
+    known = Limits(bytes_per_second=1e9, flops_per_second=1e9, dtype="float32")
+    monkeypatch.setattr(benchmark, "measure_limits", lambda _: known)
+
+
+def test_the_last_line_is_json_with_the_least_time_over_the_measured_one(capsys):
+    arguments = ["--spec", "tiny", "--repeats", "2", "--pages-dtype", "float32"]
+    benchmark.main(OPERATION, arguments)
+    *lines, last = capsys.readouterr().out.splitlines()
+    (result,) = json.loads(last)["results"]
+    assert lines[0].startswith("tiny: ")
+    assert (result["spec"], result["layers"], result["page_size"]) == ("tiny", 2, 8)
+    least = max(TINY.layers * TINY.latent_bytes(4), TINY.layers * TINY.flops) / 1e9
+    np.testing.assert_allclose(result["achieved"], least / (result["min_ms"] / 1e3))
+
+
+def test_what_is_refused_is_listed_with_its_reason(capsys):
+    benchmark.main(OPERATION, ["--spec", "tiny", "--implementation", "xla", "--json"])
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    assert "no xla kernel in this build" in result["refused"]
+
+
+def test_work_counts_every_visible_position_once():
+    visible = 9 + (3 + 4 + 5)
+    assert TINY.flops == visible * 3 * 2 * ((16 + 8) + 16)
+    assert TINY.latent_bytes(2) == (9 + 5) * (16 + 8) * 2
+    assert TINY.batch.num_pages == 1 + 2 + 1
+
+
+def test_the_scale_is_that_of_the_heads_before_absorption():
+    assert SPECS["deepseek-v3-decode"].scale == 192**-0.5
