@@ -1,6 +1,7 @@
 """Kernels: arrays in, arrays out. One folder an operation; see README.md for the rules."""
 
 from pallas_kernels.dispatch import NoImplementation
+from pallas_kernels.grouped_matmul import grouped_matmul
 from pallas_kernels.ragged_paged_attention import (
     KVPages,
     copy_kv_pages,
@@ -18,6 +19,7 @@ __all__ = [
     "copy_kv_pages",
     "fill_kv_pages",
     "gather_kv_pages",
+    "grouped_matmul",
     "init_kv_pages",
     "kv_pages_spec",
     "ragged_paged_attention",
