@@ -1,14 +1,22 @@
 """Which implementation runs a problem, and what the others say."""
 
 from pallas_kernels import dispatch
+from pallas_kernels.grouped_matmul import limits
 from pallas_kernels.grouped_matmul.problem import Problem
 
 
 def choose(problem: Problem, implementation: str | None) -> str:
     """The name of the implementation; errors as those of ``dispatch.choose``."""
+    # A name is taken at its word: what is compiled ahead of time may be for other machines.
+    chip = None if implementation else dispatch.chip()
+
+    def tpu() -> str | None:
+        if chip and chip.platform != "tpu":
+            return f"the platform is {chip.platform}"
+        return limits.refuse_tpu(problem)
 
     def can() -> None:
         return None
 
-    refusals = {"xla": can, "reference": can}
+    refusals = {"tpu": tpu, "xla": can, "reference": can}
     return dispatch.choose("grouped_matmul", refusals, implementation)

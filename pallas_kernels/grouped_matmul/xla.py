@@ -1,6 +1,7 @@
 """Grouped matmul in plain XLA: a loop over tiles of rows, as many as there are.
 
-``lax.ragged_dot`` is not used: on CPU and GPU it multiplies every row by every group's matrix.
+On CPU and GPU ``lax.ragged_dot`` multiplies every row by every group's matrix. On TPU, where it is
+a kernel of the compiler's own, it is used.
 """
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from pallas_kernels import dispatch
 from pallas_kernels.grouped_matmul.problem import Problem
 from pallas_kernels.grouped_matmul.tuning import XlaTiles, tiles_for
-from pallas_kernels.grouped_matmul.visits import list_visits
+from pallas_kernels.grouped_matmul.visits import group_ends, list_visits
 
 
 def grouped_matmul(
@@ -19,6 +20,9 @@ def grouped_matmul(
     group_sizes_E: jax.Array,
     w_scale_EF: jax.Array | None,
 ) -> jax.Array:
+    platform = dispatch.chip().platform
+    if platform == "tpu" and w_scale_EF is None:
+        return _ragged_dot(problem, x_TD, w_EDF, group_sizes_E)
     tiles = tiles_for(problem, XlaTiles)
     rows, columns = tiles.rows, tiles.columns
     num_strips = problem.columns // columns
@@ -26,7 +30,7 @@ def grouped_matmul(
     # A slice is never longer than what it is cut from.
     missing = max(rows - problem.num_rows, 0)
     x_TD = jnp.pad(x_TD, ((0, missing), (0, 0)))
-    is_cpu = dispatch.chip().platform == "cpu"
+    is_cpu = platform == "cpu"
     if is_cpu:
         x_TD = x_TD.astype(jnp.float32)
     last_row = x_TD.shape[0] - rows
@@ -41,7 +45,7 @@ def grouped_matmul(
         new_tf = jnp.dot(
             x_tD,
             w_Df,
-            precision=jax.lax.Precision.HIGHEST if x_tD.dtype == jnp.float32 else None,
+            precision=_precision(x_tD),
             preferred_element_type=jnp.float32,
         )
         if w_scale_EF is not None:
@@ -74,3 +78,20 @@ def _strip(
         w_EDF = jax.lax.bitcast_convert_type(w_EDF, f"uint{8 * dtype.itemsize}")
     w_Df = jax.lax.dynamic_slice(w_EDF, (group, 0, column), (1, depth, columns))[0]
     return jax.lax.bitcast_convert_type(w_Df, dtype) if is_small else w_Df
+
+
+def _precision(x: jax.Array) -> jax.lax.Precision | None:
+    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+
+
+def _ragged_dot(
+    problem: Problem, x_TD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array
+) -> jax.Array:
+    """The compiler's own; what it leaves in the rows of padding is not said."""
+    end_E = group_ends(group_sizes_E, problem.num_rows)
+    sizes_E = jnp.diff(end_E, prepend=jnp.zeros(1, jnp.int32))
+    out_TF = jax.lax.ragged_dot(
+        x_TD, w_EDF, sizes_E, precision=_precision(x_TD), preferred_element_type=jnp.float32
+    )
+    is_padding_T = jnp.arange(problem.num_rows, dtype=jnp.int32) >= end_E[-1]
+    return jnp.where(is_padding_T[:, None], 0.0, out_TF).astype(problem.out_dtype)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import grouped_matmul
+from pallas_kernels.grouped_matmul.tuning import TpuTiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ def make_call(
     sizes: Sequence[int],
     *,
     num_rows: int = 40,
-    depth: int = 128,
+    depth: int = 256,
     columns: int = 256,
     dtype: str = "float32",
     w_dtype: str | None = None,
@@ -81,12 +82,18 @@ def call_of() -> Callable[..., Call]:
 
 @pytest.fixture(scope="session")
 def multiply() -> Callable[..., np.ndarray]:
-    """``multiply(implementation, call, **options)``, Pallas kernels in their interpreters."""
+    """``multiply(implementation, call, **options)``, Pallas kernels in their interpreters.
+
+    Tiles are made small, so that small calls have many of each.
+    """
 
     def run(implementation: str, call: Call, **options) -> np.ndarray:
-        # The interpreter calls back into Python, and must find the threads of the CPU free.
-        jax.block_until_ready(call)
-        out_TF = jax.block_until_ready(_multiply(implementation, **options)(call))
+        small = TpuTiles(rows=8, depth=128, columns=128)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TpuTiles, "heuristic", staticmethod(lambda _: small))
+            # The interpreter calls back into Python, and must find the threads of the CPU free.
+            jax.block_until_ready(call)
+            out_TF = jax.block_until_ready(_multiply(implementation, **options)(call))
         return np.asarray(out_TF)
 
     return run

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-IMPLEMENTATIONS = ["xla"]
+IMPLEMENTATIONS = ["xla", pytest.param("tpu", marks=pytest.mark.interpreted)]
 SIZES = {
     "even": (10, 10, 10, 10),
     "ragged, with padding": (3, 17, 1, 9),
@@ -80,10 +80,11 @@ def test_xla_takes_any_size(num_rows, depth, columns, call_of, assert_equals_the
     assert_equals_the_reference("xla", call)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @given(sizes=st.lists(st.integers(-4, 30), min_size=5, max_size=5))
-@settings(max_examples=40, deadline=None)
-def test_xla_equals_the_reference_for_any_sizes(sizes, call_of, assert_equals_the_reference):
-    assert_equals_the_reference("xla", call_of(sizes))
+@settings(max_examples=20, deadline=None)
+def test_any_sizes(implementation, sizes, call_of, assert_equals_the_reference):
+    assert_equals_the_reference(implementation, call_of(sizes))
 
 
 @pytest.mark.parametrize("implementation", ["reference", *IMPLEMENTATIONS])
