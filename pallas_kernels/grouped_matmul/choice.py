@@ -15,8 +15,13 @@ def choose(problem: Problem, implementation: str | None) -> str:
             return f"the platform is {chip.platform}"
         return limits.refuse_tpu(problem)
 
+    def gpu() -> str | None:
+        if chip and not chip.is_hopper:
+            return f"the platform is {chip.platform}, and no Hopper GPU"
+        return limits.refuse_gpu(problem)
+
     def can() -> None:
         return None
 
-    refusals = {"tpu": tpu, "xla": can, "reference": can}
+    refusals = {"tpu": tpu, "gpu": gpu, "xla": can, "reference": can}
     return dispatch.choose("grouped_matmul", refusals, implementation)

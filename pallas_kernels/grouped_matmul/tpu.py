@@ -32,7 +32,7 @@ def grouped_matmul(
 ) -> jax.Array:
     tiles = tiles_for(problem, TpuTiles)
     visits = list_visits(
-        group_sizes_E, problem.num_rows, tiles.rows, is_aligned=True, has_padding=True
+        group_sizes_E, problem.num_rows, tiles.rows, align=tiles.rows, has_padding=True
     )
     # A visit of padding names what was fetched last: nothing is fetched for it.
     end_E = group_ends(group_sizes_E, problem.num_rows)
@@ -120,8 +120,8 @@ def _kernel(
     w_df: Any,
     *refs: Any,
 ) -> None:
-    scale_1f, *refs = refs if problem.is_scaled else (None, *refs)
-    out_tf, *sums = refs
+    scale_1f = refs[0] if problem.is_scaled else None
+    out_tf, *sums = refs[1:] if problem.is_scaled else refs
     visit, part = pl.program_id(1), pl.program_id(2)
     last_part = problem.depth // tiles.depth - 1
     is_padding = groups[visit] == problem.num_groups

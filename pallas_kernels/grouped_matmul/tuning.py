@@ -13,6 +13,9 @@ VMEM_LIMIT = 48 * 2**20
 VMEM_TILES = 36 * 2**20
 """What its tiles may take of that; the rest is for what the compiler keeps there."""
 
+SHARED_BYTES = 224 * 1024
+"""Shared memory of one block of a Hopper GPU, without 3 KiB for barriers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class XlaTiles:
@@ -95,7 +98,29 @@ class TpuTiles:
         return max(flops / 2.7e14, self.traffic(problem) / 1.6e12) + first + steps * 4e-7
 
 
-Tiles = TypeVar("Tiles", XlaTiles, TpuTiles)
+@dataclass(frozen=True, kw_only=True)
+class GpuTiles:
+    """A unit of work multiplies ``rows`` rows by ``columns`` columns, 64 of the depth at a time."""
+
+    rows: int
+    columns: int
+
+    @staticmethod
+    def heuristic(problem: Problem) -> "GpuTiles":
+        """64 rows where weights take longer to read than to multiply, else twice as many."""
+        rows = _mean_rows(problem, least=64, most=128)
+        is_wide = rows == 128 and problem.columns % 256 == 0
+        return GpuTiles(rows=rows, columns=256 if is_wide else 128)
+
+    def stages(self, problem: Problem) -> int:
+        """Steps in flight: as many as fit into shared memory beside the result."""
+        # Three chunks of 64 columns of the result are on their way.
+        out = 3 * self.rows * 64 * problem.out_dtype.itemsize
+        step = 64 * (self.rows + self.columns) * problem.x_dtype.itemsize
+        return max(min((SHARED_BYTES - out) // step, 6), 2)
+
+
+Tiles = TypeVar("Tiles", XlaTiles, TpuTiles, GpuTiles)
 
 
 def tiles_for(problem: Problem, kind: type[Tiles]) -> Tiles:

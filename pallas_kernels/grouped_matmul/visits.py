@@ -31,13 +31,14 @@ class Visits(NamedTuple):
 
 
 def list_visits(
-    group_sizes_E: jax.Array, num_rows: int, tile: int, *, is_aligned: bool, has_padding: bool
+    group_sizes_E: jax.Array, num_rows: int, tile: int, *, align: int, has_padding: bool
 ) -> Visits:
     """The visits of all groups that are not empty, by counting and looking, without a scatter.
 
-    ``is_aligned``: tiles start at multiples of ``tile``, and one that holds a border is visited
-    once for each of its groups; else a group's tiles start where the group does. ``has_padding``:
-    what is behind the groups is visited like a group (if aligned, only tiles without any group).
+    A group's tiles start at the multiple of ``align`` at or before its first row. Where this is
+    ``tile``, groups share tiles, and one that holds a border is visited once for each of its
+    groups. ``has_padding``: what is behind the groups is visited like one of them; but of tiles
+    that are shared, only those which no group visits.
     """
     end_E = group_ends(group_sizes_E, num_rows)
     ends = [end_E]
@@ -45,18 +46,18 @@ def list_visits(
         ends.append(jnp.full(1, num_rows, jnp.int32))
     end_G = jnp.concatenate(ends)
     start_G = jnp.concatenate([jnp.zeros(1, jnp.int32), end_G[:-1]])
-    first_G = start_G
-    if is_aligned:
-        firsts = [_divide(start_G[: end_E.size], tile) * tile]
-        if has_padding:
-            firsts.append(_divide(end_E[-1:] + (tile - 1), tile) * tile)
-        first_G = jnp.concatenate(firsts)
+    first_G = _divide(start_G, align) * align
+    if align == tile and has_padding:
+        first_padding = _divide(end_E[-1:] + (tile - 1), tile) * tile
+        first_G = jnp.concatenate([first_G[:-1], first_padding])
     num_G = _divide(end_G - first_G + (tile - 1), tile)
     num_G = jnp.where(end_G > start_G, num_G, 0)
     last_G = jnp.cumsum(num_G, dtype=jnp.int32)
 
-    # Each visit has a row of its own, and each group at most one tile that is not full of those.
-    num_visits = min(num_rows, num_rows // tile + end_G.size)
+    # Each visit has a row of its own. A group has at most one tile that is not full of its rows,
+    # or, of tiles that are not shared, one more where its first tile starts before it does.
+    before = max(align - 2, 0) * end_G.size if align < tile else 0
+    num_visits = min(num_rows, (num_rows + before) // tile + end_G.size)
     nth_V = jnp.arange(num_visits, dtype=jnp.int32)
     group_V = (last_G[None, :] <= nth_V[:, None]).sum(axis=1, dtype=jnp.int32)
     nth_of_group_V = nth_V - _take(last_G - num_G, group_V)

@@ -26,7 +26,7 @@ def grouped_matmul(
     tiles = tiles_for(problem, XlaTiles)
     rows, columns = tiles.rows, tiles.columns
     num_strips = problem.columns // columns
-    visits = list_visits(group_sizes_E, problem.num_rows, rows, is_aligned=False, has_padding=False)
+    visits = list_visits(group_sizes_E, problem.num_rows, rows, align=1, has_padding=False)
     # A slice is never longer than what it is cut from.
     missing = max(rows - problem.num_rows, 0)
     x_TD = jnp.pad(x_TD, ((0, missing), (0, 0)))
