@@ -1,7 +1,7 @@
 """Which implementation runs a problem, and what the others say."""
 
 from pallas_kernels import dispatch
-from pallas_kernels.grouped_matmul import limits
+from pallas_kernels.grouped_matmul import refusals
 from pallas_kernels.grouped_matmul.problem import Problem
 
 
@@ -13,15 +13,15 @@ def choose(problem: Problem, implementation: str | None) -> str:
     def tpu() -> str | None:
         if chip and chip.platform != "tpu":
             return f"the platform is {chip.platform}"
-        return limits.refuse_tpu(problem)
+        return refusals.refuse_tpu(problem)
 
     def gpu() -> str | None:
         if chip and not chip.is_hopper:
             return f"the platform is {chip.platform}, and no Hopper GPU"
-        return limits.refuse_gpu(problem)
+        return refusals.refuse_gpu(problem)
 
     def can() -> None:
         return None
 
-    refusals = {"tpu": tpu, "gpu": gpu, "xla": can, "reference": can}
-    return dispatch.choose("grouped_matmul", refusals, implementation)
+    answers = {"tpu": tpu, "gpu": gpu, "xla": can, "reference": can}
+    return dispatch.choose("grouped_matmul", answers, implementation)

@@ -26,9 +26,12 @@ class XlaTiles:
 
     @staticmethod
     def heuristic(problem: Problem) -> "XlaTiles":
-        """Strips of a matrix that stay in a CPU's cache when they are widened to float32."""
-        columns = _divisors(problem.columns, most=2**22 // (4 * problem.depth))
-        return XlaTiles(rows=_mean_rows(problem, least=8, most=256), columns=max(columns))
+        """Strips of a matrix that stay in a CPU's cache when they are widened to float32, and rows
+        that nearly all groups of random sizes fit into: a second visit reads the strip again."""
+        mean = problem.num_rows / problem.num_groups
+        rows = 8 * math.ceil((mean + 2 * math.sqrt(mean)) / 8)
+        columns = _divisors(problem.columns, most=2**23 // (4 * problem.depth))
+        return XlaTiles(rows=min(rows, 256), columns=max(columns))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +111,7 @@ class GpuTiles:
     @staticmethod
     def heuristic(problem: Problem) -> "GpuTiles":
         """64 rows where weights take longer to read than to multiply, else twice as many."""
-        rows = _mean_rows(problem, least=64, most=128)
+        rows = 64 if problem.num_rows <= 64 * problem.num_groups else 128
         is_wide = rows == 128 and problem.columns % 256 == 0
         return GpuTiles(rows=rows, columns=256 if is_wide else 128)
 
@@ -135,9 +138,3 @@ def _divisors(number: int, *, most: int | None = None) -> list[int]:
         return [number]
     divisors = [n for n in range(128, number + 1, 128) if number % n == 0]
     return [n for n in divisors if most is None or n <= max(most, 128)]
-
-
-def _mean_rows(problem: Problem, *, least: int, most: int) -> int:
-    """The power of two that holds a group of mean size."""
-    mean = -(-problem.num_rows // problem.num_groups)
-    return min(max(2 ** math.ceil(math.log2(mean)), least), most)
