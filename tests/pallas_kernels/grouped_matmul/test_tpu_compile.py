@@ -85,3 +85,11 @@ def test_plain_xla_expands_nothing_either(dtype, tpu_mesh):
     compiled = compile_spec(tpu_mesh("v6e"), spec, dtype=dtype, implementation="xla")
     # Sums in float32, and x with its rows filled up to whole registers.
     assert compiled.memory_analysis().temp_size_in_bytes < 2 * 2**20
+
+
+def test_plain_xla_cuts_scaled_weights_where_they_are(tpu_mesh):
+    spec = SPECS["64-experts"]
+    compiled = compile_spec(tpu_mesh("v6e"), spec, w_dtype="int8", implementation="xla")
+    # Sums in float32, and one matrix of 64 or two on their way.
+    bound = spec.rows * spec.columns * 4 + 4 * spec.depth * spec.columns
+    assert compiled.memory_analysis().temp_size_in_bytes < bound
