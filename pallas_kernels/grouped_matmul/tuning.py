@@ -1,11 +1,12 @@
-"""The sizes of tiles. They are reasoned, not measured: kernels have run on no chip so far."""
+"""The sizes of tiles. They are reasoned, not measured, where ``tile_table`` knows none: the kernels
+have run on no chip so far."""
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
+from pallas_kernels import tile_table
 from pallas_kernels.grouped_matmul.problem import Problem
 
 VMEM_LIMIT = 48 * 2**20
@@ -19,25 +20,27 @@ SHARED_BYTES = 224 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class XlaTiles:
-    """A trip of the loop multiplies ``rows`` rows by ``columns`` columns of a matrix."""
+    """A trip of the loop multiplies ``[rows, depth]`` by ``depth`` rows of a matrix."""
 
+    implementation: ClassVar[str] = "xla"
     rows: int
-    columns: int
+    depth: int
 
     @staticmethod
     def heuristic(problem: Problem) -> "XlaTiles":
-        """Strips of a matrix that stay in a CPU's cache when they are widened to float32, and rows
-        that nearly all groups of random sizes fit into: a second visit reads the strip again."""
+        """Two megabytes of a matrix, widened to float32, stay in a CPU's cache; and nearly all
+        groups of random sizes fit into the rows: a second visit reads the matrix again."""
         mean = problem.num_rows / problem.num_groups
         rows = 8 * math.ceil((mean + 2 * math.sqrt(mean)) / 8)
-        columns = _divisors(problem.columns, most=2**23 // (4 * problem.depth))
-        return XlaTiles(rows=min(rows, 256), columns=max(columns))
+        depths = _divisors(problem.depth, most=2**21 // (4 * problem.columns))
+        return XlaTiles(rows=min(rows, 256), depth=max(depths))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TpuTiles:
     """A step of the grid multiplies ``[rows, depth]`` by ``[depth, columns]``."""
 
+    implementation: ClassVar[str] = "tpu"
     rows: int
     depth: int
     columns: int
@@ -45,21 +48,19 @@ class TpuTiles:
     @staticmethod
     def heuristic(problem: Problem) -> "TpuTiles":
         """The tiles with the shortest time, by a count of their work."""
-        return min(TpuTiles.candidates(problem), key=lambda tiles: tiles.seconds(problem))
+        return TpuTiles.candidates(problem)[0]
 
     @staticmethod
-    def candidates(problem: Problem) -> Iterator["TpuTiles"]:
-        """Those that fit into VMEM."""
+    def candidates(problem: Problem) -> list["TpuTiles"]:
+        """Those that fit into VMEM, the shortest time first."""
         # Registers hold 8 rows of 32 bits, or 16 of 16 bits, x and result alike.
         least = 32 // min(problem.x_dtype.itemsize, problem.out_dtype.itemsize)
         rows = [least << n for n in range(7) if least << n <= 512]
         rows = [n for n in rows if n < problem.num_rows + least]
-        for n, depth, columns in itertools.product(
-            rows, _divisors(problem.depth), _divisors(problem.columns)
-        ):
-            tiles = TpuTiles(rows=n, depth=depth, columns=columns)
-            if tiles.vmem(problem) <= VMEM_TILES:
-                yield tiles
+        sizes = itertools.product(rows, _divisors(problem.depth), _divisors(problem.columns))
+        every = [TpuTiles(rows=n, depth=depth, columns=columns) for n, depth, columns in sizes]
+        fitting = [tiles for tiles in every if tiles.vmem(problem) <= VMEM_TILES]
+        return sorted(fitting, key=lambda tiles: tiles.seconds(problem))
 
     def vmem(self, problem: Problem) -> int:
         """Bytes: two buffers for all that is copied, sums, one product, converted weights."""
@@ -105,6 +106,7 @@ class TpuTiles:
 class GpuTiles:
     """A unit of work multiplies ``rows`` rows by ``columns`` columns, 64 of the depth at a time."""
 
+    implementation: ClassVar[str] = "gpu"
     rows: int
     columns: int
 
@@ -114,6 +116,17 @@ class GpuTiles:
         rows = 64 if problem.num_rows <= 64 * problem.num_groups else 128
         is_wide = rows == 128 and problem.columns % 256 == 0
         return GpuTiles(rows=rows, columns=256 if is_wide else 128)
+
+    @staticmethod
+    def candidates(problem: Problem) -> list["GpuTiles"]:
+        """All that there are, the heuristic's first."""
+        guess = GpuTiles.heuristic(problem)
+        every = [
+            GpuTiles(rows=rows, columns=columns)
+            for rows, columns in itertools.product((64, 128), (128, 256))
+            if problem.columns % columns == 0
+        ]
+        return sorted(every, key=lambda tiles: tiles != guess)
 
     def stages(self, problem: Problem) -> int:
         """Steps in flight: as many as fit into shared memory beside the result."""
@@ -127,8 +140,16 @@ Tiles = TypeVar("Tiles", XlaTiles, TpuTiles, GpuTiles)
 
 
 def tiles_for(problem: Problem, kind: type[Tiles]) -> Tiles:
-    """The tiles of a kind that a problem is cut into."""
-    return kind.heuristic(problem)
+    """The tiles of a kind that a problem is cut into, on the chip of ``dispatch.chip()``."""
+    return tile_table.tiles_for(
+        "grouped_matmul", kind.implementation, problem, lambda: kind.heuristic(problem)
+    )
+
+
+def candidates(implementation: str, problem: Problem) -> list[TpuTiles] | list[GpuTiles]:
+    """What ``pallas_kernels.tune`` tries for ``tpu`` or ``gpu``, the best guess first."""
+    kind: type[TpuTiles] | type[GpuTiles] = {"tpu": TpuTiles, "gpu": GpuTiles}[implementation]
+    return kind.candidates(problem)
 
 
 def _divisors(number: int, *, most: int | None = None) -> list[int]:

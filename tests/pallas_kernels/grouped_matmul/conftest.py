@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import grouped_matmul
-from pallas_kernels.grouped_matmul.tuning import TpuTiles
+from pallas_kernels.grouped_matmul.tuning import TpuTiles, XlaTiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,11 @@ def multiply() -> Callable[..., np.ndarray]:
 
     def run(implementation: str, call: Call, **options) -> np.ndarray:
         small = TpuTiles(rows=8, depth=128, columns=128)
+        part = XlaTiles(rows=8, depth=128)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(TpuTiles, "heuristic", staticmethod(lambda _: small))
+            if call.x_TD.shape[1] % part.depth == 0:
+                patch.setattr(XlaTiles, "heuristic", staticmethod(lambda _: part))
             # The interpreter calls back into Python, and must find the threads of the CPU free.
             jax.block_until_ready(call)
             out_TF = jax.block_until_ready(_multiply(implementation, **options)(call))

@@ -8,8 +8,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import grouped_matmul
-from pallas_kernels.grouped_matmul.specs import SPECS, Spec
+from pallas_kernels.grouped_matmul.bench import OPERATION
+from pallas_kernels.grouped_matmul.specs import Spec
 
+SPECS = OPERATION.every
 REPORT = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads\D+Used (\d+) registers")
 
 

@@ -1,7 +1,6 @@
 """What only the TPU kernel promises: no copy races another, and it refuses what it cannot do."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
@@ -9,8 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import NoImplementation, grouped_matmul
 from pallas_kernels.grouped_matmul import tpu
 from pallas_kernels.grouped_matmul.problem import describe
-from pallas_kernels.grouped_matmul.specs import SPECS
-from pallas_kernels.grouped_matmul.tuning import VMEM_TILES, TpuTiles, tiles_for
+from pallas_kernels.grouped_matmul.tuning import TpuTiles
 
 
 @pytest.mark.interpreted
@@ -36,19 +34,3 @@ def test_sizes_that_are_no_whole_registers_are_refused(name, depth, columns, cal
     call = call_of((3, 4), num_rows=8, depth=depth, columns=columns)
     with pytest.raises(NoImplementation, match=rf"tpu: {name} = 1\d\d is not a multiple of 128"):
         grouped_matmul(call.x_TD, call.w_EDF, call.group_sizes_E, implementation="tpu")
-
-
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_tiles_divide_every_spec_and_fit_into_vmem(dtype, name):
-    spec = SPECS[name]
-    problem = describe(
-        jax.ShapeDtypeStruct((spec.rows, spec.depth), jnp.dtype(dtype)),
-        jax.ShapeDtypeStruct((spec.num_groups, spec.depth, spec.columns), jnp.dtype(dtype)),
-        jax.ShapeDtypeStruct((spec.num_groups,), jnp.int32),
-        None,
-        None,
-    )
-    tiles = tiles_for(problem, TpuTiles)
-    assert spec.depth % tiles.depth == spec.columns % tiles.columns == 0
-    assert tiles.vmem(problem) <= VMEM_TILES

@@ -6,11 +6,15 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import grouped_matmul
-from pallas_kernels.grouped_matmul.specs import SPECS, Spec
+from pallas_kernels.grouped_matmul.bench import OPERATION
+from pallas_kernels.grouped_matmul.specs import Spec
+
+SPECS = OPERATION.every
 
 
 def compile_spec(mesh, spec, dtype="bfloat16", w_dtype=None, implementation="tpu", **options):
     here = NamedSharding(mesh, PartitionSpec())
+    w_dtype = w_dtype or spec.w_dtype
 
     def array(shape, dtype):
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=here)
