@@ -1,6 +1,7 @@
 """Kernels: arrays in, arrays out. One folder an operation; see README.md for the rules."""
 
 from pallas_kernels.dispatch import NoImplementation
+from pallas_kernels.grouped_matmul import grouped_matmul
 from pallas_kernels.latent_attention import (
     LatentPages,
     copy_latent_pages,
@@ -32,6 +33,7 @@ __all__ = [
     "fill_latent_pages",
     "gather_kv_pages",
     "gather_latent_pages",
+    "grouped_matmul",
     "init_kv_pages",
     "init_latent_pages",
     "kv_pages_spec",

@@ -1,0 +1,92 @@
+"""Grouped matmul in plain XLA: a loop over tiles of rows, as many as there are.
+
+On CPU and GPU ``lax.ragged_dot`` multiplies every row by every group's matrix. On TPU, where it is
+a kernel of the compiler's own, it is used.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import dispatch
+from pallas_kernels.grouped_matmul.problem import Problem
+from pallas_kernels.grouped_matmul.tuning import XlaTiles, tiles_for
+from pallas_kernels.grouped_matmul.visits import group_ends, list_visits
+
+
+def grouped_matmul(
+    problem: Problem,
+    x_TD: jax.Array,
+    w_EDF: jax.Array,
+    group_sizes_E: jax.Array,
+    w_scale_EF: jax.Array | None,
+) -> jax.Array:
+    platform = dispatch.chip().platform
+    if platform == "tpu" and w_scale_EF is None:
+        return _ragged_dot(problem, x_TD, w_EDF, group_sizes_E)
+    tiles = tiles_for(problem, XlaTiles)
+    is_cpu = platform == "cpu"
+    # A loop that cuts parts of int8 matrices makes XLA:TPU copy all of them to another layout.
+    rows, depth = tiles.rows, tiles.depth if is_cpu else problem.depth
+    num_parts = problem.depth // depth
+    visits = list_visits(group_sizes_E, problem.num_rows, rows, align=1, has_padding=False)
+    # A slice is never longer than what it is cut from.
+    missing = max(rows - problem.num_rows, 0)
+    x_TD = jnp.pad(x_TD, ((0, missing), (0, 0)))
+    if is_cpu:
+        x_TD = x_TD.astype(jnp.float32)
+    last_row = x_TD.shape[0] - rows
+
+    def one_part(nth: jax.Array, out_TF: jax.Array) -> jax.Array:
+        visit = jax.lax.div(nth, jnp.int32(num_parts))
+        first = jax.lax.rem(nth, jnp.int32(num_parts)) * depth
+        group = visits.group_V[visit]
+        row = jnp.minimum(visits.row_V[visit], last_row)
+        x_td = jax.lax.dynamic_slice(x_TD, (row, first), (rows, depth))
+        w_dF = _part(w_EDF, group, first, depth, is_cpu=is_cpu).astype(x_td.dtype)
+        new_tF = jnp.dot(x_td, w_dF, precision=_precision(x_td), preferred_element_type=jnp.float32)
+        if w_scale_EF is not None:
+            new_tF *= jax.lax.dynamic_index_in_dim(w_scale_EF, group)
+        nth_row_t = row + jnp.arange(rows, dtype=jnp.int32)
+        is_own_t = (nth_row_t >= visits.row_V[visit]) & (nth_row_t < visits.end_V[visit])
+        old_tF = jax.lax.dynamic_slice(out_TF, (row, 0), (rows, problem.columns))
+        new_tF = old_tF + jnp.where(is_own_t[:, None], new_tF, 0.0)
+        return jax.lax.dynamic_update_slice(out_TF, new_tF, (row, 0))
+
+    out_TF = jnp.zeros((x_TD.shape[0], problem.columns), jnp.float32)
+    out_TF = jax.lax.fori_loop(0, visits.count_1[0] * num_parts, one_part, out_TF)
+    return out_TF[: problem.num_rows].astype(problem.out_dtype)
+
+
+def _part(
+    w_EDF: jax.Array, group: jax.Array, first: jax.Array, depth: int, *, is_cpu: bool
+) -> jax.Array:
+    """Some rows of one group's matrix: one run of memory.
+
+    XLA:CPU slices no small floats: it converts what they are cut from, all of it, and does so
+    before the loop. So there they are cut as integers, and the barrier makes the array depend on
+    the loop, or a copy of all of it as integers would be made before.
+    """
+    dtype = w_EDF.dtype
+    is_small = is_cpu and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+    if is_small:
+        w_EDF, group = jax.lax.optimization_barrier((w_EDF, group))
+        w_EDF = jax.lax.bitcast_convert_type(w_EDF, f"uint{8 * dtype.itemsize}")
+    w_dF = jax.lax.dynamic_slice(w_EDF, (group, first, 0), (1, depth, w_EDF.shape[2]))[0]
+    return jax.lax.bitcast_convert_type(w_dF, dtype) if is_small else w_dF
+
+
+def _precision(x: jax.Array) -> jax.lax.Precision | None:
+    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+
+
+def _ragged_dot(
+    problem: Problem, x_TD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array
+) -> jax.Array:
+    """The compiler's own; what it leaves in the rows of padding is not said."""
+    end_E = group_ends(group_sizes_E, problem.num_rows)
+    sizes_E = jnp.diff(end_E, prepend=jnp.zeros(1, jnp.int32))
+    out_TF = jax.lax.ragged_dot(
+        x_TD, w_EDF, sizes_E, precision=_precision(x_TD), preferred_element_type=jnp.float32
+    )
+    is_padding_T = jnp.arange(problem.num_rows, dtype=jnp.int32) >= end_E[-1]
+    return jnp.where(is_padding_T[:, None], 0.0, out_TF).astype(problem.out_dtype)

@@ -1,0 +1,70 @@
+"""Tiles divide their problems and fit into their memories, and the table comes before the guess."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import tile_table
+from pallas_kernels.grouped_matmul.bench import OPERATION
+from pallas_kernels.grouped_matmul.problem import Problem, describe
+from pallas_kernels.grouped_matmul.tuning import (
+    SHARED_BYTES,
+    VMEM_TILES,
+    GpuTiles,
+    TpuTiles,
+    XlaTiles,
+    candidates,
+    tiles_for,
+)
+
+
+def problem_of(spec, dtype="bfloat16") -> Problem:
+    return describe(
+        jax.ShapeDtypeStruct((spec.rows, spec.depth), jnp.dtype(dtype)),
+        jax.ShapeDtypeStruct((spec.num_groups, spec.depth, spec.columns), jnp.dtype(dtype)),
+        jax.ShapeDtypeStruct((spec.num_groups,), jnp.int32),
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize("name", OPERATION.every)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tpu_tiles_divide_every_spec_and_fit_into_vmem(dtype, name):
+    problem = problem_of(OPERATION.every[name], dtype)
+    every = candidates("tpu", problem)
+    assert tiles_for(problem, TpuTiles) == every[0]
+    for tiles in every:
+        assert problem.depth % tiles.depth == problem.columns % tiles.columns == 0
+        assert tiles.vmem(problem) <= VMEM_TILES
+
+
+@pytest.mark.parametrize("name", OPERATION.every)
+def test_gpu_tiles_divide_every_spec_and_leave_room_for_three_steps(name):
+    problem = problem_of(OPERATION.every[name])
+    every = candidates("gpu", problem)
+    assert tiles_for(problem, GpuTiles) == every[0]
+    for tiles in every:
+        assert problem.columns % tiles.columns == 0
+        stages = tiles.stages(problem)
+        assert stages >= 3
+        step = 64 * (tiles.rows + tiles.columns) * 2
+        assert stages * step + 3 * tiles.rows * 64 * 2 <= SHARED_BYTES
+
+
+@pytest.mark.parametrize("name", OPERATION.specs)
+def test_xla_tiles_divide_every_spec(name):
+    problem = problem_of(OPERATION.specs[name])
+    tiles = tiles_for(problem, XlaTiles)
+    assert problem.depth % tiles.depth == tiles.rows % 8 == 0
+
+
+def test_tiles_on_trial_come_before_the_guess():
+    problem = problem_of(OPERATION.every["64-experts"])
+    with tile_table.trial("grouped_matmul", {}) as asked:
+        guess = tiles_for(problem, TpuTiles)
+    (identity,) = asked
+    tried = TpuTiles(rows=16, depth=128, columns=128)
+    assert tried != guess
+    with tile_table.trial("grouped_matmul", {identity: tried}):
+        assert tiles_for(problem, TpuTiles) == tried
