@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import jax
 
 from pallas_kernels import dispatch
+from pallas_kernels.latent_attention import gpu_limits
+from pallas_kernels.latent_attention.gpu_pages import GpuLatentPages
 from pallas_kernels.latent_attention.pages import LatentPages as PlainLatentPages
 from pallas_kernels.ragged_paged_attention.options import Options
 
-LatentPages = PlainLatentPages
+LatentPages = PlainLatentPages | GpuLatentPages
 """The pages of one layer: an opaque pytree, whose layout is that of an implementation."""
 
 
@@ -42,6 +44,10 @@ class Wanted:
 
 def choose(wanted: Wanted, implementation: str | None) -> str:
     """The name of the implementation; errors as those of ``dispatch.choose``."""
+    kind = (wanted.page_size, wanted.latent_rank, wanted.rope_dim, wanted.dtype)
+    # A name is taken at its word: what is compiled ahead of time may be for other machines.
+    # Pages that exist were made for the chip they are on.
+    chip = None if implementation or wanted.layout else dispatch.chip()
 
     def foreign(layout: type) -> str | None:
         if wanted.layout in (None, layout):
@@ -49,10 +55,16 @@ def choose(wanted: Wanted, implementation: str | None) -> str:
         name = LAYOUTS[wanted.layout]
         return f"the pages have the layout of {name}: name the implementation when they are made"
 
+    def gpu() -> str | None:
+        if chip and not chip.is_hopper:
+            return f"the platform is {chip.platform}, and no Hopper GPU"
+        return foreign(GpuLatentPages) or gpu_limits.refuse_pages(*kind)
+
     def reference() -> str | None:
         return foreign(PlainLatentPages)
 
-    return dispatch.choose("latent_attention", {"reference": reference}, implementation)
+    refusals = {"gpu": gpu, "reference": reference}
+    return dispatch.choose("latent_attention", refusals, implementation)
 
 
-LAYOUTS: dict[type, str] = {PlainLatentPages: "reference"}
+LAYOUTS: dict[type, str] = {PlainLatentPages: "reference", GpuLatentPages: "gpu"}
