@@ -24,6 +24,7 @@ from pallas_kernels.latent_attention.pages import (
     latent_pages_spec,
     scatter_latent_pages,
 )
+from pallas_kernels.latent_attention.tpu_pages import allocate_tpu_latent_pages
 from pallas_kernels.ragged_paged_attention.options import Options
 
 __all__ = [
@@ -37,7 +38,10 @@ __all__ = [
     "scatter_latent_pages",
 ]
 
-ALLOCATE: dict[str, Callable[..., LatentPages]] = {"gpu": allocate_gpu_latent_pages}
+ALLOCATE: dict[str, Callable[..., LatentPages]] = {
+    "tpu": allocate_tpu_latent_pages,
+    "gpu": allocate_gpu_latent_pages,
+}
 """Who has a layout of its own."""
 
 

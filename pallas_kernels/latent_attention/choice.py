@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import jax
 
 from pallas_kernels import dispatch
-from pallas_kernels.latent_attention import gpu_limits
+from pallas_kernels.latent_attention import gpu_limits, tpu_pages
 from pallas_kernels.latent_attention.gpu_pages import GpuLatentPages
 from pallas_kernels.latent_attention.pages import LatentPages as PlainLatentPages
+from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
 from pallas_kernels.ragged_paged_attention.options import Options
 
-LatentPages = PlainLatentPages | GpuLatentPages
+LatentPages = PlainLatentPages | TpuLatentPages | GpuLatentPages
 """The pages of one layer: an opaque pytree, whose layout is that of an implementation."""
 
 
@@ -55,6 +56,15 @@ def choose(wanted: Wanted, implementation: str | None) -> str:
         name = LAYOUTS[wanted.layout]
         return f"the pages have the layout of {name}: name the implementation when they are made"
 
+    def tpu() -> str | None:
+        if chip and chip.platform != "tpu":
+            return f"the platform is {chip.platform}"
+        return (
+            foreign(TpuLatentPages)
+            or tpu_pages.refuse_pages(*kind)
+            or tpu_pages.refuse_call(wanted.num_heads)
+        )
+
     def gpu() -> str | None:
         if chip and not chip.is_hopper:
             return f"the platform is {chip.platform}, and no Hopper GPU"
@@ -63,8 +73,12 @@ def choose(wanted: Wanted, implementation: str | None) -> str:
     def reference() -> str | None:
         return foreign(PlainLatentPages)
 
-    refusals = {"gpu": gpu, "reference": reference}
+    refusals = {"tpu": tpu, "gpu": gpu, "reference": reference}
     return dispatch.choose("latent_attention", refusals, implementation)
 
 
-LAYOUTS: dict[type, str] = {PlainLatentPages: "reference", GpuLatentPages: "gpu"}
+LAYOUTS: dict[type, str] = {
+    PlainLatentPages: "reference",
+    TpuLatentPages: "tpu",
+    GpuLatentPages: "gpu",
+}

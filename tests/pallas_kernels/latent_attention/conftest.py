@@ -16,6 +16,10 @@ from pallas_kernels import (
     latent_attention,
     scatter_latent_pages,
 )
+from pallas_kernels.latent_attention import tuning
+
+SMALL_TILES = tuning.Tiles(block_positions=16, long_tokens=4)
+"""So that small batches have many blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,15 +132,17 @@ def batch_of() -> Callable[..., Batch]:
 @pytest.fixture(scope="session")
 def attend() -> Callable[..., tuple[np.ndarray, LatentPages]]:
     """``attend(implementation, batch, **options)``. A batch and the pages that come back have the
-    layout of ``reference``, whatever ran."""
+    layout of ``reference``, whatever ran. The tiles of the TPU kernel are made small."""
 
     def call(implementation: str, batch: Batch, **options) -> tuple[np.ndarray, LatentPages]:
         if implementation in ("tpu", "gpu"):
             batch = batch.where(latent_pages=in_layout_of(implementation, batch.latent_pages))
-        # The interpreter calls back into Python, and must find the threads of the CPU free.
-        jax.block_until_ready(batch.arguments)
-        out, pages = _attend(implementation, **options)(*batch.arguments)
-        jax.block_until_ready((out, pages))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tuning, "tiles_for", lambda _: SMALL_TILES)
+            # The interpreter calls back into Python, and must find the threads of the CPU free.
+            jax.block_until_ready(batch.arguments)
+            out, pages = _attend(implementation, **options)(*batch.arguments)
+            jax.block_until_ready((out, pages))
         if implementation in ("tpu", "gpu"):
             pages = in_layout_of("reference", pages)
         return np.asarray(out, np.float32), pages

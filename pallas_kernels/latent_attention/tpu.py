@@ -1,0 +1,258 @@
+"""Latent attention as one Pallas kernel for TPU.
+
+The kernel runs once, and its loops follow the batch: first every new latent goes into its page,
+then rows of one token and rows of many walk over the blocks of positions that they can see, with
+the online softmax of arXiv 1805.02867 in float32. While a block is computed, the next one is on its
+way, be it of the same row or of the next.
+
+Queries and results are copied where they lie: the heads of a token fill whole registers, so that a
+row may begin anywhere. Only the new latents are laid out anew, by ``tpu_rows.py`` of
+``ragged_paged_attention``.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.latent_attention import tpu_pages, tuning
+from pallas_kernels.latent_attention.tpu_kernel import Refs, Shape, run_kernel
+from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
+from pallas_kernels.ragged_paged_attention import tpu_rows
+from pallas_kernels.ragged_paged_attention.options import Options
+from pallas_kernels.ragged_paged_attention.rows import describe_rows, take
+from pallas_kernels.ragged_paged_attention.tpu_pages import LANES, align, rows_of, stored
+
+VMEM_BYTES = 48 * 2**20
+"""What the kernel may take: three quarters of the smallest VMEM among the chips it is for."""
+
+
+def latent_attention(*arguments: Any, **options: Any) -> tuple[jax.Array, TpuLatentPages]:
+    """``attend_and_count`` without the count."""
+    out_TNR, pages, _ = attend_and_count(*arguments, **options)
+    return out_TNR, pages
+
+
+def attend_and_count(
+    q_latent_TNR: jax.Array,
+    q_rope_TNr: jax.Array,
+    latent_TR: jax.Array | None,
+    rope_Tr: jax.Array | None,
+    latent_pages: TpuLatentPages,
+    kv_lens_S: jax.Array,
+    page_table_SM: jax.Array,
+    cu_q_lens_S1: jax.Array,
+    distribution_3: jax.Array,
+    options: Options,
+    interpret: bool | pltpu.InterpretParams = False,
+) -> tuple[jax.Array, TpuLatentPages, jax.Array]:
+    """Also returns how many pages were fetched to attend over them, int32 ``[1]``."""
+    num_tokens, num_heads, latent_rank = q_latent_TNR.shape
+    num_slots, pages_per_row = page_table_SM.shape
+    shape = _shape_of(q_latent_TNR, latent_pages, latent_TR is not None, pages_per_row, options)
+    is_decode_only = isinstance(distribution_3, np.ndarray) and bool(
+        distribution_3[0] == distribution_3[2]
+    )
+    rows = describe_rows(
+        num_tokens,
+        latent_pages.num_pages,
+        latent_pages.page_size,
+        kv_lens_S,
+        page_table_SM,
+        cu_q_lens_S1,
+        jnp.asarray(distribution_3),
+    )
+    # Nothing of the layout that this makes for queries is used, and the compiler drops it.
+    order = tpu_rows.order_rows(rows, unit=shape.short_tokens, num_places=1)
+    # A row's new positions touch one tile more than their number asks for, and one at each end.
+    num_tiles = min(num_tokens, -(-num_tokens // shape.tile) + 2 * num_slots)
+    margin = shape.positions if shape.merges else 0
+    tiles = tpu_rows.tile_new_positions(
+        rows,
+        order,
+        page_size=latent_pages.page_size,
+        tile=shape.tile,
+        num_places=num_tiles * shape.tile + 2 * margin,
+        margin=margin,
+    )
+    if latent_TR is None or rope_Tr is None:
+        new = jnp.zeros((shape.tile, LANES), latent_pages.dtype)
+    else:
+        new_TW = tpu_pages.join(
+            stored(latent_TR, latent_pages.dtype, None), stored(rope_Tr, latent_pages.dtype, None)
+        )
+        new = take(new_TW, tiles.source_t)
+    out, pages, num_fetched_1 = _call(
+        shape,
+        is_decode_only or num_tokens <= shape.short_tokens,
+        pages_per_row,
+        interpret,
+        order,
+        tiles,
+        _rows_of_table(rows.page_table_SM),
+        _queries(q_latent_TNR, q_rope_TNr, shape),
+        new,
+        latent_pages.latents_PpW,
+    )
+    out_TNR = out.reshape(num_tokens, shape.num_heads, -1)[:, :num_heads, :latent_rank]
+    out_TNR = jnp.where(rows.is_token_T[:, None, None], out_TNR, jnp.zeros((), out_TNR.dtype))
+    return out_TNR.astype(q_latent_TNR.dtype), latent_pages.replace(pages), num_fetched_1
+
+
+def _shape_of(
+    q_latent_TNR: jax.Array,
+    latent_pages: TpuLatentPages,
+    has_new: bool,
+    pages_per_row: int,
+    options: Options,
+) -> Shape:
+    num_tokens, num_heads, latent_rank = q_latent_TNR.shape
+    is_narrow = q_latent_TNR.dtype == jnp.bfloat16
+    narrow, wide = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
+    compute_dtype = narrow if is_narrow and latent_pages.dtype != jnp.float32 else wide
+    out_dtype = narrow if is_narrow else wide
+    num_heads = align(num_heads, max(rows_of(compute_dtype), rows_of(out_dtype)))
+    page_size = latent_pages.page_size
+    tiles = tuning.tiles_for(
+        tuning.Problem(
+            num_heads=num_heads,
+            width=latent_pages.latents_PpW.shape[2],
+            page_size=page_size,
+            itemsize=latent_pages.dtype.itemsize,
+            q_itemsize=compute_dtype.itemsize,
+            num_tokens=num_tokens,
+            pages_per_row=pages_per_row,
+        )
+    )
+    return Shape(
+        options=options,
+        num_heads=num_heads,
+        latent_rank=latent_rank,
+        width=latent_pages.latents_PpW.shape[2],
+        page_size=page_size,
+        pages_per_block=min(tuning.MAX_PAGES, max(1, tiles.block_positions // page_size)),
+        short_tokens=tiles.short_tokens,
+        long_tokens=tiles.long_tokens,
+        has_new=has_new,
+        compute_dtype=compute_dtype,
+        out_dtype=out_dtype,
+        pages_dtype=latent_pages.dtype,
+    )
+
+
+def _queries(q_latent_TNR: jax.Array, q_rope_TNr: jax.Array, shape: Shape) -> tuple[jax.Array, ...]:
+    """The queries as matrices ``[tokens * heads, lanes]``, in the parts of ``Shape.parts``."""
+    num_heads = q_latent_TNR.shape[1]
+    parts: tuple[jax.Array, ...] = (q_latent_TNR, q_rope_TNr)
+    if len(shape.parts) == 1:
+        parts = (jnp.concatenate(parts, axis=-1),)
+
+    def matrix(x: jax.Array, width: int) -> jax.Array:
+        padding = (0, 0), (0, shape.num_heads - num_heads), (0, width - x.shape[2])
+        return jnp.pad(x.astype(shape.compute_dtype), padding).reshape(-1, width)
+
+    return tuple(matrix(x, part.width) for x, part in zip(parts, shape.parts, strict=True))
+
+
+def _rows_of_table(page_table_SM: jax.Array) -> jax.Array:
+    """``[S, M / 128, 128]``: a row's pages are one run of memory, copied when its turn comes."""
+    num_slots, pages_per_row = page_table_SM.shape
+    padding = align(pages_per_row, LANES) - pages_per_row
+    return jnp.pad(page_table_SM, ((0, 0), (0, padding))).reshape(num_slots, -1, LANES)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _call(
+    shape: Shape,
+    only_short: bool,
+    pages_per_row: int,
+    interpret: bool | pltpu.InterpretParams,
+    order: tpu_rows.Order,
+    tiles: tpu_rows.Tiles,
+    table: jax.Array,
+    queries: tuple[jax.Array, ...],
+    new: jax.Array,
+    pages: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The kernel itself; compiled for itself, so that it is traced once for all layers."""
+    prefetched = (
+        order.counts_2,
+        order.slot_S,
+        order.first_token_S,
+        order.q_len_S,
+        order.kv_len_S,
+        tiles.start_S,
+        tiles.count_1,
+        tiles.from_W,
+        tiles.page_W,
+        tiles.row_W,
+        tiles.first_W,
+        tiles.last_W,
+    )
+    inputs = (table, new, *queries, pages)
+    num_inputs = len(prefetched) + len(inputs)
+    hbm = pl.BlockSpec(memory_space=pl.ANY)
+    out = jax.ShapeDtypeStruct((queries[0].shape[0], shape.value_width), shape.out_dtype)
+    outputs = [out, jax.ShapeDtypeStruct((1,), jnp.int32)]
+    out_specs = [hbm, pl.BlockSpec(memory_space=pltpu.SMEM)]
+    aliases = {}
+    if shape.writes:
+        outputs.append(jax.ShapeDtypeStruct(pages.shape, pages.dtype))
+        out_specs.append(hbm)
+        aliases = {num_inputs - 1: 2}
+
+    def kernel(*refs: Any) -> None:
+        first_query = num_inputs - 1 - len(queries)
+        query_refs, pages_ref = refs[first_query : num_inputs - 1], refs[num_inputs - 1]
+        out_ref, num_fetched_ref, *written = refs[num_inputs:]
+        # Pages that are written are read where they are written.
+        pages_ref = written[0] if shape.writes else pages_ref
+        run_kernel(
+            shape,
+            only_short,
+            Refs._make([*refs[:first_query], query_refs, pages_ref, out_ref, num_fetched_ref]),
+        )
+
+    out, num_fetched_1, *written = pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(prefetched),
+            grid=(1,),
+            in_specs=[hbm] * len(inputs),
+            out_specs=out_specs,
+        ),
+        out_shape=outputs,
+        input_output_aliases=aliases,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("arbitrary",), vmem_limit_bytes=VMEM_BYTES
+        ),
+        cost_estimate=_cost(shape, queries, out, pages, table.shape[0], pages_per_row),
+        interpret=pltpu.InterpretParams() if interpret is True else interpret,
+        name="latent_attention",
+    )(*prefetched, *inputs)
+    return out, written[0] if written else pages, num_fetched_1
+
+
+def _cost(
+    shape: Shape,
+    queries: tuple[jax.Array, ...],
+    out: jax.ShapeDtypeStruct,
+    pages: jax.Array,
+    num_slots: int,
+    pages_per_row: int,
+) -> pl.CostEstimate:
+    """Half of what the shapes allow: rows of all lengths up to that of their table."""
+    num_pages = min(pages.shape[0], num_slots * pages_per_row)
+    page_bytes = math.prod(pages.shape[1:]) * pages.dtype.itemsize
+    logits = out.shape[0] * pages_per_row * shape.page_size // 2
+    token_bytes = sum(q.size * q.dtype.itemsize for q in queries) + out.size * out.dtype.itemsize
+    return pl.CostEstimate(
+        flops=2 * logits * (shape.width + shape.value_width),
+        transcendentals=logits,
+        bytes_accessed=num_pages * page_bytes // 2 + token_bytes,
+    )

@@ -1,0 +1,78 @@
+"""How large the blocks of the TPU kernel are."""
+
+import math
+from dataclasses import dataclass
+
+MAX_PAGES = 32
+"""Pages of a block: one bit each in an int32 says which were fetched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What the sizes depend on. ``num_heads`` fill whole registers; ``width`` counts the lanes of a
+    position, ``itemsize`` the bytes of a stored number, ``q_itemsize`` those of a query's."""
+
+    num_heads: int
+    width: int
+    page_size: int
+    itemsize: int
+    q_itemsize: int
+    num_tokens: int
+    pages_per_row: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """Positions of a block of latents, and tokens of a block of queries for rows with few and with
+    many of them. All are powers of two; a row is short if it has at most ``short_tokens``.
+
+    Raises ``ValueError`` for other numbers.
+    """
+
+    block_positions: int
+    short_tokens: int = 1
+    long_tokens: int
+
+    def __post_init__(self) -> None:
+        for name, size in vars(self).items():
+            if size < 1 or size & (size - 1):
+                raise ValueError(f"{name} = {size} is not a power of two")
+        if self.long_tokens < self.short_tokens:
+            raise ValueError(
+                f"long_tokens = {self.long_tokens} is below short_tokens = {self.short_tokens}"
+            )
+
+
+BLOCK_POSITIONS = 512
+"""Enough to hide the latency of the copies and of the softmax's chain of operations."""
+BLOCK_BYTES = 2 * 2**20
+"""Two blocks of latents are in VMEM, beside queries, sums and results."""
+LONG_ROWS = 512
+"""Rows of the matrix of queries, heads times tokens: a latent of 640 lanes in bfloat16 is then used
+for as many FLOPs a byte as the newest chips have."""
+QUERY_BYTES = 2 * 2**20
+"""A block of queries; the sums in float32 and the results are of this order, too."""
+
+
+def heuristic(problem: Problem) -> Tiles:
+    """Reasoned from the sizes of the chips, not measured."""
+    position_bytes = problem.width * problem.itemsize
+    most_positions = min(
+        BLOCK_POSITIONS, BLOCK_BYTES // position_bytes, problem.page_size * problem.pages_per_row
+    )
+    row_bytes = problem.width * problem.q_itemsize
+    most_tokens = min(LONG_ROWS, QUERY_BYTES // row_bytes) // problem.num_heads
+    return Tiles(
+        block_positions=_power_of_two(most_positions),
+        long_tokens=_power_of_two(min(most_tokens, problem.num_tokens)),
+    )
+
+
+def tiles_for(problem: Problem) -> Tiles:
+    """The sizes that the kernel is compiled with."""
+    return heuristic(problem)
+
+
+def _power_of_two(most: int) -> int:
+    """The largest that is not above ``most``, and at least 1."""
+    return 2 ** int(math.log2(max(1, most)))
