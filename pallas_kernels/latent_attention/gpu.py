@@ -156,8 +156,8 @@ class _Call(NamedTuple):
             num_outs=num_slots * splits,
         )
         out_SnNR, lse_SnN = (
-            self._untiled(plan, x).reshape(num_slots, splits, *x.shape[3:])
-            for x in (out, lse)
+            x_YtN.reshape(num_slots, splits, *x_YtN.shape[2:])
+            for x_YtN in (self._untiled(plan, x) for x in (out, lse))
         )
         is_part_Sn = jnp.arange(splits, dtype=jnp.int32)[None, :] < num_splits_S[:, None]
         lse_SnN = jnp.where(is_part_Sn[:, :, None], lse_SnN, -jnp.inf)

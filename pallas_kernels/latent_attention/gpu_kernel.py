@@ -33,6 +33,9 @@ from pallas_kernels.ragged_paged_attention.softmax import LOG2_E, NO_TOP
 SCORER, LOADER = HALVES, HALVES + 1
 """The warpgroups after those that sum."""
 
+INTERPRETED_BLOCKS = 1
+"""Blocks of the grid in the interpreter, which compiles the kernel anew for each warpgroup."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -47,7 +50,7 @@ class Plan:
 
     @property
     def num_blocks(self) -> int:
-        return 2 if self.interpret else NUM_SMS
+        return INTERPRETED_BLOCKS if self.interpret else NUM_SMS
 
     @property
     def parts(self) -> int:

@@ -64,13 +64,15 @@ class Tiles:
 def heuristic(problem: Problem) -> Tiles:
     """As many query tokens as fit, as many blocks as fit. Reasoned, not measured."""
     position_bytes = (problem.latent_rank + problem.rope_dim) * 2
-    tile_bytes = TILE * position_bytes + TILE * BLOCK * 2
+    # Sums leave from where queries were.
+    row_bytes = max(problem.latent_rank * 2, HALVES * PART * 4) + problem.rope_dim * 2
+    used = TILE * (row_bytes + BLOCK * 2) + OTHER_BYTES
     queries = max(min(TILE // problem.group_size, problem.max_queries), 1)
     queries = 1 << (queries.bit_length() - 1)
     return Tiles(
         queries=queries,
         rows=-(-queries * problem.group_size // 8) * 8,
-        stages=min((SHARED_BYTES - OTHER_BYTES - tile_bytes) // (BLOCK * position_bytes), MAX_STAGES),
+        stages=min((SHARED_BYTES - used) // (BLOCK * position_bytes), MAX_STAGES),
     )
 
 
