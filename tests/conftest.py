@@ -12,8 +12,8 @@ from beartype import beartype
 from hypothesis import settings
 from jaxtyping import AbstractArray, install_import_hook
 
-# XLA on the CPU takes as many threads. Each warpgroup of an interpreted GPU kernel holds one while it
-# waits, so that with fewer they wait for each other for ever.
+# XLA on the CPU takes as many threads. Each warpgroup of an interpreted GPU kernel holds one while
+# it waits, so that with fewer they wait for each other for ever.
 os.environ.setdefault("NPROC", "8")
 # In the environment too, for the processes that tests start.
 jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu"))

@@ -141,19 +141,8 @@ class _Call(NamedTuple):
         splits = gpu_work.max_splits(num_slots, self.num_groups, num_positions)
         num_splits_S = gpu_work.num_splits(self.options, rows, is_single_S, splits)
         work = gpu_work.list_splits(self.options, rows, pages.page_size, num_splits_S, splits)
-        q = (
-            self._tiled(plan, take(x, rows.q_starts_S)[:, None])
-            for x in (self.q_latent_TNR, self.q_rope_TNr)
-        )
-        out, lse = gpu_kernel.attend(
-            plan,
-            self.options,
-            *work,
-            rows.page_table_SM,
-            *q,
-            pages.latent_PpR,
-            pages.rope_Ppr,
-            num_outs=num_slots * splits,
+        out, lse = self._run(
+            plan, work, pages, rows, rows.q_starts_S[:, None], num_outs=num_slots * splits
         )
         out_SnNR, lse_SnN = (
             x_YtN.reshape(num_slots, splits, *x_YtN.shape[2:])
@@ -172,19 +161,8 @@ class _Call(NamedTuple):
         plan = self._plan(pages, max_queries=num_tokens, out_dtype=out_dtype)
         lanes = plan.tiles.queries
         tiles = gpu_work.list_tiles(self.options, rows, pages.page_size, is_tiled_S, lanes)
-        q = (
-            self._tiled(plan, take(x, tiles.token_Jt)) for x in (self.q_latent_TNR, self.q_rope_TNr)
-        )
-        out_lse = gpu_kernel.attend(
-            plan,
-            self.options,
-            *tiles.work,
-            rows.page_table_SM,
-            *q,
-            pages.latent_PpR,
-            pages.rope_Ppr,
-            num_outs=tiles.token_Jt.shape[0],
-        )
+        num_tiles = tiles.token_Jt.shape[0]
+        out_lse = self._run(plan, tiles.work, pages, rows, tiles.token_Jt, num_outs=num_tiles)
         return Average(
             *(
                 take(self._untiled(plan, x), tiles.tile_T, tiles.lane_T).astype(jnp.float32)
@@ -205,6 +183,30 @@ class _Call(NamedTuple):
             rope_dim=pages.rope_dim,
             out_dtype=out_dtype,
             interpret=self.interpret,
+        )
+
+    def _run(
+        self,
+        plan: gpu_kernel.Plan,
+        work: gpu_work.Work,
+        pages: GpuLatentPages,
+        rows: Rows,
+        token_Xt: jax.Array,
+        *,
+        num_outs: int,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The items of ``work`` on tiles of the queries of ``token_Xt``."""
+        return gpu_kernel.attend(
+            plan,
+            self.options,
+            work.num_items_1,
+            work.items_I8,
+            rows.page_table_SM,
+            self._tiled(plan, take(self.q_latent_TNR, token_Xt)),
+            self._tiled(plan, take(self.q_rope_TNr, token_Xt)),
+            pages.latent_PpR,
+            pages.rope_Ppr,
+            num_outs=num_outs,
         )
 
     def _tiled(self, plan: gpu_kernel.Plan, q_XtNw: jax.Array) -> jax.Array:

@@ -81,8 +81,8 @@ def attend(
     *,
     num_outs: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs the items for each of G groups of heads; returns ``(out [Y, G, Q, R], lse [Y, G, Q])`` of
-    Y = ``num_outs`` outs.
+    """Runs the items for each of G groups of heads; returns ``(out [Y, G, Q, R], lse [Y, G, Q])``,
+    Y = ``num_outs``.
 
     Queries have the dtype of the pages, Q = ``plan.tiles.rows``. ``out`` is the average over the
     positions that an item sees, ``lse`` the binary logarithm of the sum of their weights (very
@@ -224,7 +224,9 @@ def _for_each_unit(
     num_groups = jnp.int32(gmem.q_latent_XGQR.shape[1])
     first = jax.lax.axis_index("block")
     left = gmem.num_items_1[0] * num_groups - first
-    num_units = jax.lax.div(jnp.maximum(left, 0) + (plan.num_blocks - 1), jnp.int32(plan.num_blocks))
+    num_units = jax.lax.div(
+        jnp.maximum(left, 0) + (plan.num_blocks - 1), jnp.int32(plan.num_blocks)
+    )
 
     def take_unit(count: jax.Array, step: jax.Array) -> jax.Array:
         unit = first + count * plan.num_blocks
@@ -260,7 +262,9 @@ def _load(plan: Plan, gmem: _Refs, shared: _Shared) -> None:
             # Written as a product: the compiler must see that it is a multiple of a tile.
             place = (page, pl.ds(jax.lax.rem(block, blocks_per_page) * BLOCK, BLOCK))
             ready = shared.block_ready.at[slot]
-            pl.when(step >= plan.tiles.stages)(lambda: plgpu.barrier_wait(shared.block_free.at[slot]))
+            pl.when(step >= plan.tiles.stages)(
+                lambda: plgpu.barrier_wait(shared.block_free.at[slot])
+            )
 
             @pl.when(page > 0)
             def _() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pallas_kernels import init_latent_pages, latent_attention
+from pallas_kernels import NoImplementation, init_latent_pages, latent_attention
 from pallas_kernels.latent_attention import gpu_tuning
 
 REPORT = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads\D+Used (\d+) registers")
@@ -127,3 +127,17 @@ def test_a_read_only_call_compiles(hopper_mesh):
 def test_tiles_that_a_multiprocessor_cannot_hold_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         gpu_tuning.Tiles(**{"queries": 1, "rows": 16, "stages": 2, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((3, 16, 512, 64, "bfloat16"), r"page_size = 16 is not one of 64, 128, 256"),
+        ((3, 64, 384, 64, "bfloat16"), r"latent_rank = 384 is not one of 256, 512"),
+        ((3, 64, 512, 128, "bfloat16"), r"rope_dim = 128 is not one of 32, 64"),
+        ((3, 64, 512, 64, "float8_e4m3fn"), r"pages = float8_e4m3fn is not one of bfloat16"),
+    ],
+)
+def test_pages_that_the_kernel_cannot_read_are_refused_by_name(sizes, message):
+    with pytest.raises(NoImplementation, match=message):
+        init_latent_pages(*sizes, implementation="gpu")
