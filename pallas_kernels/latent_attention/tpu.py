@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.latent_attention import tpu_pages, tuning
-from pallas_kernels.latent_attention.tpu_kernel import Refs, Shape, run_kernel
+from pallas_kernels.latent_attention.tpu_kernel import MAX_PAGES, Block, Refs, Shape, run_kernel
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
 from pallas_kernels.ragged_paged_attention import tpu_rows
 from pallas_kernels.ragged_paged_attention.options import Options
@@ -68,10 +68,10 @@ def attend_and_count(
         jnp.asarray(distribution_3),
     )
     # Nothing of the layout that this makes for queries is used, and the compiler drops it.
-    order = tpu_rows.order_rows(rows, unit=shape.short_tokens, num_places=1)
+    order = tpu_rows.order_rows(rows, unit=shape.short.tokens, num_places=1)
     # A row's new positions touch one tile more than their number asks for, and one at each end.
     num_tiles = min(num_tokens, -(-num_tokens // shape.tile) + 2 * num_slots)
-    margin = shape.positions if shape.merges else 0
+    margin = shape.most_positions if shape.merges else 0
     tiles = tpu_rows.tile_new_positions(
         rows,
         order,
@@ -89,7 +89,7 @@ def attend_and_count(
         new = take(new_TW, tiles.source_t)
     out, pages, num_fetched_1 = _call(
         shape,
-        is_decode_only or num_tokens <= shape.short_tokens,
+        is_decode_only or num_tokens <= shape.short.tokens,
         pages_per_row,
         interpret,
         order,
@@ -135,14 +135,17 @@ def _shape_of(
         latent_rank=latent_rank,
         width=latent_pages.latents_PpW.shape[2],
         page_size=page_size,
-        pages_per_block=min(tuning.MAX_PAGES, max(1, tiles.block_positions // page_size)),
-        short_tokens=tiles.short_tokens,
-        long_tokens=tiles.long_tokens,
+        short=_block(tiles.short_tokens, tiles.short_positions, page_size),
+        long=_block(tiles.long_tokens, tiles.long_positions, page_size),
         has_new=has_new,
         compute_dtype=compute_dtype,
         out_dtype=out_dtype,
         pages_dtype=latent_pages.dtype,
     )
+
+
+def _block(tokens: int, positions: int, page_size: int) -> Block:
+    return Block(tokens, min(MAX_PAGES, max(1, positions // page_size)))
 
 
 def _queries(q_latent_TNR: jax.Array, q_rope_TNr: jax.Array, shape: Shape) -> tuple[jax.Array, ...]:

@@ -18,6 +18,8 @@ from pallas_kernels.ragged_paged_attention.tpu_pages import LANES, align, packin
 
 TILES = 4
 """Tiles of new positions in flight, half of them being read and half being written."""
+MAX_PAGES = 32
+"""Pages of a block: one bit each in an int32 says which were fetched."""
 UNSEEN = -1e30
 """The logit of what a query must not see: finite, so that no difference of two is NaN."""
 
@@ -29,19 +31,25 @@ class Part(NamedTuple):
     width: int
 
 
+class Block(NamedTuple):
+    """The tokens of a block of queries and the pages of a block of latents."""
+
+    tokens: int
+    pages: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What the kernel is compiled for. ``num_heads`` fill whole registers; ``short_tokens`` and
-    ``long_tokens`` are the tokens of a block of queries."""
+    """What the kernel is compiled for. ``num_heads`` fill whole registers; ``short`` is for rows
+    whose tokens fit into one of its blocks, ``long`` for the others."""
 
     options: Options
     num_heads: int
     latent_rank: int
     width: int
     page_size: int
-    pages_per_block: int
-    short_tokens: int
-    long_tokens: int
+    short: Block
+    long: Block
     has_new: bool
     compute_dtype: np.dtype
     out_dtype: np.dtype
@@ -61,9 +69,9 @@ class Shape:
         return (Part(0, self.latent_rank), Part(self.latent_rank, self.width - self.latent_rank))
 
     @property
-    def positions(self) -> int:
-        """Positions of a block."""
-        return self.pages_per_block * self.page_size
+    def most_positions(self) -> int:
+        """Positions of the larger block."""
+        return max(self.short.pages, self.long.pages) * self.page_size
 
     @property
     def writes(self) -> bool:
@@ -107,9 +115,9 @@ def run_kernel(shape: Shape, only_short: bool, refs: Refs) -> None:
     if shape.writes:
         _write(shape, refs)
     num_short, num_rows = refs.counts_2[0], refs.counts_2[1]
-    _attend(shape, refs, jnp.int32(0), num_short, shape.short_tokens)
+    _attend(shape, refs, jnp.int32(0), num_short, shape.short)
     if not only_short:
-        _attend(shape, refs, num_short, num_rows, shape.long_tokens)
+        _attend(shape, refs, num_short, num_rows, shape.long)
 
 
 def _write(shape: Shape, refs: Refs) -> None:
@@ -196,14 +204,14 @@ class Step(NamedTuple):
     block: jax.Array
 
 
-def _attend(shape: Shape, refs: Refs, first: jax.Array, last: jax.Array, block_tokens: int) -> None:
-    """Rows ``first`` to ``last`` (excluded), in blocks of ``block_tokens`` queries."""
-    rows = block_tokens * shape.num_heads
+def _attend(shape: Shape, refs: Refs, first: jax.Array, last: jax.Array, block: Block) -> None:
+    """Rows ``first`` to ``last`` (excluded)."""
+    rows = block.tokens * shape.num_heads
 
     def scoped(**scratch: Any) -> None:
-        _Walk(shape, refs, block_tokens, **scratch).run(first, last)
+        _Walk(shape, refs, block, **scratch).run(first, last)
 
-    block = (2, shape.positions, shape.width)
+    latents = (2, block.pages * shape.page_size, shape.width)
     pair = pltpu.SemaphoreType.DMA((2,))
     pl.run_scoped(
         scoped,
@@ -212,8 +220,8 @@ def _attend(shape: Shape, refs: Refs, first: jax.Array, last: jax.Array, block_t
         queries=tuple(
             pltpu.VMEM((2, rows, part.width), shape.compute_dtype) for part in shape.parts
         ),
-        latents=pltpu.VMEM(block, shape.pages_dtype),
-        new=pltpu.VMEM(block if shape.merges else (1, shape.tile, LANES), shape.pages_dtype),
+        latents=pltpu.VMEM(latents, shape.pages_dtype),
+        new=pltpu.VMEM(latents if shape.merges else (1, shape.tile, LANES), shape.pages_dtype),
         out=pltpu.VMEM((2, rows, shape.value_width), shape.out_dtype),
         top=pltpu.VMEM((rows, LANES), jnp.float32),
         total=pltpu.VMEM((rows, LANES), jnp.float32),
@@ -236,7 +244,7 @@ class _Walk:
 
     shape: Shape
     refs: Refs
-    block_tokens: int
+    block: Block
     table: Any
     fetched: Any
     queries: tuple[Any, ...]
@@ -315,22 +323,27 @@ class _Walk:
 
     # Where things are.
 
+    @property
+    def positions(self) -> int:
+        """Positions of a block."""
+        return self.block.pages * self.shape.page_size
+
     def first_new(self, row: jax.Array) -> jax.Array:
         return self.refs.kv_len_S[row] - self.refs.q_len_S[row]
 
     def chunks(self, row: jax.Array) -> jax.Array:
         """The number of blocks of queries."""
-        return divide_up(self.refs.q_len_S[row], self.block_tokens)
+        return divide_up(self.refs.q_len_S[row], self.block.tokens)
 
     def end_of_seen(self, row: jax.Array, chunk: jax.Array) -> jax.Array:
         """The end of the positions that a block of queries can see."""
         kv_len = self.refs.kv_len_S[row]
         if not self.shape.options.causal:
             return kv_len
-        return jnp.minimum(self.first_new(row) + (chunk + 1) * self.block_tokens, kv_len)
+        return jnp.minimum(self.first_new(row) + (chunk + 1) * self.block.tokens, kv_len)
 
     def num_blocks(self, row: jax.Array, chunk: jax.Array) -> jax.Array:
-        return divide_up(self.end_of_seen(row, chunk), self.shape.positions)
+        return divide_up(self.end_of_seen(row, chunk), self.positions)
 
     # Copies.
 
@@ -342,22 +355,22 @@ class _Walk:
     def for_tokens(self, step: Step, act: Callable[[Any, Any], None]) -> None:
         """Calls ``act`` with rows of all queries and rows of a block, for pieces that together are
         the tokens of a block: powers of two, for the size of a copy is compiled in."""
-        heads, first = self.shape.num_heads, step.chunk * self.block_tokens
-        num_tokens = jnp.minimum(self.refs.q_len_S[step.row] - first, self.block_tokens)
+        heads, first = self.shape.num_heads, step.chunk * self.block.tokens
+        num_tokens = jnp.minimum(self.refs.q_len_S[step.row] - first, self.block.tokens)
         first += self.refs.first_token_S[step.row]
 
         def one_piece(size: int) -> None:
-            done = num_tokens & -(2 * size) if size < self.block_tokens else jnp.int32(0)
+            done = num_tokens & -(2 * size) if size < self.block.tokens else jnp.int32(0)
             here, there = (
                 pl.ds(pl.multiple_of(token * heads, heads), size * heads)
                 for token in (first + done, done)
             )
             act(here, there)
 
-        if self.block_tokens == 1:
+        if self.block.tokens == 1:
             one_piece(1)
             return
-        for bit in range(self.block_tokens.bit_length()):
+        for bit in range(self.block.tokens.bit_length()):
 
             @pl.when((num_tokens >> bit) & 1 == 1)
             def _(size: int = 1 << bit) -> None:
@@ -393,20 +406,20 @@ class _Walk:
 
     def new_copy(self, step: Step, turn: jax.Array) -> Any:
         """The new positions as they would lie in this block, and around them whatever there is."""
-        tile, size = self.shape.tile, self.shape.positions
+        tile, size = self.shape.tile, self.positions
         first_tile = divide(self.first_new(step.row), tile) * tile
         start = self.refs.new_start_S[step.row] + step.block * size - first_tile
         source = self.refs.new.at[pl.ds(pl.multiple_of(start, tile), size), :]
         return pltpu.make_async_copy(source, self.new.at[turn], self.new_semaphores.at[turn])
 
     def has_new(self, step: Step) -> jax.Array:
-        return (step.block + 1) * self.shape.positions > self.first_new(step.row)
+        return (step.block + 1) * self.positions > self.first_new(step.row)
 
     def fetch(self, step: Step, turn: jax.Array) -> None:
         """Asks for the pages of a block that its queries can see. Page 0 is no page."""
-        first_page = step.block * self.shape.pages_per_block
+        first_page = step.block * self.block.pages
         end = divide_up(self.end_of_seen(step.row, step.chunk), self.shape.page_size)
-        num_pages = jnp.minimum(end - first_page, self.shape.pages_per_block)
+        num_pages = jnp.minimum(end - first_page, self.block.pages)
 
         def one_page(nth: jax.Array, found: Any) -> Any:
             bits, count = found
@@ -467,7 +480,7 @@ class _Walk:
         """Waits for a block, puts new positions in if they are not in the pages, and makes zeros of
         the values that were not fetched or are beyond the row: they may be NaN."""
         shape, kv_len = self.shape, self.refs.kv_len_S[step.row]
-        base = step.block * shape.positions
+        base = step.block * self.positions
 
         def one_page(_: jax.Array, none: None) -> None:
             # Any page will do: all have the same size, and it is that which is waited for.
@@ -482,25 +495,25 @@ class _Walk:
                 first_new = self.first_new(step.row)
                 is_new = words_where(
                     lambda nth: (nth + base >= first_new) & (nth + base < kv_len),
-                    shape.positions,
+                    self.positions,
                     shape,
                 )
                 put_where(is_new, self.latents.at[turn], self.new[turn])
 
         bits = self.fetched[turn, 0]
 
-        @pl.when((bits != self.all_bits) | (base + shape.positions > kv_len))
+        @pl.when((bits != self.all_bits) | (base + self.positions > kv_len))
         def _() -> None:
             is_nothing = words_where(
                 lambda nth: jnp.logical_not(self.is_fetched(bits, nth) & (nth + base < kv_len)),
-                shape.positions,
+                self.positions,
                 shape,
             )
             put_where(is_nothing, self.latents.at[turn], None)
 
     @property
     def all_bits(self) -> int:
-        return (1 << self.shape.pages_per_block) - 1 if self.shape.pages_per_block < 32 else -1
+        return (1 << self.block.pages) - 1 if self.block.pages < 32 else -1
 
     def is_fetched(self, bits: jax.Array, nth: jax.Array) -> jax.Array:
         """Whether the page of each position of a block was fetched."""
@@ -517,21 +530,21 @@ class _Walk:
     def compute(self, step: Step, turn: jax.Array, q_turn: jax.Array) -> None:
         shape, options = self.shape, self.shape.options
         kv_len, bits = self.refs.kv_len_S[step.row], self.fetched[turn, 0]
-        first_key = step.block * shape.positions
-        last_key = first_key + (shape.positions - 1)
-        first_q = self.first_new(step.row) + step.chunk * self.block_tokens
+        first_key = step.block * self.positions
+        last_key = first_key + (self.positions - 1)
+        first_q = self.first_new(step.row) + step.chunk * self.block.tokens
         sees_all = (bits == self.all_bits) & (last_key < kv_len)
         if options.causal:
             sees_all &= last_key <= first_q
 
         def is_seen() -> jax.Array:
-            logits = (self.block_tokens, shape.num_heads, shape.positions)
+            logits = (self.block.tokens, shape.num_heads, self.positions)
             nth = jax.lax.broadcasted_iota(jnp.int32, logits, 2)
             seen = self.is_fetched(bits, nth) & (nth + first_key < kv_len)
             if options.causal:
                 position = first_q + jax.lax.broadcasted_iota(jnp.int32, logits, 0)
                 seen &= nth + first_key <= position
-            return seen.reshape(-1, shape.positions)
+            return seen.reshape(-1, self.positions)
 
         @pl.when(sees_all)
         def _() -> None:

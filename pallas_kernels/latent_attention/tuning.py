@@ -3,9 +3,6 @@
 import math
 from dataclasses import dataclass
 
-MAX_PAGES = 32
-"""Pages of a block: one bit each in an int32 says which were fetched."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -23,15 +20,16 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
-    """Positions of a block of latents, and tokens of a block of queries for rows with few and with
-    many of them. All are powers of two; a row is short if it has at most ``short_tokens``.
+    """Tokens of a block of queries and positions of a block of latents, for short and long rows.
 
-    Raises ``ValueError`` for other numbers.
+    All are powers of two; a row is short if it has at most ``short_tokens``. Blocks consist of
+    whole pages, of one at least and 32 at most. Raises ``ValueError`` for other numbers.
     """
 
-    block_positions: int
     short_tokens: int = 1
+    short_positions: int
     long_tokens: int
+    long_positions: int
 
     def __post_init__(self) -> None:
         for name, size in vars(self).items():
@@ -43,8 +41,12 @@ class Tiles:
             )
 
 
-BLOCK_POSITIONS = 512
-"""Enough to hide the latency of the copies and of the softmax's chain of operations."""
+SHORT_POSITIONS = 1024
+"""One token's heads leave the units idle while the softmax goes from product to product: a long
+block has less of that for each position."""
+LONG_POSITIONS = 512
+"""Enough to hide the latency of the copies; the logits of a block are of this times ``LONG_ROWS``.
+"""
 BLOCK_BYTES = 2 * 2**20
 """Two blocks of latents are in VMEM, beside queries, sums and results."""
 LONG_ROWS = 512
@@ -57,14 +59,13 @@ QUERY_BYTES = 2 * 2**20
 def heuristic(problem: Problem) -> Tiles:
     """Reasoned from the sizes of the chips, not measured."""
     position_bytes = problem.width * problem.itemsize
-    most_positions = min(
-        BLOCK_POSITIONS, BLOCK_BYTES // position_bytes, problem.page_size * problem.pages_per_row
-    )
+    most_positions = min(BLOCK_BYTES // position_bytes, problem.page_size * problem.pages_per_row)
     row_bytes = problem.width * problem.q_itemsize
     most_tokens = min(LONG_ROWS, QUERY_BYTES // row_bytes) // problem.num_heads
     return Tiles(
-        block_positions=_power_of_two(most_positions),
+        short_positions=_power_of_two(min(SHORT_POSITIONS, most_positions)),
         long_tokens=_power_of_two(min(most_tokens, problem.num_tokens)),
+        long_positions=_power_of_two(min(LONG_POSITIONS, most_positions)),
     )
 
 

@@ -42,6 +42,7 @@ def describe_rows(
     starts_S, ends_S = cu_q_lens_S1[:-1], cu_q_lens_S1[1:]
     q_lens_S = ends_S - starts_S
     fits_S = (kv_lens_S <= pages_per_row * page_size) & (q_lens_S <= kv_lens_S)
+    fits_S &= (starts_S >= 0) & (ends_S <= num_tokens)
     takes_part_S = is_row_S & (kv_lens_S > 0) & (q_lens_S > 0) & fits_S
 
     token_T = jnp.arange(num_tokens, dtype=jnp.int32)

@@ -18,7 +18,7 @@ from pallas_kernels import (
 )
 from pallas_kernels.latent_attention import tuning
 
-SMALL_TILES = tuning.Tiles(block_positions=16, long_tokens=4)
+SMALL_TILES = tuning.Tiles(short_positions=16, long_tokens=4, long_positions=16)
 """So that small batches have many blocks."""
 
 

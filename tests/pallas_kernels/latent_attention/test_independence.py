@@ -127,6 +127,34 @@ def test_entries_that_are_no_page_are_not_seen(implementation, batch_of, attend)
     assert np.isfinite(expected[:7]).all()
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("border", [25, 2**31 - 1])
+def test_a_row_with_more_tokens_than_there_are_is_idle(
+    border, implementation, batch_of, attend, assert_same_pages
+):
+    batch = batch_of([(1, 90), (9, 9), (6, 70)])
+    without = batch.where(kv_lens_S=batch.kv_lens_S.at[2].set(0))
+    expected, expected_pages = attend(implementation, without)
+    out, pages = attend(
+        implementation, batch.where(cu_q_lens_S1=batch.cu_q_lens_S1.at[3:].set(border))
+    )
+    np.testing.assert_array_equal(out, expected)
+    assert_same_pages(pages, expected_pages)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_row_with_tokens_before_the_first_is_idle(
+    implementation, batch_of, attend, assert_same_pages
+):
+    batch = batch_of([(1, 90), (9, 9), (6, 70)])
+    without = batch.where(kv_lens_S=batch.kv_lens_S.at[0].set(0))
+    expected, expected_pages = attend(implementation, without)
+    borders = batch.cu_q_lens_S1.at[0].set(-3)
+    out, pages = attend(implementation, batch.where(cu_q_lens_S1=borders))
+    np.testing.assert_array_equal(out, expected)
+    assert_same_pages(pages, expected_pages)
+
+
 BROKEN = {
     "page ids beyond the pool": {"page_table_SM": 73},
     "huge page ids": {"page_table_SM": 2**31 - 1},
