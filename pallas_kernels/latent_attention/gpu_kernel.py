@@ -455,9 +455,9 @@ def _logits(plan: Plan, shared: _Shared, slot: jax.Array) -> jax.Array:
         @pl.loop(0, plan.parts)
         def _(part: jax.Array) -> None:
             k = shared.latent.at[slot, part]
-            plgpu.wgmma(accumulator, shared.q_latent.at[part], plgpu.transpose_ref(k, (1, 0)))
+            plgpu.wgmma(accumulator, shared.q_latent.at[part], k.transpose((1, 0)))
 
-        plgpu.wgmma(accumulator, shared.q_rope, plgpu.transpose_ref(shared.rope.at[slot], (1, 0)))
+        plgpu.wgmma(accumulator, shared.q_rope, shared.rope.at[slot].transpose((1, 0)))
         return accumulator[...]
 
     return pl.run_scoped(multiply, plgpu.ACC((TILE, BLOCK), jnp.float32))
