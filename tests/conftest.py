@@ -51,6 +51,10 @@ install_import_hook(["jaxinfer", "pallas_kernels", "sharding"], f"{__name__}.che
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compiled programs outlive the session, so that a second run of the tests compiles nothing."""
+    if "interpreted" in config.option.markexpr:
+        # XLA on the CPU takes as many threads. Each warpgroup of an interpreted GPU kernel holds
+        # one while it waits: with fewer they would wait for each other for ever.
+        os.environ.setdefault("NPROC", "8")
     if hasattr(config, "cache"):
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax_programs")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -14,6 +14,7 @@ import jax
 
 from pallas_kernels.latent_attention.arguments import check_arguments
 from pallas_kernels.latent_attention.choice import LatentPages, Wanted, choose
+from pallas_kernels.latent_attention.gpu_pages import allocate_gpu_latent_pages
 from pallas_kernels.latent_attention.pages import (
     allocate_latent_pages,
     check_pool,
@@ -38,7 +39,10 @@ __all__ = [
     "scatter_latent_pages",
 ]
 
-ALLOCATE: dict[str, Callable[..., LatentPages]] = {"tpu": allocate_tpu_latent_pages}
+ALLOCATE: dict[str, Callable[..., LatentPages]] = {
+    "tpu": allocate_tpu_latent_pages,
+    "gpu": allocate_gpu_latent_pages,
+}
 """Who has a layout of its own."""
 
 

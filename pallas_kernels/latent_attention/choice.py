@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import jax
 
 from pallas_kernels import dispatch
-from pallas_kernels.latent_attention import tpu_pages
+from pallas_kernels.latent_attention import gpu_limits, tpu_pages
+from pallas_kernels.latent_attention.gpu_pages import GpuLatentPages
 from pallas_kernels.latent_attention.pages import LatentPages as PlainLatentPages
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
 from pallas_kernels.ragged_paged_attention.options import Options
 
-LatentPages = PlainLatentPages | TpuLatentPages
+LatentPages = PlainLatentPages | TpuLatentPages | GpuLatentPages
 """The pages of one layer: an opaque pytree, whose layout is that of an implementation."""
 
 
@@ -64,11 +65,20 @@ def choose(wanted: Wanted, implementation: str | None) -> str:
             or tpu_pages.refuse_call(wanted.num_heads)
         )
 
+    def gpu() -> str | None:
+        if chip and not chip.is_hopper:
+            return f"the platform is {chip.platform}, and no Hopper GPU"
+        return foreign(GpuLatentPages) or gpu_limits.refuse_pages(*kind)
+
     def reference() -> str | None:
         return foreign(PlainLatentPages)
 
-    refusals = {"tpu": tpu, "reference": reference}
+    refusals = {"tpu": tpu, "gpu": gpu, "reference": reference}
     return dispatch.choose("latent_attention", refusals, implementation)
 
 
-LAYOUTS: dict[type, str] = {PlainLatentPages: "reference", TpuLatentPages: "tpu"}
+LAYOUTS: dict[type, str] = {
+    PlainLatentPages: "reference",
+    TpuLatentPages: "tpu",
+    GpuLatentPages: "gpu",
+}

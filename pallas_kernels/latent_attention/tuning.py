@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pallas_kernels import tile_table
 
@@ -78,9 +79,16 @@ def tiles_for(problem: Problem) -> Tiles:
     return tile_table.tiles_for("latent_attention", "tpu", problem, lambda: heuristic(problem))
 
 
-def candidates(implementation: str, problem: Problem) -> Iterator[Tiles]:
-    """Sizes worth measuring, the heuristic's first."""
-    del implementation
+def candidates(implementation: str, problem: Any) -> Iterator[Any]:
+    """Sizes worth measuring for a kernel's problem, the heuristic's first."""
+    if implementation == "tpu":
+        return _candidates(problem)
+    from pallas_kernels.latent_attention import gpu_tuning  # which imports all of Mosaic GPU
+
+    return gpu_tuning.candidates(problem)
+
+
+def _candidates(problem: Problem) -> Iterator[Tiles]:
     guess = heuristic(problem)
     yield guess
     for short, tokens, long in itertools.product((1, 2, 0.5), (1, 0.5, 2), (1, 2, 0.5)):

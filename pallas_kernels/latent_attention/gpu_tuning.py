@@ -1,0 +1,93 @@
+"""How large the tiles of the Hopper kernel are, and who gets which registers."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from pallas_kernels import tile_table
+from pallas_kernels.ragged_paged_attention.gpu_kernel import BLOCK, SHARED_BYTES
+
+TILE = 64
+"""Rows of a tile: the least that WGMMA takes, and the most whose sums a multiprocessor holds."""
+
+HALVES = 2
+"""Warpgroups that sum values; each has one half of the columns."""
+
+PART = 128
+"""Columns of a latent that are copied, and summed in one accumulator, at once."""
+
+OTHER_BYTES = 3 * 1024
+"""Shared memory for barriers and for one number a row, in kibibytes of their own."""
+
+MAX_STAGES = 6
+"""Blocks in flight: enough to hide the latency of memory."""
+
+NUM_REGISTERS = 64 * 1024
+"""Of a multiprocessor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What the sizes depend on. ``max_queries`` is the most tokens that a tile may take (1: decode)
+    and ``group_size`` the heads of one, at most ``TILE``."""
+
+    group_size: int
+    max_queries: int
+    latent_rank: int
+    rope_dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """A tile's query tokens (a power of two), its rows rounded up to what a copy takes, blocks in
+    flight, and the registers of a thread by the role of its warpgroup.
+
+    Raises ``ValueError`` for other numbers.
+    """
+
+    queries: int
+    rows: int
+    stages: int
+    sum_registers: int = 168
+    score_registers: int = 136
+    load_registers: int = 40
+
+    def __post_init__(self) -> None:
+        if self.queries < 1 or self.queries & (self.queries - 1):
+            raise ValueError(f"queries = {self.queries} is not a power of two")
+        if self.rows % 8 or not self.queries <= self.rows <= TILE:
+            raise ValueError(f"rows = {self.rows} is not a multiple of 8 up to {TILE}")
+        if not 2 <= self.stages <= MAX_STAGES:
+            raise ValueError(f"stages = {self.stages} is not one of 2 .. {MAX_STAGES}")
+        registers = HALVES * self.sum_registers + self.score_registers + self.load_registers
+        if 128 * registers > NUM_REGISTERS:
+            raise ValueError(f"registers = 128 * {registers} are more than {NUM_REGISTERS}")
+
+
+def heuristic(problem: Problem) -> Tiles:
+    """As many query tokens as fit, as many blocks as fit. Reasoned, not measured."""
+    position_bytes = (problem.latent_rank + problem.rope_dim) * 2
+    # Sums leave from where queries were.
+    row_bytes = max(problem.latent_rank * 2, HALVES * PART * 4) + problem.rope_dim * 2
+    used = TILE * (row_bytes + BLOCK * 2) + OTHER_BYTES
+    queries = max(min(TILE // problem.group_size, problem.max_queries), 1)
+    queries = 1 << (queries.bit_length() - 1)
+    return Tiles(
+        queries=queries,
+        rows=-(-queries * problem.group_size // 8) * 8,
+        stages=min((SHARED_BYTES - used) // (BLOCK * position_bytes), MAX_STAGES),
+    )
+
+
+def tiles_for(problem: Problem) -> Tiles:
+    """The sizes that the kernel is compiled with: of the table, or else of the heuristic."""
+    return tile_table.tiles_for("latent_attention", "gpu", problem, lambda: heuristic(problem))
+
+
+def candidates(problem: Problem) -> Iterator[Tiles]:
+    """Sizes worth measuring, the heuristic's first: fewer tokens a tile, fewer blocks in flight."""
+    guess = heuristic(problem)
+    for queries, stages in itertools.product((1, 2, 4), range(guess.stages, 1, -1)):
+        if guess.queries % queries == 0:
+            rows = -(-guess.queries // queries * problem.group_size // 8) * 8
+            yield replace(guess, queries=guess.queries // queries, rows=rows, stages=stages)
