@@ -19,11 +19,15 @@ def compiled(
     num_pages=200,
     head_dim=128,
     page_size=64,
+    pages_per_row=32,
     heads=(8, 2),
     dtype="bfloat16",
+    q_dtype="bfloat16",
     slots=8,
     tokens=8,
     decode=True,
+    has_scales=False,
+    has_sinks=False,
     **options,
 ):
     """One call, compiled; ``decode`` or else a program for prompts only."""
@@ -34,19 +38,32 @@ def compiled(
     )
     kinds = np.array([slots if decode else 0, slots, slots], np.int32)
 
-    def call(pages, q, k, v, *rows):
+    def call(pages, q, k, v, sinks, scale, *rows):
         return ragged_paged_attention(
-            q, k, v, pages, *rows, kinds, scale=0.1, implementation="gpu", **options
+            q,
+            k,
+            v,
+            pages,
+            *rows,
+            kinds,
+            scale=0.1,
+            sinks_N=sinks,
+            k_scale_K=scale,
+            v_scale_K=scale,
+            implementation="gpu",
+            **options,
         )
 
-    new = jax.ShapeDtypeStruct((tokens, num_kv_heads, head_dim), jnp.dtype(dtype))
+    new = jax.ShapeDtypeStruct((tokens, num_kv_heads, head_dim), jnp.dtype(q_dtype))
     shapes = (
         pages,
-        jax.ShapeDtypeStruct((tokens, num_heads, head_dim), jnp.dtype(dtype)),
+        jax.ShapeDtypeStruct((tokens, num_heads, head_dim), jnp.dtype(q_dtype)),
         new,
         new,
+        jax.ShapeDtypeStruct((num_heads,), jnp.float32) if has_sinks else None,
+        jax.ShapeDtypeStruct((num_kv_heads,), jnp.float32) if has_scales else None,
         jax.ShapeDtypeStruct((slots,), jnp.int32),
-        jax.ShapeDtypeStruct((slots, 32), jnp.int32),
+        jax.ShapeDtypeStruct((slots, pages_per_row), jnp.int32),
         jax.ShapeDtypeStruct((slots + 1,), jnp.int32),
     )
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
