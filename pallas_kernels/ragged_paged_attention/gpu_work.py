@@ -27,9 +27,9 @@ def in_order(rows: Rows) -> Rows:
 
     Nothing else bounds the number of tiles.
     """
-    starts_S, ends_S = rows.q_starts_S, rows.q_starts_S + rows.q_lens_S
+    starts_S = rows.q_starts_S
     rises_S = (starts_S >= 0) & (starts_S >= jax.lax.cummax(starts_S))
-    keep_S = rises_S & (ends_S <= rows.row_T.size)
+    keep_S = rises_S & (rows.q_lens_S <= rows.row_T.size - starts_S)
     return replace(
         rows,
         q_lens_S=jnp.where(keep_S, rows.q_lens_S, 0),
