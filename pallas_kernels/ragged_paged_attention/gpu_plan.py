@@ -17,6 +17,9 @@ WARPGROUP_ROWS = 64
 NUM_SMS = 132
 """Multiprocessors of an H100 or H200 (SXM)."""
 
+INTERPRETED_SMS = 2
+"""Blocks of the grid in the interpreter, which compiles the kernel for each of them."""
+
 SHARED_BYTES = 227 * 1024
 """Shared memory that one block may have, and nearly all that a multiprocessor has."""
 
@@ -44,7 +47,7 @@ class Plan:
 
     @property
     def num_blocks(self) -> int:
-        return 2 if self.interpret else NUM_SMS
+        return INTERPRETED_SMS if self.interpret else NUM_SMS
 
     @property
     def operands(self) -> "Operands":
