@@ -131,6 +131,8 @@ class _Groups:
 
 def _split(q_TRGH: jax.Array, operands: Operands) -> jax.Array:
     """Float32 queries as ``operands.parts``, side by side."""
+    if operands.parts == 1:
+        return q_TRGH[:, :, None].astype(operands.dtype)
     parts = []
     for _ in range(operands.parts):
         # XLA may skip a mere conversion to fewer bits and back; this it may not.
