@@ -9,7 +9,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.ragged_paged_attention.tuning import GpuTiles, gpu_heuristic
+from pallas_kernels.ragged_paged_attention.tuning import GpuProblem, GpuTiles, gpu_tiles
 
 WARPGROUP_ROWS = 64
 """Rows of a tile that a warpgroup computes: the least that WGMMA takes."""
@@ -112,7 +112,8 @@ def plan(
 ) -> Plan:
     """The launch for tiles of at most ``max_queries`` tokens (1: decode) of ``group_size`` heads,
     64 at most."""
-    tiles, operands = gpu_heuristic(head_dim, pages_dtype), operands_of(pages_dtype)
+    tiles = gpu_tiles(GpuProblem(head_dim=head_dim, pages_dtype=pages_dtype.name))
+    operands = operands_of(pages_dtype)
     fits_one = _power_of_two_up_to(max_queries) * group_size <= WARPGROUP_ROWS
     warpgroups = 1 if fits_one else tiles.prefill_warpgroups
     rows = warpgroups * WARPGROUP_ROWS

@@ -23,13 +23,11 @@ class Work(NamedTuple):
 
 
 def in_order(rows: Rows) -> Rows:
-    """The same rows; idle where borders fall or leave the tokens.
-
-    Nothing else bounds the number of tiles.
-    """
+    """The same rows; idle where borders fall, for rows that overlap may be more tiles than there is
+    room for."""
     starts_S = rows.q_starts_S
-    rises_S = (starts_S >= 0) & (starts_S >= jax.lax.cummax(starts_S))
-    keep_S = rises_S & (rows.q_lens_S <= rows.row_T.size - starts_S)
+    keep_S = starts_S >= jax.lax.cummax(starts_S)
+    keep_S &= rows.q_lens_S <= rows.row_T.size - starts_S  # Not what the sum of borders wraps to.
     return replace(
         rows,
         q_lens_S=jnp.where(keep_S, rows.q_lens_S, 0),

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import init_kv_pages, ragged_paged_attention
-from pallas_kernels.ragged_paged_attention.tuning import gpu_heuristic
+from pallas_kernels.ragged_paged_attention.tuning import GpuProblem, gpu_heuristic
 
 REPORT = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads\D+Used (\d+) registers")
 
@@ -128,7 +128,8 @@ def test_it_compiles_for_hopper_in_registers_and_writes_in_place(
         tuple(map(int, found)) for found in REPORT.findall(said)
     ]
     head_dim, dtype = shape.get("head_dim", 128), shape.get("dtype", "bfloat16")
-    warpgroups = 1 if decode else gpu_heuristic(head_dim, dtype).prefill_warpgroups
+    tiles = gpu_heuristic(GpuProblem(head_dim=head_dim, pages_dtype=dtype))
+    warpgroups = 1 if decode else tiles.prefill_warpgroups
     assert (spill_stores, spill_loads) == (0, 0), f"with {registers} registers"
     assert registers <= {1: 255, 2: 168}[warpgroups]
     _, num_kv_heads = shape.get("heads", (8, 2))
