@@ -76,7 +76,7 @@ def logits_of(plan: Plan, q: list[Any], keys: list[Any]) -> jax.Array:
 
     def multiply(accumulator: Any) -> Any:
         for a, b in pairs:
-            plgpu.wgmma(accumulator, a, plgpu.transpose_ref(b, (1, 0)))
+            plgpu.wgmma(accumulator, a, b.transpose((1, 0)))
         return accumulator[...]
 
     shape = (WARPGROUP_ROWS, plan.tiles.block)
