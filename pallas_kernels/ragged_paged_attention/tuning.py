@@ -3,7 +3,9 @@
 They are reasoned from the sizes of memories and registers: no chip has measured them.
 """
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from pallas_kernels import tile_table
 
@@ -76,3 +78,21 @@ def gpu_tiles(problem: GpuProblem) -> GpuTiles:
     return tile_table.tiles_for(
         "ragged_paged_attention", "gpu", problem, lambda: gpu_heuristic(problem)
     )
+
+
+def gpu_candidates(problem: GpuProblem) -> Iterator[GpuTiles]:
+    """Sizes worth measuring, the heuristic's first."""
+    guess = gpu_heuristic(problem)
+    yield guess
+    for warpgroups, stages, min_split, units in itertools.product(
+        (guess.prefill_warpgroups, 3 - guess.prefill_warpgroups), (12, 8, 4), (4, 2, 8), (264, 528)
+    ):
+        tiles = replace(
+            guess,
+            prefill_warpgroups=warpgroups,
+            max_stages=stages,
+            min_split=min_split,
+            wanted_units=units,
+        )
+        if tiles != guess:
+            yield tiles

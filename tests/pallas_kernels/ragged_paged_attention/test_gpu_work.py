@@ -15,7 +15,7 @@ from pallas_kernels.ragged_paged_attention import gpu_unwritten, gpu_work
 from pallas_kernels.ragged_paged_attention.gpu_pages import allocate_gpu_kv_pages
 from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.rows import describe_rows, token_pages
-from pallas_kernels.ragged_paged_attention.tuning import GpuProblem, gpu_heuristic
+from pallas_kernels.ragged_paged_attention.tuning import GpuProblem, gpu_candidates, gpu_heuristic
 
 TILES = gpu_heuristic(GpuProblem(head_dim=128, pages_dtype="bfloat16"))
 LANES = 8
@@ -218,3 +218,10 @@ def test_unwritten_tokens_are_put_into_copies_of_the_pages_they_belong_to():
 def test_sizes_that_the_kernel_cannot_have_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         replace(TILES, **sizes)
+
+
+def test_candidates_begin_with_the_heuristic_and_do_not_repeat():
+    problem = GpuProblem(head_dim=256, pages_dtype="int8")
+    first, *others = gpu_candidates(problem)
+    assert first == gpu_heuristic(problem)
+    assert len({first, *others}) == 1 + len(others) > 30
