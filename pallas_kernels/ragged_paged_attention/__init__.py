@@ -156,8 +156,7 @@ def ragged_paged_attention(
         k_scale_K,
         v_scale_K,
     )
-    wanted = Wanted.by_call(kv_pages, q_TNH, has_new=k_TKH is not None, options=options)
-    chosen = choose(wanted, implementation)
+    chosen = choose(Wanted.by_call(kv_pages), implementation)
     rows = (kv_lens_S, page_table_SM, cu_q_lens_S1, distribution_3)
     check_row_values(q_TNH.shape[0], kv_pages, *rows)
     module = importlib.import_module(f"{__name__}.{chosen}")

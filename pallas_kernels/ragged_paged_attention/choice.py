@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from pallas_kernels import dispatch
 from pallas_kernels.ragged_paged_attention import gpu_limits, tpu_pages
 from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages
-from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.pages import KVPages as PlainKVPages
 from pallas_kernels.ragged_paged_attention.tpu_pages import TpuKVPages
 
@@ -27,22 +26,15 @@ class Wanted:
     head_dim: int
     dtype: jax.typing.DTypeLike
     layout: type | None = None
-    num_heads: int | None = None
-    is_unwritten: bool = False
-    """New keys and values take part but are not written."""
 
     @staticmethod
-    def by_call(
-        kv_pages: KVPages, q_TNH: jax.Array, *, has_new: bool, options: Options
-    ) -> "Wanted":
+    def by_call(kv_pages: KVPages) -> "Wanted":
         return Wanted(
             page_size=kv_pages.page_size,
             num_kv_heads=kv_pages.num_kv_heads,
             head_dim=kv_pages.head_dim,
             dtype=kv_pages.dtype,
             layout=type(kv_pages),
-            num_heads=q_TNH.shape[1],
-            is_unwritten=has_new and not options.update_kv_cache,
         )
 
 
@@ -80,13 +72,7 @@ def choose(wanted: Wanted, implementation: str | None) -> str:
     def gpu() -> str | None:
         if chip and not chip.is_hopper:
             return f"the platform is {chip.platform}, and no Hopper GPU"
-        return (
-            foreign(GpuKVPages)
-            or gpu_limits.refuse_pages(*kind)
-            or gpu_limits.refuse_call(
-                wanted.num_heads, wanted.num_kv_heads, is_unwritten=wanted.is_unwritten
-            )
-        )
+        return foreign(GpuKVPages) or gpu_limits.refuse_pages(*kind)
 
     def xla() -> str | None:
         if wanted.page_size in XLA_PAGE_SIZES:

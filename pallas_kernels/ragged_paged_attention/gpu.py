@@ -6,6 +6,7 @@ cut into tiles of queries, each of which sees its row in one item.
 """
 
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,17 @@ import numpy as np
 
 from pallas_kernels.ragged_paged_attention import gpu_kernel, gpu_work
 from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages, write_tokens
+from pallas_kernels.ragged_paged_attention.gpu_plan import (
+    WARPGROUP_ROWS,
+    Operands,
+    operands_of,
+    plan,
+)
+from pallas_kernels.ragged_paged_attention.gpu_unwritten import beside
 from pallas_kernels.ragged_paged_attention.options import Options
+from pallas_kernels.ragged_paged_attention.pages import from_storage, stored_tokens
 from pallas_kernels.ragged_paged_attention.rows import Rows, describe_rows, take, token_pages
-from pallas_kernels.ragged_paged_attention.softmax import LOG2_E
-
-PREFILL_WARPGROUPS = {64: 2, 128: 2, 256: 1}
-"""Warpgroups that compute a tile (64 rows each), by head dim: two leave a thread 168 registers."""
+from pallas_kernels.ragged_paged_attention.softmax import LOG2_E, NO_TOP
 
 
 def ragged_paged_attention(
@@ -37,51 +43,103 @@ def ragged_paged_attention(
     *,
     interpret: bool = False,
 ) -> tuple[jax.Array, GpuKVPages]:
-    """Queries are rounded to the dtype of the pages, as are the softmax weights."""
-    num_tokens, _, head_dim = q_TNH.shape
+    """Queries and softmax weights are rounded to the operands of the tensor cores (``gpu_plan``):
+    the dtype of 16-bit pages, bfloat16 for those of 8 bits, two bfloat16 for float32."""
+    num_tokens, num_heads, head_dim = q_TNH.shape
     num_kv_heads, page_size = kv_pages.num_kv_heads, kv_pages.page_size
-    rows = describe_rows(
-        num_tokens,
-        kv_pages.num_pages,
-        page_size,
-        kv_lens_S,
-        page_table_SM,
-        cu_q_lens_S1,
-        distribution_3,
+    rows = gpu_work.in_order(
+        describe_rows(
+            num_tokens,
+            kv_pages.num_pages,
+            page_size,
+            kv_lens_S,
+            page_table_SM,
+            cu_q_lens_S1,
+            distribution_3,
+        )
     )
+    pools = [kv_pages]
     if k_TKH is not None and v_TKH is not None:
-        page_T, offset_T = token_pages(rows, page_size)
-        k_TKH = _stored(k_TKH, kv_pages.dtype, k_scale_K)
-        v_TKH = _stored(v_TKH, kv_pages.dtype, v_scale_K)
-        kv_pages = write_tokens(kv_pages, k_TKH, v_TKH, page_T, offset_T)
-    q_TKGH = q_TNH.reshape(num_tokens, num_kv_heads, -1, head_dim)
+        k_TKH, v_TKH = (
+            from_storage(stored_tokens(x_TKH, kv_pages.dtype, scale_K), kv_pages.dtype)
+            for x_TKH, scale_K in ((k_TKH, k_scale_K), (v_TKH, v_scale_K))
+        )
+        if options.update_kv_cache:
+            page_T, offset_T = token_pages(rows, page_size)
+            kv_pages = write_tokens(kv_pages, k_TKH, v_TKH, page_T, offset_T)
+            pools = [kv_pages]
+        else:
+            copies, rows = beside(kv_pages, rows, k_TKH, v_TKH)
+            pools = [kv_pages, copies]
+
+    groups = _Groups(num_heads // num_kv_heads)
+    q_TKGH = q_TNH.reshape(num_tokens, num_kv_heads, -1, head_dim).astype(jnp.float32)
     if k_scale_K is not None:
-        q_TKGH = q_TKGH.astype(jnp.float32) * k_scale_K.astype(jnp.float32)[None, :, None, None]
-    q_TKGH = q_TKGH.astype(kv_pages.dtype)
+        q_TKGH *= k_scale_K.astype(jnp.float32)[None, :, None, None]
+    q_TRcGH = _split(groups.of_heads(q_TKGH), operands_of(kv_pages.dtype))
+    sinks_RG = None
+    if sinks_N is not None:
+        sinks_KG = sinks_N.astype(jnp.float32).reshape(num_kv_heads, -1) * jnp.float32(LOG2_E)
+        sinks_RG = groups.of_heads(sinks_KG[None, :, :, None])[0, :, :, 0]
 
     has_singles, has_tiles = _parts(distribution_3)
     is_single_S = (rows.q_lens_S == 1) & has_singles
-    sinks_KG = None
-    if sinks_N is not None:
-        sinks_KG = sinks_N.astype(jnp.float32).reshape(num_kv_heads, -1) * jnp.float32(LOG2_E)
-    out_TKGH = jnp.zeros(q_TKGH.shape, jnp.float32)
+    out_TRGH = jnp.zeros((num_tokens, *q_TRcGH.shape[1:2], *q_TRcGH.shape[3:]), jnp.float32)
     if has_tiles:
         is_tiled_S = (rows.q_lens_S > 0) & ~is_single_S
-        new_TKGH = _attend_tiles(
-            q_TKGH, kv_pages, rows, is_tiled_S, sinks_KG, options, interpret=interpret
+        new_TRGH = _attend_tiles(
+            q_TRcGH, pools, rows, is_tiled_S, sinks_RG, options, interpret=interpret
         )
         is_tiled_T = rows.is_token_T & take(is_tiled_S, rows.row_T)
-        out_TKGH = jnp.where(is_tiled_T[:, None, None, None], new_TKGH, out_TKGH)
+        out_TRGH = jnp.where(is_tiled_T[:, None, None, None], new_TRGH, out_TRGH)
     if has_singles:
-        new_SKGH = _attend_single_rows(
-            q_TKGH, kv_pages, rows, is_single_S, sinks_KG, options, interpret=interpret
+        new_SRGH = _attend_single_rows(
+            q_TRcGH, pools, rows, is_single_S, sinks_RG, options, interpret=interpret
         )
         is_single_T = rows.is_token_T & take(is_single_S, rows.row_T)
-        new_TKGH = take(new_SKGH, rows.row_T)
-        out_TKGH = jnp.where(is_single_T[:, None, None, None], new_TKGH, out_TKGH)
+        new_TRGH = take(new_SRGH, rows.row_T)
+        out_TRGH = jnp.where(is_single_T[:, None, None, None], new_TRGH, out_TRGH)
+    out_TKGH = groups.to_heads(out_TRGH, num_kv_heads)
     if v_scale_K is not None:
         out_TKGH *= v_scale_K.astype(jnp.float32)[None, :, None, None]
     return out_TKGH.astype(q_TNH.dtype).reshape(q_TNH.shape), kv_pages
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """The ``num_heads`` query heads of a kv head, cut into groups that a tile can hold."""
+
+    num_heads: int
+
+    @property
+    def count(self) -> int:
+        return -(-self.num_heads // WARPGROUP_ROWS)
+
+    @property
+    def size(self) -> int:
+        return -(-self.num_heads // self.count)
+
+    def of_heads(self, x_TKGH: jax.Array) -> jax.Array:
+        missing = self.count * self.size - self.num_heads
+        x_TKGH = jnp.pad(x_TKGH, ((0, 0), (0, 0), (0, missing), (0, 0)))
+        return x_TKGH.reshape(x_TKGH.shape[0], -1, self.size, x_TKGH.shape[3])
+
+    def to_heads(self, x_TRGH: jax.Array, num_kv_heads: int) -> jax.Array:
+        shape = (x_TRGH.shape[0], num_kv_heads, self.count * self.size, x_TRGH.shape[3])
+        return x_TRGH.reshape(shape)[:, :, : self.num_heads]
+
+
+def _split(q_TRGH: jax.Array, operands: Operands) -> jax.Array:
+    """Float32 queries as ``operands.parts``, side by side."""
+    if operands.parts == 1:
+        return q_TRGH[:, :, None].astype(operands.dtype)
+    parts = []
+    for _ in range(operands.parts):
+        # XLA may skip a mere conversion to fewer bits and back; this it may not.
+        kind = jnp.finfo(operands.dtype)
+        parts.append(jax.lax.reduce_precision(q_TRGH, kind.nexp, kind.nmant))
+        q_TRGH = q_TRGH - parts[-1]
+    return jnp.stack(parts, axis=2).astype(operands.dtype)
 
 
 def _parts(distribution_3: jax.Array | np.ndarray) -> tuple[bool, bool]:
@@ -92,112 +150,106 @@ def _parts(distribution_3: jax.Array | np.ndarray) -> tuple[bool, bool]:
     return True, True
 
 
-def _stored(x_TKH: jax.Array, dtype: np.dtype, scale_K: jax.Array | None) -> jax.Array:
-    if scale_K is not None:
-        x_TKH = x_TKH.astype(jnp.float32) / scale_K.astype(jnp.float32)[None, :, None]
-    return x_TKH.astype(dtype)
-
-
 def _attend_single_rows(
-    q_TKGH: jax.Array,
-    pages: GpuKVPages,
+    q_TRcGH: jax.Array,
+    pools: list[GpuKVPages],
     rows: Rows,
     is_single_S: jax.Array,
-    sinks_KG: jax.Array | None,
+    sinks_RG: jax.Array | None,
     options: Options,
     *,
     interpret: bool,
 ) -> jax.Array:
-    """Rows with one new token; float32 ``[S, K, G, H]``, of which others' rows mean nothing."""
+    """Rows with one new token; float32 ``[S, R, G, H]``, of which others' rows mean nothing."""
     num_slots, pages_per_row = rows.page_table_SM.shape
-    _, num_kv_heads, group_size, head_dim = q_TKGH.shape
-    plan = gpu_kernel.plan(
+    _, num_groups, _, group_size, head_dim = q_TRcGH.shape
+    page_size = pools[0].page_size
+    launch = plan(
         group_size,
         head_dim,
+        pools[0].dtype,
         max_queries=1,
-        warpgroups=1,
         out_dtype=jnp.float32,
         interpret=interpret,
     )
-    splits = gpu_work.max_splits(num_slots, num_kv_heads, pages_per_row * pages.page_size)
-    num_splits_S = gpu_work.num_splits(options, rows, is_single_S, splits)
-    work = gpu_work.list_splits(options, rows, pages.page_size, num_splits_S, splits)
-    q_SKQH = _padded(take(q_TKGH, rows.q_starts_S), plan.tile_rows)
+    tiles = launch.tiles
+    splits = gpu_work.max_splits(tiles, num_slots, num_groups, pages_per_row * page_size)
+    num_splits_S = gpu_work.num_splits(tiles, options, rows, is_single_S, splits)
+    work = gpu_work.list_splits(tiles, options, rows, page_size, num_splits_S, splits)
     out, lse = gpu_kernel.attend(
-        plan,
+        launch,
         options,
         *work,
         rows.page_table_SM,
-        q_SKQH,
-        pages.keys_PKpH,
-        pages.values_PKpH,
+        _padded(take(q_TRcGH, rows.q_starts_S), launch.tile_rows),
+        pools,
         num_outs=num_slots * splits,
     )
-    out_SnKGH = out.reshape(num_slots, splits, *out.shape[1:])[:, :, :, :group_size]
-    lse_SnKG = lse.reshape(num_slots, splits, *lse.shape[1:])[:, :, :, :group_size]
+    out_SnRGH = out.reshape(num_slots, splits, *out.shape[1:])[:, :, :, :group_size]
+    lse_SnRG = lse.reshape(num_slots, splits, *lse.shape[1:])[:, :, :, :group_size]
     is_part_Sn = jnp.arange(splits, dtype=jnp.int32)[None, :] < num_splits_S[:, None]
-    lse_SnKG = jnp.where(is_part_Sn[:, :, None, None], lse_SnKG, -jnp.inf)
-    out_SnKGH = jnp.where(is_part_Sn[:, :, None, None, None], out_SnKGH, 0.0)
+    lse_SnRG = jnp.where(is_part_Sn[:, :, None, None], lse_SnRG, -jnp.inf)
+    out_SnRGH = jnp.where(is_part_Sn[:, :, None, None, None], out_SnRGH, 0.0)
 
-    top_SKG = jnp.maximum(lse_SnKG.max(axis=1), gpu_kernel.NO_TOP)
-    if sinks_KG is not None:
-        top_SKG = jnp.maximum(top_SKG, sinks_KG[None])
-    weights_SnKG = jnp.exp2(lse_SnKG - top_SKG[:, None])
-    total_SKG = weights_SnKG.sum(axis=1)
-    if sinks_KG is not None:
-        total_SKG += jnp.exp2(sinks_KG[None] - top_SKG)
-    sums_SKGH = (weights_SnKG[..., None] * out_SnKGH).sum(axis=1)
-    return sums_SKGH / jnp.where(total_SKG > 0, total_SKG, 1.0)[..., None]
+    top_SRG = jnp.maximum(lse_SnRG.max(axis=1), NO_TOP)
+    if sinks_RG is not None:
+        top_SRG = jnp.maximum(top_SRG, sinks_RG[None])
+    weights_SnRG = jnp.exp2(lse_SnRG - top_SRG[:, None])
+    total_SRG = weights_SnRG.sum(axis=1)
+    if sinks_RG is not None:
+        total_SRG += jnp.exp2(sinks_RG[None] - top_SRG)
+    sums_SRGH = (weights_SnRG[..., None] * out_SnRGH).sum(axis=1)
+    return sums_SRGH / jnp.where(total_SRG > 0, total_SRG, 1.0)[..., None]
 
 
 def _attend_tiles(
-    q_TKGH: jax.Array,
-    pages: GpuKVPages,
+    q_TRcGH: jax.Array,
+    pools: list[GpuKVPages],
     rows: Rows,
     is_tiled_S: jax.Array,
-    sinks_KG: jax.Array | None,
+    sinks_RG: jax.Array | None,
     options: Options,
     *,
     interpret: bool,
 ) -> jax.Array:
-    """Rows in tiles of queries; ``[T, K, G, H]``, of which others' tokens mean nothing."""
-    num_tokens, num_kv_heads, group_size, head_dim = q_TKGH.shape
-    plan = gpu_kernel.plan(
+    """Rows in tiles of queries; ``[T, R, G, H]``, of which others' tokens mean nothing."""
+    num_tokens, num_groups, parts, group_size, head_dim = q_TRcGH.shape
+    launch = plan(
         group_size,
         head_dim,
+        pools[0].dtype,
         max_queries=num_tokens,
-        warpgroups=PREFILL_WARPGROUPS[head_dim],
-        out_dtype=q_TKGH.dtype,
+        out_dtype=jnp.float32 if parts > 1 else q_TRcGH.dtype,
         interpret=interpret,
     )
-    lanes = plan.tile_queries
-    tiles = gpu_work.list_tiles(options, rows, pages.page_size, is_tiled_S, lanes)
-    q_JtKGH = take(q_TKGH, tiles.token_Jt)
-    q_JKGtH = q_JtKGH.transpose(0, 2, 3, 1, 4)
-    num_tiles = q_JKGtH.shape[0]
-    q_JKQH = q_JKGtH.reshape(num_tiles, num_kv_heads, group_size * lanes, head_dim)
+    lanes = launch.tile_queries
+    listed = gpu_work.list_tiles(launch.tiles, options, rows, pools[0].page_size, is_tiled_S, lanes)
+    q_JtRcGH = take(q_TRcGH, listed.token_Jt)
+    num_tiles = q_JtRcGH.shape[0]
+    q_JRcQH = q_JtRcGH.transpose(0, 2, 3, 4, 1, 5).reshape(
+        num_tiles, num_groups, parts, group_size * lanes, head_dim
+    )
     out, lse = gpu_kernel.attend(
-        plan,
+        launch,
         options,
-        *tiles.work,
+        *listed.work,
         rows.page_table_SM,
-        _padded(q_JKQH, plan.tile_rows),
-        pages.keys_PKpH,
-        pages.values_PKpH,
+        _padded(q_JRcQH, launch.tile_rows),
+        pools,
         num_outs=num_tiles,
     )
 
-    def of_tokens(x_JKQ: jax.Array) -> jax.Array:
-        shape = (num_tiles, num_kv_heads, group_size, lanes, *x_JKQ.shape[3:])
-        x_JKGt = x_JKQ[:, :, : group_size * lanes].reshape(shape)
-        return take(jnp.moveaxis(x_JKGt, 3, 1), tiles.tile_T, tiles.lane_T).astype(jnp.float32)
+    def of_tokens(x_JRQ: jax.Array) -> jax.Array:
+        shape = (num_tiles, num_groups, group_size, lanes, *x_JRQ.shape[3:])
+        x_JRGt = x_JRQ[:, :, : group_size * lanes].reshape(shape)
+        return take(jnp.moveaxis(x_JRGt, 3, 1), listed.tile_T, listed.lane_T).astype(jnp.float32)
 
-    out_TKGH = of_tokens(out)
-    if sinks_KG is None:
-        return out_TKGH
+    out_TRGH = of_tokens(out)
+    if sinks_RG is None:
+        return out_TRGH
     # A sink of weight s among weights of sum w leaves w / (w + s) of the average.
-    return out_TKGH * jax.nn.sigmoid((of_tokens(lse) - sinks_KG[None]) * math.log(2))[..., None]
+    return out_TRGH * jax.nn.sigmoid((of_tokens(lse) - sinks_RG[None]) * math.log(2))[..., None]
 
 
-def _padded(q_XKQH: jax.Array, rows: int) -> jax.Array:
-    return jnp.pad(q_XKQH, ((0, 0), (0, 0), (0, rows - q_XKQH.shape[2]), (0, 0)))
+def _padded(q_XRcQH: jax.Array, rows: int) -> jax.Array:
+    return jnp.pad(q_XRcQH, ((0, 0), (0, 0), (0, 0), (0, rows - q_XRcQH.shape[3]), (0, 0)))

@@ -10,7 +10,7 @@ others compute, as in FlashAttention-3 (arXiv 2407.08608). A decode row is cut i
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,105 +20,21 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from pallas_kernels import compat
+from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages
+from pallas_kernels.ragged_paged_attention.gpu_plan import WARPGROUP_ROWS, Plan
+from pallas_kernels.ragged_paged_attention.gpu_products import (
+    CONVERTED_COLUMNS,
+    add_product,
+    clean,
+    convert,
+    logits_of,
+    split,
+)
 from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.softmax import LOG2_E, NO_TOP
 
-BLOCK = 64
-"""Positions that a step takes: one TMA copy of keys, one of values. A page holds one or more."""
-
-WARPGROUP_ROWS = 64
-"""Rows of a tile that a warpgroup computes: the least that WGMMA takes."""
-
-ACCUMULATOR_COLUMNS = {64: 64, 128: 128, 256: 64}
-"""Columns of one accumulator of weighted values, by head dim; a wide head has several."""
-
-NUM_SMS = 132
-"""Multiprocessors of an H100 or H200 (SXM)."""
-
-SHARED_BYTES = 227 * 1024
-"""Shared memory that one block may have, and nearly all that a multiprocessor has."""
-
-OTHER_BYTES = 3 * 1024
-"""Shared memory for barriers and for sums over warps."""
-
-MAX_STAGES = 6
-"""Blocks in flight: enough to hide the latency of memory."""
-
 FIELDS = ("out", "query", "row", "first_block", "num_blocks", "position", "kv_len", "is_whole")
 """Columns of the array of items; ``position`` is that of the first query."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The static shape of a launch.
-
-    ``tile_queries`` (a power of two) query tokens times G heads are the rows of a tile, head by
-    head; ``tile_rows`` is their number, rounded up to what a copy takes.
-    """
-
-    tile_queries: int
-    tile_rows: int
-    head_dim: int
-    warpgroups: int
-    stages: int
-    out_dtype: Any
-    interpret: bool
-
-    @property
-    def num_blocks(self) -> int:
-        return 2 if self.interpret else NUM_SMS
-
-    @property
-    def columns(self) -> int:
-        """Columns of one accumulator."""
-        return ACCUMULATOR_COLUMNS[self.head_dim]
-
-    def in_tile_layout(self, x: jax.Array) -> jax.Array:
-        """``x [rows, columns]``, or one number a row, spread over threads as WGMMA does it.
-
-        The inference of layouts needs these hints; the interpreter does not know them.
-        """
-        if self.interpret:
-            return x
-        layout = plgpu.Layout.WGMMA
-        return plgpu.layout_cast(x, layout if x.ndim == 2 else layout.reduce(1))
-
-
-def plan(
-    group_size: int,
-    head_dim: int,
-    *,
-    max_queries: int,
-    warpgroups: int,
-    out_dtype: Any,
-    interpret: bool = False,
-) -> Plan:
-    """The launch for tiles of at most ``max_queries`` tokens (1: decode) of G heads.
-
-    It has ``warpgroups`` that compute, or one where that is enough.
-    """
-    if _power_of_two_up_to(max_queries) * group_size <= WARPGROUP_ROWS:
-        warpgroups = 1
-    rows = warpgroups * WARPGROUP_ROWS
-    tile_queries = _power_of_two_up_to(max(min(rows // group_size, max_queries), 1))
-    tile_rows = min(-(-tile_queries * group_size // 8) * 8, rows)
-    columns = ACCUMULATOR_COLUMNS[head_dim]
-    per_tile = rows * (head_dim * 2 + columns * jnp.dtype(out_dtype).itemsize + 4)
-    per_stage = 2 * BLOCK * head_dim * 2
-    free = SHARED_BYTES - per_tile - OTHER_BYTES
-    return Plan(
-        tile_queries=tile_queries,
-        tile_rows=tile_rows,
-        head_dim=head_dim,
-        warpgroups=warpgroups,
-        stages=max(min(free // per_stage, MAX_STAGES), 2),
-        out_dtype=out_dtype,
-        interpret=interpret,
-    )
-
-
-def _power_of_two_up_to(number: int) -> int:
-    return 1 << (number.bit_length() - 1)
 
 
 def attend(
@@ -127,20 +43,20 @@ def attend(
     num_items_1: jax.Array,
     items_I8: jax.Array,
     page_table_SM: jax.Array,
-    q_XKQH: jax.Array,
-    keys_PKpH: jax.Array,
-    values_PKpH: jax.Array,
+    q_XRcQH: jax.Array,
+    pools: Sequence[GpuKVPages],
     *,
     num_outs: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs the items; returns ``(out [Y, K, Q, H], lse [Y, K, Q])`` of Y = ``num_outs`` outs.
+    """Runs the items; returns ``(out [Y, R, Q, H], lse [Y, R, Q])`` of Y = ``num_outs`` outs.
 
-    ``q_XKQH`` has the dtype of the pages, Q = ``plan.tile_rows``. ``out`` is the average over the
-    positions that an item sees, ``lse`` the binary logarithm of the sum of their weights (very
-    negative where it saw nothing). Outs that no item names are not written.
+    ``q_XRcQH`` holds R groups of query heads, those of a kv head side by side, in the c parts of
+    ``plan.operands``; Q = ``plan.tile_rows``. ``pools`` are one or two, whose pages are numbered
+    through. ``out`` is the average over the positions that an item sees, ``lse`` the binary
+    logarithm of the sum of their weights (very negative where it saw nothing). Outs that no item
+    names are not written.
     """
-    num_kv_heads = keys_PKpH.shape[1]
-    tile, columns = (num_outs, num_kv_heads, plan.tile_rows), plan.head_dim
+    tile, columns = (num_outs, q_XRcQH.shape[1], plan.tile_rows), plan.head_dim
     kernel = plgpu.kernel(
         functools.partial(_kernel, plan, options),
         out_type=(
@@ -156,48 +72,55 @@ def attend(
             lowering_semantics=plgpu.LoweringSemantics.Warpgroup, approx_math=True
         ),
     )
-    return kernel(num_items_1, items_I8, page_table_SM, q_XKQH, keys_PKpH, values_PKpH)
+    leaves = [leaf for pool in pools for leaf in (pool.keys_PKpH, pool.values_PKpH)]
+    return kernel(num_items_1, items_I8, page_table_SM, q_XRcQH, *leaves)
 
 
-@dataclass(frozen=True)
 class _Refs:
     """Global memory."""
 
-    num_items_1: Any
-    items_I8: Any
-    page_table_SM: Any
-    q_XKQH: Any
-    keys_PKpH: Any
-    values_PKpH: Any
-    out_YKQH: Any
-    lse_YKQ: Any
+    def __init__(self, *refs: Any) -> None:
+        self.num_items_1, self.items_I8, self.page_table_SM, self.q_XRcQH, *pools = refs[:-2]
+        self.keys_PKpH, self.values_PKpH = pools[::2], pools[1::2]
+        self.out_YRQH, self.lse_YRQ = refs[-2:]
+
+    @property
+    def num_groups(self) -> int:
+        return self.q_XRcQH.shape[1]
+
+    @property
+    def groups_per_head(self) -> int:
+        return self.num_groups // self.keys_PKpH[0].shape[1]
+
+    @property
+    def page_size(self) -> int:
+        return self.keys_PKpH[0].shape[2]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Shared:
-    """Shared memory, and the barriers that say what is in it (ready) and what is read (free)."""
+    """Shared memory, and the barriers that say what is in it (ready) and what is read (free).
+
+    The stages take keys and values in turn. ``matrix`` is a block of keys or values for each
+    warpgroup, where pages do not hold operands.
+    """
 
     q: Any
-    keys: Any
-    values: Any
+    stage: Any
     out: Any
     lse: Any
     q_ready: Any
-    keys_ready: Any
-    values_ready: Any
     q_free: Any
-    keys_free: Any
-    values_free: Any
+    stage_ready: Any
+    stage_free: Any
+    matrix: Any = None
 
 
 def _kernel(plan: Plan, options: Options, *refs: Any) -> None:
     gmem = _Refs(*refs)
-    dtype = gmem.keys_PKpH.dtype
-    tile = (plan.warpgroups, WARPGROUP_ROWS)
-    stage = (plan.stages, BLOCK, plan.head_dim)
 
-    def run(*scratch: Any) -> None:
-        shared = _Shared(*scratch)
+    def run(**scratch: Any) -> None:
+        shared = _Shared(**scratch)
         warpgroup = jax.lax.axis_index("warpgroup")
 
         @pl.when(warpgroup < plan.warpgroups)
@@ -212,28 +135,23 @@ def _kernel(plan: Plan, options: Options, *refs: Any) -> None:
                 plgpu.set_max_registers(40, action="decrease")
             _load(plan, gmem, shared)
 
-    pl.run_scoped(
-        run,
-        _swizzled((*tile, plan.head_dim), dtype),
-        _swizzled(stage, dtype),
-        _swizzled(stage, dtype),
-        _swizzled((*tile, plan.columns), plan.out_dtype),
-        plgpu.SMEM(tile, jnp.float32),
-        plgpu.Barrier(num_arrivals=plan.warpgroups),  # One copy of queries for each.
-        plgpu.Barrier(num_barriers=plan.stages),
-        plgpu.Barrier(num_barriers=plan.stages),
-        plgpu.Barrier(num_arrivals=plan.warpgroups),
-        plgpu.Barrier(num_arrivals=plan.warpgroups, num_barriers=plan.stages),
-        plgpu.Barrier(num_arrivals=plan.warpgroups, num_barriers=plan.stages),
-        collective_axes="warpgroup",
-    )
-
-
-def _swizzled(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Shared memory in the order that WGMMA reads, spread over all banks."""
-    columns = 128 // jnp.dtype(dtype).itemsize
-    transforms = (plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128))
-    return plgpu.SMEM(shape, dtype, transforms=transforms)
+    operands, stages = plan.operands, plan.stages
+    tile, block = (plan.warpgroups, WARPGROUP_ROWS), (plan.tiles.block, plan.head_dim)
+    num_tiles = plan.warpgroups * operands.parts
+    stage_columns = CONVERTED_COLUMNS if operands.is_converted else None
+    scratch = {
+        "q": plan.shared((num_tiles, WARPGROUP_ROWS, plan.head_dim), operands.dtype, stage_columns),
+        "stage": plan.shared((stages, *block), plan.pages_dtype, stage_columns),
+        "out": plan.shared((*tile, plan.tiles.columns), plan.out_dtype),
+        "lse": plgpu.SMEM(tile, jnp.float32),
+        "q_ready": plgpu.Barrier(num_arrivals=num_tiles),
+        "q_free": plgpu.Barrier(num_arrivals=plan.warpgroups),
+        "stage_ready": plgpu.Barrier(num_barriers=stages),
+        "stage_free": plgpu.Barrier(num_arrivals=plan.warpgroups, num_barriers=stages),
+    }
+    if operands.is_converted:
+        scratch["matrix"] = plan.shared((num_tiles, *block), operands.dtype, stage_columns)
+    pl.run_scoped(run, collective_axes="warpgroup", **scratch)
 
 
 def _for_each_unit(
@@ -241,53 +159,68 @@ def _for_each_unit(
     num_blocks: int,
     take: Callable[[jax.Array, dict[str, jax.Array], jax.Array, jax.Array], jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-    """``step = take(count, item, head, step)`` for all units of this block of the grid.
+    """``step = take(count, item, group, step)`` for all units of this block of the grid.
 
     ``count`` counts the units, ``step`` the blocks of positions of all units so far. Returns both.
     """
-    num_kv_heads = gmem.keys_PKpH.shape[1]
+    num_groups = gmem.num_groups
     first = jax.lax.axis_index("block")
-    left = gmem.num_items_1[0] * num_kv_heads - first
+    left = gmem.num_items_1[0] * num_groups - first
     num_units = jax.lax.div(jnp.maximum(left, 0) + (num_blocks - 1), jnp.int32(num_blocks))
 
     def take_unit(count: jax.Array, step: jax.Array) -> jax.Array:
         unit = first + count * num_blocks
-        index = jax.lax.div(unit, jnp.int32(num_kv_heads))
+        index = jax.lax.div(unit, jnp.int32(num_groups))
         item = {name: gmem.items_I8[index, field] for field, name in enumerate(FIELDS)}
-        return take(count, item, jax.lax.rem(unit, jnp.int32(num_kv_heads)), step)
+        return take(count, item, jax.lax.rem(unit, jnp.int32(num_groups)), step)
 
     return num_units, jax.lax.fori_loop(0, num_units, take_unit, jnp.int32(0))
 
 
 def _load(plan: Plan, gmem: _Refs, shared: _Shared) -> None:
     """The warpgroup that copies."""
-    blocks_per_page = jnp.int32(gmem.keys_PKpH.shape[2] // BLOCK)
+    block_len = plan.tiles.block
+    blocks_per_page = jnp.int32(gmem.page_size // block_len)
 
-    def load_unit(count, item, head, step):
+    def load_unit(
+        count: jax.Array, item: dict[str, jax.Array], group: jax.Array, step: jax.Array
+    ) -> jax.Array:
+        head = jax.lax.div(group, jnp.int32(gmem.groups_per_head))
         pl.when(count > 0)(lambda: plgpu.barrier_wait(shared.q_free))
         for warpgroup in range(plan.warpgroups):
             start = warpgroup * WARPGROUP_ROWS
             rows = min(WARPGROUP_ROWS, plan.tile_rows - start)
-            plgpu.copy_gmem_to_smem(
-                gmem.q_XKQH.at[item["query"], head, pl.ds(start, rows)],
-                _top(shared.q.at[warpgroup], rows),
-                shared.q_ready,
-            )
+            for part in range(plan.operands.parts):
+                plgpu.copy_gmem_to_smem(
+                    gmem.q_XRcQH.at[item["query"], group, part, pl.ds(start, rows)],
+                    _top(shared.q.at[warpgroup * plan.operands.parts + part], rows),
+                    shared.q_ready,
+                )
 
         def load_block(index: jax.Array, step: jax.Array) -> jax.Array:
-            slot = jax.lax.rem(step, jnp.int32(plan.stages))
             block = item["first_block"] + index
             page = gmem.page_table_SM[item["row"], jax.lax.div(block, blocks_per_page)]
             # Written as a product: the compiler must see that it is a multiple of a tile.
-            offset = jax.lax.rem(block, blocks_per_page) * BLOCK
-            for pool, buffer, ready, free in (
-                (gmem.keys_PKpH, shared.keys, shared.keys_ready, shared.keys_free),
-                (gmem.values_PKpH, shared.values, shared.values_ready, shared.values_free),
-            ):
-                pl.when(step >= plan.stages)(functools.partial(plgpu.barrier_wait, free.at[slot]))
-                plgpu.copy_gmem_to_smem(
-                    pool.at[page, head, pl.ds(offset, BLOCK)], buffer.at[slot], ready.at[slot]
-                )
+            offset = jax.lax.rem(block, blocks_per_page) * block_len
+            for turn, pools in enumerate((gmem.keys_PKpH, gmem.values_PKpH)):
+                slot = jax.lax.rem(2 * step + turn, jnp.int32(plan.stages))
+
+                def bring(pool: Any, page: jax.Array, slot: jax.Array = slot) -> None:
+                    plgpu.copy_gmem_to_smem(
+                        pool.at[page, head, pl.ds(offset, block_len)],
+                        shared.stage.at[slot],
+                        shared.stage_ready.at[slot],
+                    )
+
+                is_taken = 2 * step + turn >= plan.stages
+                pl.when(is_taken)(functools.partial(plgpu.barrier_wait, shared.stage_free.at[slot]))
+                if len(pools) == 1:
+                    bring(pools[0], page)
+                else:
+                    num_pages = pools[0].shape[0]
+                    is_first = page < num_pages
+                    pl.when(is_first)(functools.partial(bring, pools[0], page))
+                    pl.when(~is_first)(functools.partial(bring, pools[1], page - num_pages))
             return step + 1
 
         return jax.lax.fori_loop(0, item["num_blocks"], load_block, step)
@@ -295,10 +228,9 @@ def _load(plan: Plan, gmem: _Refs, shared: _Shared) -> None:
     num_units, steps = _for_each_unit(gmem, plan.num_blocks, load_unit)
     pl.when(num_units > 0)(lambda: plgpu.barrier_wait(shared.q_free))
 
-    @pl.loop(0, jnp.minimum(steps, plan.stages))
+    @pl.loop(0, jnp.minimum(2 * steps, plan.stages))
     def _(slot: jax.Array) -> None:
-        plgpu.barrier_wait(shared.keys_free.at[slot])
-        plgpu.barrier_wait(shared.values_free.at[slot])
+        plgpu.barrier_wait(shared.stage_free.at[slot])
 
 
 def _compute(
@@ -309,42 +241,66 @@ def _compute(
     warpgroup: jax.Array,
 ) -> None:
     """A warpgroup that computes ``WARPGROUP_ROWS`` rows of every tile."""
-    columns, chunks = plan.columns, plan.head_dim // plan.columns
-    q, out, lse = (x.at[warpgroup] for x in (shared.q, shared.out, shared.lse))
+    columns = plan.tiles.columns
+    chunks, parts = plan.head_dim // columns, plan.operands.parts
 
-    def attend_unit(count, item, head, step):
+    def parts_of(buffer: Any, place: jax.Array) -> list[Any]:
+        first = warpgroup * parts + _unseen_zero(place)
+        return [buffer.at[first + part] for part in range(parts)]
+
+    def attend_unit(
+        count: jax.Array, item: dict[str, jax.Array], group: jax.Array, step: jax.Array
+    ) -> jax.Array:
         del count
         plgpu.barrier_wait(shared.q_ready)
 
         def attend_block(index: jax.Array, carry: Any) -> Any:
             sums, top, total = carry
-            slot = jax.lax.rem(step + index, jnp.int32(plan.stages))
-            keys, values = shared.keys.at[slot], shared.values.at[slot]
-            place = (item["first_block"] + index) * BLOCK
+            key_slot, value_slot = (
+                jax.lax.rem(2 * (step + index) + turn, jnp.int32(plan.stages)) for turn in (0, 1)
+            )
+            place = (item["first_block"] + index) * plan.tiles.block
             first, last = _held(options, gmem, item, place)
 
-            plgpu.barrier_wait(shared.keys_ready.at[slot])
-            logits = _logits(plan, q, keys)
-            plgpu.barrier_arrive(shared.keys_free.at[slot])
-            logits = _scaled(options, logits)
-            sees = _sees(plan, options, item["position"], place, first, last, warpgroup)
-            logits = jnp.where(sees, logits, -jnp.inf)
+            plgpu.barrier_wait(shared.stage_ready.at[key_slot])
+            keys = [shared.stage.at[key_slot]]
+            if plan.operands.is_converted:
+                stored, keys = keys[0], parts_of(shared.matrix, place)
+                convert(plan, stored, keys)
+            logits = logits_of(plan, parts_of(shared.q, place), keys)
+            plgpu.barrier_arrive(shared.stage_free.at[key_slot])
+            logits = jax.lax.cond(
+                _all_see(plan, options, item["position"], place, first, last),
+                lambda logits: logits,
+                lambda logits: jnp.where(
+                    _sees(plan, options, item["position"], place, first, last, warpgroup),
+                    logits,
+                    -jnp.inf,
+                ),
+                _scaled(plan, options, logits),
+            )
 
             new_top = jnp.maximum(top, logits.max(axis=1))
             weights = jnp.exp2(logits - _along_rows(new_top, logits.shape))
             decay = jnp.exp2(top - new_top)
             total = total * decay + weights.sum(axis=1)
-            weights = weights.astype(values.dtype)
+            weights_of_parts = split(plan.operands, weights)
 
-            plgpu.barrier_wait(shared.values_ready.at[slot])
-            is_edge = (place < first) | (place + BLOCK > last)
+            plgpu.barrier_wait(shared.stage_ready.at[value_slot])
+            values, held = [shared.stage.at[value_slot]], (first - place, last - place)
+            if plan.operands.is_converted:
+                stored, values = values[0], parts_of(shared.matrix, place)
+                convert(plan, stored, values, held)
+            is_edge = (place < first) | (place + plan.tiles.block > last)
             new_sums = []
             for chunk in range(chunks):
-                part = values.at[:, pl.ds(chunk * columns, columns)] if chunks > 1 else values
-                pl.when(is_edge)(functools.partial(_clean, plan, part, place, first, last))
+                of_chunk = (slice(None), pl.ds(chunk * columns, columns))
+                part = [x.at[of_chunk] for x in values] if chunks > 1 else values
+                if not plan.operands.is_converted:
+                    pl.when(is_edge)(functools.partial(clean, plan, part[0], held))
                 decayed = sums[chunk] * _along_rows(decay, sums[chunk].shape)
-                new_sums.append(_add_product(plan, decayed, weights, part))
-            plgpu.barrier_arrive(shared.values_free.at[slot])
+                new_sums.append(add_product(plan, decayed, weights_of_parts, part))
+            plgpu.barrier_arrive(shared.stage_free.at[value_slot])
             return tuple(new_sums), new_top, total
 
         tile_of, rows = (WARPGROUP_ROWS, columns), (WARPGROUP_ROWS,)
@@ -358,7 +314,9 @@ def _compute(
 
         has_seen = total > 0
         total = jnp.where(has_seen, total, 1.0)
-        place = (item["out"], head)
+        place = (item["out"], group)
+        zero = _unseen_zero(item["position"])
+        out, lse = shared.out.at[warpgroup + zero], shared.lse.at[warpgroup + zero]
         for chunk, part in enumerate(sums):
             average = part / _along_rows(total, part.shape)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -367,9 +325,9 @@ def _compute(
                 lse[...] = top + jnp.log(total) * LOG2_E
             plgpu.commit_smem()
             columns_of_chunk = (pl.ds(chunk * columns, columns),) if chunks > 1 else ()
-            _store(plan, out, gmem.out_YKQH, place, warpgroup, columns_of_chunk)
+            _store(plan, out, gmem.out_YRQH, place, warpgroup, columns_of_chunk)
             if chunk == 0:
-                _store(plan, lse, gmem.lse_YKQ, place, warpgroup)
+                _store(plan, lse, gmem.lse_YRQ, place, warpgroup)
         return step + item["num_blocks"]
 
     _for_each_unit(gmem, plan.num_blocks, attend_unit)
@@ -407,7 +365,7 @@ def _held(
 
     All others may hold NaN. A row with holes looks up whether somebody owns the page.
     """
-    page_size = gmem.keys_PKpH.shape[2]
+    page_size = gmem.page_size
 
     def owned_len() -> jax.Array:
         page = gmem.page_table_SM[item["row"], jax.lax.div(place, jnp.int32(page_size))]
@@ -417,6 +375,24 @@ def _held(
     if options.sliding_window is None:
         return jnp.int32(0), last
     return item["position"] - (options.sliding_window - 1), last
+
+
+def _all_see(
+    plan: Plan,
+    options: Options,
+    position: jax.Array,
+    place: jax.Array,
+    first: jax.Array,
+    last: jax.Array,
+) -> jax.Array:
+    """Whether all rows of a tile see all positions of the block at ``place``."""
+    end = place + plan.tiles.block
+    seen = (place >= first) & (end <= last)
+    if options.causal:
+        seen &= end <= position + 1
+    if options.sliding_window is not None:
+        seen &= place > position + (plan.tile_queries - 1 - options.sliding_window)
+    return seen
 
 
 def _sees(
@@ -429,7 +405,7 @@ def _sees(
     warpgroup: jax.Array,
 ) -> jax.Array:
     """Which of the positions from ``place`` on the rows of a tile see."""
-    shape = (WARPGROUP_ROWS, BLOCK)
+    shape = (WARPGROUP_ROWS, plan.tiles.block)
     column = plan.in_tile_layout(jax.lax.broadcasted_iota(jnp.int32, shape, 1))
     if plan.tile_queries == 1 and options.causal:
         last = jnp.minimum(last, position + 1)
@@ -453,53 +429,22 @@ def _sees(
     return sees
 
 
-def _scaled(options: Options, products: jax.Array) -> jax.Array:
+def _scaled(plan: Plan, options: Options, products: jax.Array) -> jax.Array:
     """Logits in powers of two."""
     if options.logit_softcap is None:
         return products * (options.scale * LOG2_E)
     cap = options.logit_softcap
-    return jnp.tanh(products * (options.scale / cap)) * (cap * LOG2_E)
+    x = products * (options.scale / cap)
+    if plan.pages_dtype == jnp.float32:  # The instruction for tanh has 11 bits.
+        return (cap * LOG2_E) - (2 * cap * LOG2_E) / (1 + jnp.exp2(x * (2 * LOG2_E)))
+    return jnp.tanh(x) * (cap * LOG2_E)
 
 
-def _clean(plan: Plan, values: Any, place: jax.Array, first: jax.Array, last: jax.Array) -> None:
-    """Makes values that nobody may see zero: a weight of zero times NaN would be NaN."""
-    held = plan.in_tile_layout(values[...])
-    position = place + plan.in_tile_layout(jax.lax.broadcasted_iota(jnp.int32, held.shape, 0))
-    is_held = (position >= first) & (position < last)
-    values[...] = jnp.where(is_held, held, jnp.zeros_like(held))
-    plgpu.commit_smem()
-
-
-def _logits(plan: Plan, q: Any, keys: Any) -> jax.Array:
-    """``q @ keys.T`` in float32 by WGMMA, both from shared memory.
-
-    The interpreter's WGMMA takes no transposed operand: there it is a plain product.
-    """
-    if plan.interpret:
-        dimensions = (((1,), (1,)), ((), ()))
-        return jax.lax.dot_general(
-            q[...], keys[...], dimensions, preferred_element_type=jnp.float32
-        )
-
-    def multiply(accumulator: Any) -> jax.Array:
-        plgpu.wgmma(accumulator, q, plgpu.transpose_ref(keys, (1, 0)))
-        return accumulator[...]
-
-    return pl.run_scoped(multiply, plgpu.ACC((WARPGROUP_ROWS, BLOCK), jnp.float32))
-
-
-def _add_product(plan: Plan, sums: jax.Array, weights: jax.Array, values: Any) -> jax.Array:
-    """``sums + weights @ values`` in float32 by WGMMA, in the registers that hold ``sums``.
-
-    The interpreter's WGMMA takes nothing from registers: there it is a plain product.
-    """
-    if plan.interpret:
-        return sums + jnp.dot(weights, values[...], preferred_element_type=jnp.float32)
-
-    def multiply(accumulator: Any) -> None:
-        plgpu.wgmma(accumulator, weights, values)
-
-    return pl.run_state(multiply)(plgpu.ACC.init(sums))
+def _unseen_zero(x: jax.Array) -> jax.Array:
+    """0 for ``x >= 0``, of which the compiler does not know that. Added to an index that does not
+    change in a loop, it keeps addresses from being computed ahead of the loop: they would fill the
+    registers meanwhile."""
+    return x >> 31
 
 
 def _along_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

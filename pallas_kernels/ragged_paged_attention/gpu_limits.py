@@ -3,9 +3,8 @@
 import numpy as np
 
 PAGE_SIZES = (64, 128, 256)
-PAGE_DTYPES = ("bfloat16", "float16")
-HEAD_DIMS = (64, 128, 256)
-MAX_GROUP_SIZE = 64
+PAGE_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "int8")
+HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 
 
 def refuse_pages(page_size: int, num_kv_heads: int, head_dim: int, dtype: np.dtype) -> str | None:
@@ -17,13 +16,4 @@ def refuse_pages(page_size: int, num_kv_heads: int, head_dim: int, dtype: np.dty
     ):
         if value not in allowed:
             return f"{name} = {value} is not one of {', '.join(map(str, allowed))}"
-    return None
-
-
-def refuse_call(num_heads: int | None, num_kv_heads: int, *, is_unwritten: bool) -> str | None:
-    """Why this kernel cannot run such a call, or None."""
-    if is_unwritten:
-        return "update_kv_cache = False with new keys and values is not implemented"
-    if num_heads and num_heads // num_kv_heads > MAX_GROUP_SIZE:
-        return f"{num_heads // num_kv_heads} query heads a kv head are more than {MAX_GROUP_SIZE}"
     return None

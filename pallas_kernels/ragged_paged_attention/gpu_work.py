@@ -3,23 +3,16 @@
 No layer enters the lists, so XLA computes them once for all layers of a program.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.ragged_paged_attention.gpu_kernel import BLOCK, FIELDS
+from pallas_kernels.ragged_paged_attention.gpu_kernel import FIELDS
 from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.rows import Rows, divide, divide_up, take
-
-MIN_SPLIT = 4
-"""Blocks that a part of a split row has at least."""
-
-WANTED_UNITS = 264
-"""Units of work that keep all multiprocessors busy: two for each."""
-
-SPLITS = (4, 32)
-"""The least and the largest number of parts that a row may be split into."""
+from pallas_kernels.ragged_paged_attention.tuning import GpuTiles
 
 
 class Work(NamedTuple):
@@ -29,25 +22,47 @@ class Work(NamedTuple):
     items_I8: jax.Array
 
 
-def max_splits(num_slots: int, num_kv_heads: int, num_positions: int) -> int:
+def in_order(rows: Rows) -> Rows:
+    """The same rows; idle where borders fall, for rows that overlap may be more tiles than there is
+    room for."""
+    starts_S = rows.q_starts_S
+    keep_S = starts_S >= jax.lax.cummax(starts_S)
+    keep_S &= rows.q_lens_S <= rows.row_T.size - starts_S  # Not what the sum of borders wraps to.
+    return replace(
+        rows,
+        q_lens_S=jnp.where(keep_S, rows.q_lens_S, 0),
+        kv_lens_S=jnp.where(keep_S, rows.kv_lens_S, 0),
+        is_token_T=rows.is_token_T & take(keep_S, rows.row_T),
+    )
+
+
+def max_splits(tiles: GpuTiles, num_slots: int, num_groups: int, num_positions: int) -> int:
     """The parts that a row may have, by the static sizes of a program.
 
     What a row is split into depends on its own length and this only: never on its neighbours.
     """
-    least, largest = SPLITS
-    wanted = -(-WANTED_UNITS // (num_slots * num_kv_heads))
-    return min(max(wanted, least), largest, -(-num_positions // (MIN_SPLIT * BLOCK)))
+    least, largest = tiles.splits
+    wanted = -(-tiles.wanted_units // (num_slots * num_groups))
+    return min(max(wanted, least), largest, -(-num_positions // (tiles.min_split * tiles.block)))
 
 
-def num_splits(options: Options, rows: Rows, is_single_S: jax.Array, splits: int) -> jax.Array:
+def num_splits(
+    tiles: GpuTiles, options: Options, rows: Rows, is_single_S: jax.Array, splits: int
+) -> jax.Array:
     """The parts of each row with one new token; 0 for all others."""
-    num_blocks_S = divide_up(rows.kv_lens_S, BLOCK) - _first_block(options, rows.kv_lens_S - 1)
-    wanted_S = jnp.clip(divide_up(num_blocks_S, MIN_SPLIT), 1, splits)
+    first_S = _first_block(tiles, options, rows.kv_lens_S - 1)
+    num_blocks_S = divide_up(rows.kv_lens_S, tiles.block) - first_S
+    wanted_S = jnp.clip(divide_up(num_blocks_S, tiles.min_split), 1, splits)
     return jnp.where(is_single_S, wanted_S, 0)
 
 
 def list_splits(
-    options: Options, rows: Rows, page_size: int, num_splits_S: jax.Array, splits: int
+    tiles: GpuTiles,
+    options: Options,
+    rows: Rows,
+    page_size: int,
+    num_splits_S: jax.Array,
+    splits: int,
 ) -> Work:
     """One item for each part of a row; part n of row s has out ``s * splits + n``."""
     num_slots = rows.q_lens_S.size
@@ -56,8 +71,8 @@ def list_splits(
     row_I = jnp.minimum(_count_ends(ends_S, item_I), num_slots - 1)
     split_I = item_I - take(ends_S - num_splits_S, row_I)
     position_I = take(rows.kv_lens_S, row_I) - 1
-    first_I = _first_block(options, position_I)
-    num_blocks_I = divide_up(position_I + 1, BLOCK) - first_I
+    first_I = _first_block(tiles, options, position_I)
+    num_blocks_I = divide_up(position_I + 1, tiles.block) - first_I
     count_I = jnp.maximum(take(num_splits_S, row_I), 1)
     start_I = jax.lax.div(num_blocks_I * split_I, count_I)
     end_I = jax.lax.div(num_blocks_I * (split_I + 1), count_I)
@@ -84,7 +99,12 @@ class Tiles(NamedTuple):
 
 
 def list_tiles(
-    options: Options, rows: Rows, page_size: int, is_tiled_S: jax.Array, tile_queries: int
+    tiles: GpuTiles,
+    options: Options,
+    rows: Rows,
+    page_size: int,
+    is_tiled_S: jax.Array,
+    tile_queries: int,
 ) -> Tiles:
     """Rows cut into tiles of ``tile_queries`` tokens; tile j has query tile and out j.
 
@@ -100,7 +120,7 @@ def list_tiles(
     position_J = take(rows.kv_lens_S - rows.q_lens_S, row_J) + first_J
     kv_len_J = take(rows.kv_lens_S, row_J)
     seen_J = jnp.minimum(position_J + tile_queries, kv_len_J) if options.causal else kv_len_J
-    first_block_J = _first_block(options, position_J)
+    first_block_J = _first_block(tiles, options, position_J)
     lane_t = jnp.arange(tile_queries, dtype=jnp.int32)
     offset_T = jnp.arange(num_tokens, dtype=jnp.int32) - take(rows.q_starts_S, rows.row_T)
     offset_T = jnp.where(rows.is_token_T, offset_T, 0)
@@ -112,7 +132,7 @@ def list_tiles(
         out=tile_J,
         query=tile_J,
         first_block=first_block_J,
-        num_blocks=divide_up(seen_J, BLOCK) - first_block_J,
+        num_blocks=divide_up(seen_J, tiles.block) - first_block_J,
         position=position_J,
     )
     return Tiles(
@@ -135,11 +155,11 @@ def _work(
     return Work(num_items.reshape(1), jnp.stack(columns, axis=1))
 
 
-def _first_block(options: Options, position: jax.Array) -> jax.Array:
+def _first_block(tiles: GpuTiles, options: Options, position: jax.Array) -> jax.Array:
     """The block of the first position that a token at ``position`` sees."""
     if options.sliding_window is None:
         return jnp.zeros_like(position)
-    return divide(jnp.maximum(position - (options.sliding_window - 1), 0), BLOCK)
+    return divide(jnp.maximum(position - (options.sliding_window - 1), 0), tiles.block)
 
 
 def _count_ends(ends_S: jax.Array, index_I: jax.Array) -> jax.Array:
