@@ -37,14 +37,16 @@ def latent_attention(
 ) -> tuple[jax.Array, GpuLatentPages]:
     """Queries are rounded to the dtype of the pages, as are the softmax weights."""
     page_size = latent_pages.page_size
-    rows = describe_rows(
-        q_latent_TNR.shape[0],
-        latent_pages.num_pages,
-        page_size,
-        kv_lens_S,
-        page_table_SM,
-        cu_q_lens_S1,
-        distribution_3,
+    rows = gpu_work.in_order(
+        describe_rows(
+            q_latent_TNR.shape[0],
+            latent_pages.num_pages,
+            page_size,
+            kv_lens_S,
+            page_table_SM,
+            cu_q_lens_S1,
+            distribution_3,
+        )
     )
     dtype = q_latent_TNR.dtype
     q_latent_TNR, q_rope_TNr = (x.astype(latent_pages.dtype) for x in (q_latent_TNR, q_rope_TNr))
@@ -138,9 +140,11 @@ class _Call(NamedTuple):
         num_slots, pages_per_row = rows.page_table_SM.shape
         plan = self._plan(pages, max_queries=1, out_dtype=jnp.float32)
         num_positions = pages_per_row * pages.page_size
-        splits = gpu_work.max_splits(num_slots, self.num_groups, num_positions)
-        num_splits_S = gpu_work.num_splits(self.options, rows, is_single_S, splits)
-        work = gpu_work.list_splits(self.options, rows, pages.page_size, num_splits_S, splits)
+        splits = gpu_work.max_splits(plan.tiles, num_slots, self.num_groups, num_positions)
+        num_splits_S = gpu_work.num_splits(plan.tiles, self.options, rows, is_single_S, splits)
+        work = gpu_work.list_splits(
+            plan.tiles, self.options, rows, pages.page_size, num_splits_S, splits
+        )
         out, lse = self._run(
             plan, work, pages, rows, rows.q_starts_S[:, None], num_outs=num_slots * splits
         )
@@ -160,7 +164,9 @@ class _Call(NamedTuple):
         out_dtype = pages.dtype if dtype == pages.dtype else jnp.float32
         plan = self._plan(pages, max_queries=num_tokens, out_dtype=out_dtype)
         lanes = plan.tiles.queries
-        tiles = gpu_work.list_tiles(self.options, rows, pages.page_size, is_tiled_S, lanes)
+        tiles = gpu_work.list_tiles(
+            plan.tiles, self.options, rows, pages.page_size, is_tiled_S, lanes
+        )
         num_tiles = tiles.token_Jt.shape[0]
         out_lse = self._run(plan, tiles.work, pages, rows, tiles.token_Jt, num_outs=num_tiles)
         return Average(

@@ -26,7 +26,8 @@ import jax.numpy as jnp
 
 from pallas_kernels import compat
 from pallas_kernels.latent_attention.gpu_tuning import BLOCK, HALVES, PART, TILE, Tiles
-from pallas_kernels.ragged_paged_attention.gpu_kernel import FIELDS, NUM_SMS
+from pallas_kernels.ragged_paged_attention.gpu_kernel import FIELDS
+from pallas_kernels.ragged_paged_attention.gpu_plan import NUM_SMS
 from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.softmax import LOG2_E, NO_TOP
 

@@ -5,7 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pallas_kernels import tile_table
-from pallas_kernels.ragged_paged_attention.gpu_kernel import BLOCK, SHARED_BYTES
+
+BLOCK = 64
+"""Positions that a step takes: one copy. A page holds one or more."""
+
+SHARED_BYTES = 227 * 1024
+"""Shared memory that a block of the grid may take."""
 
 TILE = 64
 """Rows of a tile: the least that WGMMA takes, and the most whose sums a multiprocessor holds."""
@@ -40,7 +45,8 @@ class Problem:
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
     """A tile's query tokens (a power of two), its rows rounded up to what a copy takes, blocks in
-    flight, and the registers of a thread by the role of its warpgroup.
+    flight; how rows are split (as in ``GpuTiles`` of ``ragged_paged_attention``); and the registers
+    of a thread by the role of its warpgroup.
 
     Raises ``ValueError`` for other numbers.
     """
@@ -48,6 +54,10 @@ class Tiles:
     queries: int
     rows: int
     stages: int
+    block: int = BLOCK
+    min_split: int = 4
+    splits: tuple[int, int] = (4, 32)
+    wanted_units: int = 264
     sum_registers: int = 168
     score_registers: int = 136
     load_registers: int = 40
@@ -57,6 +67,8 @@ class Tiles:
             raise ValueError(f"queries = {self.queries} is not a power of two")
         if self.rows % 8 or not self.queries <= self.rows <= TILE:
             raise ValueError(f"rows = {self.rows} is not a multiple of 8 up to {TILE}")
+        if self.block != BLOCK:
+            raise ValueError(f"block = {self.block} is not {BLOCK}")
         if not 2 <= self.stages <= MAX_STAGES:
             raise ValueError(f"stages = {self.stages} is not one of 2 .. {MAX_STAGES}")
         registers = HALVES * self.sum_registers + self.score_registers + self.load_registers

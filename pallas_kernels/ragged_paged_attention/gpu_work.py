@@ -4,7 +4,7 @@ No layer enters the lists, so XLA computes them once for all layers of a program
 """
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,22 @@ import jax.numpy as jnp
 from pallas_kernels.ragged_paged_attention.gpu_kernel import FIELDS
 from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.rows import Rows, divide, divide_up, take
-from pallas_kernels.ragged_paged_attention.tuning import GpuTiles
+
+
+class Sizes(Protocol):
+    """What the lists depend on, among the tile sizes of a kernel; see ``tuning.GpuTiles``."""
+
+    @property
+    def block(self) -> int: ...
+
+    @property
+    def min_split(self) -> int: ...
+
+    @property
+    def splits(self) -> tuple[int, int]: ...
+
+    @property
+    def wanted_units(self) -> int: ...
 
 
 class Work(NamedTuple):
@@ -36,7 +51,7 @@ def in_order(rows: Rows) -> Rows:
     )
 
 
-def max_splits(tiles: GpuTiles, num_slots: int, num_groups: int, num_positions: int) -> int:
+def max_splits(tiles: Sizes, num_slots: int, num_groups: int, num_positions: int) -> int:
     """The parts that a row may have, by the static sizes of a program.
 
     What a row is split into depends on its own length and this only: never on its neighbours.
@@ -47,7 +62,7 @@ def max_splits(tiles: GpuTiles, num_slots: int, num_groups: int, num_positions: 
 
 
 def num_splits(
-    tiles: GpuTiles, options: Options, rows: Rows, is_single_S: jax.Array, splits: int
+    tiles: Sizes, options: Options, rows: Rows, is_single_S: jax.Array, splits: int
 ) -> jax.Array:
     """The parts of each row with one new token; 0 for all others."""
     first_S = _first_block(tiles, options, rows.kv_lens_S - 1)
@@ -57,7 +72,7 @@ def num_splits(
 
 
 def list_splits(
-    tiles: GpuTiles,
+    tiles: Sizes,
     options: Options,
     rows: Rows,
     page_size: int,
@@ -99,7 +114,7 @@ class Tiles(NamedTuple):
 
 
 def list_tiles(
-    tiles: GpuTiles,
+    tiles: Sizes,
     options: Options,
     rows: Rows,
     page_size: int,
@@ -155,7 +170,7 @@ def _work(
     return Work(num_items.reshape(1), jnp.stack(columns, axis=1))
 
 
-def _first_block(tiles: GpuTiles, options: Options, position: jax.Array) -> jax.Array:
+def _first_block(tiles: Sizes, options: Options, position: jax.Array) -> jax.Array:
     """The block of the first position that a token at ``position`` sees."""
     if options.sliding_window is None:
         return jnp.zeros_like(position)
