@@ -17,6 +17,7 @@ from pallas_kernels import (
     scatter_kv_pages,
 )
 from pallas_kernels.ragged_paged_attention import tpu, xla
+from pallas_kernels.ragged_paged_attention.tuning import TpuTiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,9 @@ def make_batch(
     )
 
 
+SMALL_TILES = TpuTiles(kv_heads=2, short_positions=16, long_positions=32, long_rows=16, writes=4)
+
+
 @functools.cache
 def _attend(implementation: str, **options) -> Callable[..., tuple[jax.Array, KVPages]]:
     arrays = {name: jnp.asarray(x) for name, x in options.items() if isinstance(x, tuple)}
@@ -148,8 +152,7 @@ def attend() -> Callable[..., tuple[np.ndarray, KVPages]]:
             patch.setattr(xla, "BLOCK_POSITIONS", 16)
             patch.setattr(xla, "CHUNK_BYTES", 4096)
             patch.setattr(xla, "TILE_QUERIES", (8, 8))
-            patch.setattr(tpu, "BLOCK_POSITIONS", 16)
-            patch.setattr(tpu, "BLOCK_ROWS", 16)
+            patch.setattr(tpu, "tpu_tiles_for", lambda _: SMALL_TILES)
             if implementation in ("tpu", "gpu"):
                 batch = batch.where(kv_pages=in_layout_of(implementation, batch.kv_pages))
             # The interpreter calls back into Python, and must find the threads of the CPU free.
