@@ -1,16 +1,17 @@
 """Sizes that make a kernel faster or slower and change nothing else, and how they are chosen.
 
 They are reasoned from the figures of the chip, not measured. ``tpu_tiles_for`` is the one place
-that the kernel asks, so that a table of measured sizes can answer before the heuristic does.
+that the kernel asks: the table of ``tile_table.py`` answers before the heuristic does.
 """
 
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import jax.numpy as jnp
 
-from pallas_kernels import dispatch, tpu_chips
+from pallas_kernels import dispatch, tile_table, tpu_chips
 from pallas_kernels.dispatch import Chip
 from pallas_kernels.ragged_paged_attention import tpu_pages
 from pallas_kernels.ragged_paged_attention.tpu_tiles import (
@@ -22,7 +23,7 @@ from pallas_kernels.ragged_paged_attention.tpu_tiles import (
     tpu_vmem_bytes,
 )
 
-__all__ = ["TpuCall", "TpuTiles", "tpu_budget", "tpu_candidates", "tpu_heuristic", "tpu_tiles_for"]
+__all__ = ["TpuCall", "TpuTiles", "candidates", "tpu_budget", "tpu_candidates", "tpu_heuristic", "tpu_tiles_for"]
 
 WRITE_BYTES = 2**21
 """Of new positions on their way."""
@@ -35,8 +36,14 @@ FLOAT32_PASSES = 6
 
 
 def tpu_tiles_for(call: TpuCall) -> TpuTiles:
-    """The sizes for a call on the chip of ``dispatch.chip()``."""
-    return tpu_heuristic(dispatch.chip(), call)
+    """The sizes for a call on the chip of ``dispatch.chip()``: of the table, or else reasoned."""
+    guess = partial(tpu_heuristic, dispatch.chip(), call)
+    return tile_table.tiles_for("ragged_paged_attention", "tpu", call, guess)
+
+
+def candidates(implementation: str, call: TpuCall) -> list[TpuTiles]:
+    """Sizes worth trying on the chip of ``dispatch.chip()``, the likeliest first."""
+    return tpu_candidates(dispatch.chip(), call) if implementation == "tpu" else []
 
 
 def tpu_heuristic(chip: Chip, call: TpuCall) -> TpuTiles:

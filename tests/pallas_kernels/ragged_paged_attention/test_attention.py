@@ -198,14 +198,15 @@ def test_xla_equals_the_reference_on_real_shapes(spec, batch_of, assert_close):
 @pytest.mark.interpreted
 def test_positions_beyond_sixteen_bits_are_not_folded(batch_of, attend, assert_close):
     batch = batch_of(
-        [(1, 40_000), (5, 66_000)],
+        [(1, 40_000), (5, 70_003)],
         num_tokens=6,
         num_slots=2,
         num_kv_heads=1,
         group_size=1,
         head_dim=8,
-        page_size=256,
-        pages_per_row=260,
+        page_size=8,
+        pages_per_row=9_000,
+        num_pages=1 + 5_000 + 8_751,
     )
     for options in ({}, {"sliding_window": 70}):
         expected, _ = attend("reference", batch, **options)

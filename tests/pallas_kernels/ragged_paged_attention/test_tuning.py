@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from pallas_kernels.dispatch import Chip
@@ -86,9 +87,17 @@ def test_two_cores_of_a_device_share_the_heads():
 
 @pytest.mark.parametrize("kind", TPU_CHIPS)
 def test_the_chip_is_that_of_the_mesh(kind):
-    device = AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
+    device = AbstractDevice(device_kind=kind, num_cores=TPU_CHIPS[kind].cores, platform="tpu")
     with use_abstract_mesh(AbstractMesh((1,), ("chip",), abstract_device=device)):
         assert tpu_tiles_for(LLAMA3) == tpu_heuristic(Chip("tpu", kind), LLAMA3)
+
+
+@pytest.mark.parametrize("kind", TPU_CHIPS)
+def test_the_memory_of_a_chip_is_what_jax_knows(kind):
+    ours = TPU_CHIPS[kind]
+    device = AbstractDevice(device_kind=kind, num_cores=ours.cores, platform="tpu")
+    with use_abstract_mesh(AbstractMesh((1,), ("chip",), abstract_device=device)):
+        assert pltpu.get_tpu_info().vmem_capacity_bytes == ours.vmem_bytes
 
 
 @pytest.mark.parametrize(
