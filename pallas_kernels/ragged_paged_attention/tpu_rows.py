@@ -49,7 +49,7 @@ class Tiles(NamedTuple):
     last_W: jax.Array
 
 
-def order_rows(rows: Rows, *, unit: int, num_places: int, has_short: bool) -> Order:
+def order_rows(rows: Rows, *, unit: int, num_places: int, has_short: bool = True) -> Order:
     """Rows begin at multiples of ``unit`` tokens; rows of at most ``unit`` tokens are short, unless
     the program has no part for these."""
     is_row_S = rows.q_lens_S > 0

@@ -23,7 +23,15 @@ from pallas_kernels.ragged_paged_attention.tpu_tiles import (
     tpu_vmem_bytes,
 )
 
-__all__ = ["TpuCall", "TpuTiles", "candidates", "tpu_budget", "tpu_candidates", "tpu_heuristic", "tpu_tiles_for"]
+__all__ = [
+    "TpuCall",
+    "TpuTiles",
+    "candidates",
+    "tpu_budget",
+    "tpu_candidates",
+    "tpu_heuristic",
+    "tpu_tiles_for",
+]
 
 WRITE_BYTES = 2**21
 """Of new positions on their way."""

@@ -201,7 +201,7 @@ def limit_of(lowered):
 
 
 def test_chips_share_the_heads_without_moving_pages(tpu_mesh):
-    mesh = tpu_mesh("v6e", devices=4, axis="tensor")
+    mesh = tpu_mesh("v6e", 4)
     compiled, pool_bytes = compile_call(mesh, has_sinks=True)
     assert compiled.memory_analysis().alias_size_in_bytes == pool_bytes // 4
     text = compiled.as_text()
