@@ -12,13 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.ragged_paged_attention.pages import from_storage, to_storage
-from pallas_kernels.ragged_paged_attention.tpu_pages import LANES, PAGE_BYTES, align, rows_of
+from pallas_kernels.ragged_paged_attention.tpu_pages import LANES, align, rows_of
 
 DTYPES = ("float32", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 """What a page can hold. The compiler knows no float16."""
 
 WIDEST = 2048
 """Lanes of a position: wider ones leave no room in VMEM for the queries of 128 heads."""
+
+PAGE_BYTES = 8 * 2**20
+"""The largest page: two of them are in VMEM, and must leave room for the rest."""
 
 MOST_HEADS = 256
 """Query heads of a device: all of a token's are attended together."""

@@ -9,7 +9,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.ragged_paged_attention.tuning import GpuProblem, GpuTiles, gpu_tiles
+from pallas_kernels.ragged_paged_attention.gpu_tuning import GpuProblem, GpuTiles, gpu_tiles
 
 WARPGROUP_ROWS = 64
 """Rows of a tile that a warpgroup computes: the least that WGMMA takes."""

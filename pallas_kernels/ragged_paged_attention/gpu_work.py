@@ -15,7 +15,7 @@ from pallas_kernels.ragged_paged_attention.rows import Rows, divide, divide_up, 
 
 
 class Sizes(Protocol):
-    """What the lists depend on, among the tile sizes of a kernel; see ``tuning.GpuTiles``."""
+    """What the lists depend on, among the tile sizes of a kernel; see ``gpu_tuning.GpuTiles``."""
 
     @property
     def block(self) -> int: ...

@@ -11,11 +11,11 @@ What is copied is whole registers and whole pages; ``tpu_rows.py`` says where fr
 
 import functools
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -24,25 +24,13 @@ from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.rows import describe_rows, take
 from pallas_kernels.ragged_paged_attention.tpu_kernel import Refs, Shape, run_kernel
 from pallas_kernels.ragged_paged_attention.tpu_pages import LANES, TpuKVPages
-
-BLOCK_POSITIONS = 512
-"""Positions of a block: enough to hide the latency of its copies and of the softmax's chain."""
-BLOCK_BYTES = 2 * 2**20
-"""Bytes of a block: two of them are in VMEM, beside queries, sums and results."""
-BLOCK_ROWS = 512
-"""Rows of the matrix of queries of one kv head: a block is read once for all of them, and 512 rows
-are as many FLOPs for a byte as the newest chips need."""
-QUERY_BYTES = 2 * 2**20
-"""Bytes of a block of queries in float32, of all kv heads: it bounds the rows for many heads."""
-VMEM_BYTES = 48 * 2**20
-"""What the kernel may take: three quarters of the smallest VMEM among the chips it is for."""
-MAX_PAGES = 32
-"""Pages of a block: one bit each in an int32 says which were fetched."""
+from pallas_kernels.ragged_paged_attention.tpu_tiles import Case, TpuCall, case_of, tpu_vmem_bytes
+from pallas_kernels.ragged_paged_attention.tpu_tuning import tpu_tiles_for
 
 
 def ragged_paged_attention(*arguments: Any, **options: Any) -> tuple[jax.Array, TpuKVPages]:
     """``attend_and_count`` without the count."""
-    out_TNH, pages, _ = attend_and_count(*arguments, **options)
+    out_TNH, pages, _ = attend_and_count(*arguments, **{**options, "counts": False})
     return out_TNH, pages
 
 
@@ -60,13 +48,24 @@ def attend_and_count(
     v_scale_K: jax.Array | None,
     options: Options,
     interpret: bool | pltpu.InterpretParams = False,
-) -> tuple[jax.Array, TpuKVPages, jax.Array]:
-    """Also returns how many pages were fetched to attend over them, int32 ``[1]``."""
+    counts: bool = True,
+) -> tuple[jax.Array, TpuKVPages, jax.Array | None]:
+    """Also returns how many pages were fetched to attend over them, int32 ``[1]``, each as often
+    as there are groups of kv heads."""
     num_tokens = q_TNH.shape[0]
     num_slots, pages_per_row = page_table_SM.shape
-    shape = _shape_of(q_TNH, kv_pages, sinks_N, k_TKH, pages_per_row, options)
-    is_decode_only = isinstance(distribution_3, np.ndarray) and bool(
-        distribution_3[0] == distribution_3[2]
+    call = _call_of(q_TNH, kv_pages, k_TKH, case_of(distribution_3), options)
+    shape = Shape(
+        options=options,
+        call=call,
+        tiles=tpu_tiles_for(call).fit(call, num_tokens, pages_per_row),
+        has_short=call.case != "prefill",
+        has_long=call.case != "decode",
+        has_sinks=sinks_N is not None,
+        has_new=k_TKH is not None,
+        counts=counts,
+        out_dtype=jnp.dtype(jnp.bfloat16 if call.is_narrow else jnp.float32),
+        pages_dtype=kv_pages.dtype,
     )
     rows = describe_rows(
         num_tokens,
@@ -81,7 +80,10 @@ def attend_and_count(
     unit = shape.short_tokens
     num_units = min(num_tokens, -(-(num_tokens + num_slots * (unit - 1)) // unit))
     order = tpu_rows.order_rows(
-        rows, unit=unit, num_places=num_units * unit + shape.long_tokens - unit
+        rows,
+        unit=unit,
+        num_places=num_units * unit + shape.long_tokens - unit,
+        has_short=shape.has_short,
     )
     # A row's new positions touch one tile more than their number asks for, and one at each end.
     num_tiles = min(num_tokens, -(-num_tokens // shape.tile) + 2 * num_slots)
@@ -96,7 +98,7 @@ def attend_and_count(
     )
     q = _queries(q_TNH, order.source_t, shape)
     if k_TKH is None or v_TKH is None:
-        new = jnp.zeros((shape.num_kv_heads, shape.tile, LANES), kv_pages.dtype)
+        new = jnp.zeros((call.num_kv_heads, shape.tile, LANES), kv_pages.dtype)
     else:
         new_TKW = tpu_pages.join(
             tpu_pages.stored(k_TKH, kv_pages.dtype, k_scale_K),
@@ -105,7 +107,6 @@ def attend_and_count(
         new = take(new_TKW, tiles.source_t).transpose((1, 0, 2))
     out, pages, num_fetched_1 = _call(
         shape,
-        is_decode_only or num_tokens <= shape.short_tokens,
         num_tokens,
         pages_per_row,
         interpret,
@@ -124,77 +125,46 @@ def attend_and_count(
     return out_TNH[:, : q_TNH.shape[1]].astype(q_TNH.dtype), written, num_fetched_1
 
 
-def _shape_of(
-    q_TNH: jax.Array,
-    kv_pages: TpuKVPages,
-    sinks_N: jax.Array | None,
-    k_TKH: jax.Array | None,
-    pages_per_row: int,
-    options: Options,
-) -> Shape:
+def _call_of(
+    q_TNH: jax.Array, kv_pages: TpuKVPages, k_TKH: jax.Array | None, case: Case, options: Options
+) -> TpuCall:
+    """What tiles depend on. If all tokens fill one register, all rows are short."""
     num_tokens, num_heads, head_dim = q_TNH.shape
-    kv_heads, page_size = kv_pages.num_kv_heads, kv_pages.page_size
-    lanes = tpu_pages.lanes_of(head_dim)
-    page_bytes = kv_heads * page_size * lanes.width * kv_pages.dtype.itemsize
-    limits = (
-        MAX_PAGES,
-        BLOCK_POSITIONS // page_size,
-        BLOCK_BYTES // page_bytes,
-        2 ** math.ceil(math.log2(pages_per_row)),
-    )
-    # All are powers of two, or are made so: the tokens of a row must be found by shifting.
-    pages_per_block = 2 ** int(math.log2(max(1, min(limits))))
-    group = 2 ** math.ceil(math.log2(num_heads // kv_heads))
-    is_narrow = q_TNH.dtype == jnp.bfloat16
-    register_rows = tpu_pages.rows_of(jnp.bfloat16 if is_narrow else jnp.float32)
-    short_tokens = max(1, register_rows // group)
-    row_bytes = kv_heads * lanes.key_width * 4
-    most_rows = min(BLOCK_ROWS, QUERY_BYTES // row_bytes, group * num_tokens)
-    long_tokens = 2 ** int(math.log2(max(1, most_rows // group)))
-    return Shape(
-        options=options,
-        num_heads=num_heads,
-        num_kv_heads=kv_heads,
+    call = TpuCall(
+        case=case,
+        page_size=kv_pages.page_size,
+        num_kv_heads=kv_pages.num_kv_heads,
+        group_size=num_heads // kv_pages.num_kv_heads,
         head_dim=head_dim,
-        page_size=page_size,
-        pages_per_block=pages_per_block,
-        group=group,
-        short_tokens=short_tokens,
-        long_tokens=max(short_tokens, long_tokens) if num_tokens > short_tokens else short_tokens,
-        has_sinks=sinks_N is not None,
-        has_new=k_TKH is not None,
-        compute_dtype=jnp.dtype(
-            jnp.bfloat16 if is_narrow and kv_pages.dtype != jnp.float32 else jnp.float32
-        ),
-        out_dtype=jnp.dtype(jnp.bfloat16 if is_narrow else jnp.float32),
-        pages_dtype=kv_pages.dtype,
+        q_dtype=q_TNH.dtype.name,
+        pages_dtype=kv_pages.dtype.name,
+        is_unwritten=k_TKH is not None and not options.update_kv_cache,
     )
+    return replace(call, case="decode") if num_tokens <= call.short_tokens else call
 
 
 def _queries(q_TNH: jax.Array, source_t: jax.Array, shape: Shape) -> jax.Array:
     """The queries of one kv head as the rows of a matrix: ``[K, tokens * group, key_width]``."""
-    _, num_heads, head_dim = q_TNH.shape
-    real_group = num_heads // shape.num_kv_heads
-    q_tKGH = take(q_TNH, source_t).reshape(-1, shape.num_kv_heads, real_group, head_dim)
-    padding = (0, shape.group - real_group), (0, shape.lanes.key_width - head_dim)
+    call = shape.call
+    q_tKGH = take(q_TNH, source_t).reshape(-1, call.num_kv_heads, call.group_size, call.head_dim)
+    padding = (0, call.group - call.group_size), (0, shape.lanes.key_width - call.head_dim)
     q_tKGH = jnp.pad(q_tKGH.astype(shape.compute_dtype), ((0, 0), (0, 0), *padding))
     q_KtGH = q_tKGH.transpose((1, 0, 2, 3))
-    return q_KtGH.reshape(shape.num_kv_heads, -1, shape.lanes.key_width)
+    return q_KtGH.reshape(call.num_kv_heads, -1, shape.lanes.key_width)
 
 
 def _tokens(out: jax.Array, place_T: jax.Array, shape: Shape) -> jax.Array:
     """The kernel's results ``[K, tokens * group, lanes]`` as ``[T, K * G, H]``."""
-    out_KtGW = out.reshape(shape.num_kv_heads, -1, shape.group, shape.lanes.value_width)
-    start = shape.lanes.value_offset
-    real_group = shape.real_group
-    out_KtGH = out_KtGW[:, :, :real_group, start : start + shape.head_dim]
+    call, start = shape.call, shape.lanes.value_offset
+    out_KtGW = out.reshape(call.num_kv_heads, -1, call.group, shape.lanes.value_width)
+    out_KtGH = out_KtGW[:, :, : call.group_size, start : start + call.head_dim]
     out_TKGH = take(out_KtGH.transpose((1, 0, 2, 3)), place_T)
-    return out_TKGH.reshape(place_T.size, -1, shape.head_dim)
+    return out_TKGH.reshape(place_T.size, -1, call.head_dim)
 
 
 def _scales(k_scale_K: jax.Array | None, v_scale_K: jax.Array | None, shape: Shape) -> jax.Array:
     """What logits, and then averages of values, are multiplied by: float32 ``[2 * K]``."""
-    ones_K = jnp.ones(shape.num_kv_heads, jnp.float32)
+    ones_K = jnp.ones(shape.call.num_kv_heads, jnp.float32)
     k_scale_K = ones_K if k_scale_K is None else k_scale_K.astype(jnp.float32)
     v_scale_K = ones_K if v_scale_K is None else v_scale_K.astype(jnp.float32)
     return jnp.concatenate([k_scale_K * jnp.float32(shape.options.scale), v_scale_K])
@@ -202,13 +172,13 @@ def _scales(k_scale_K: jax.Array | None, v_scale_K: jax.Array | None, shape: Sha
 
 def _sinks(sinks_N: jax.Array | None, shape: Shape) -> jax.Array:
     """The sink of every row of the matrix of queries of a short block: ``[K, rows, 128]``."""
-    rows = shape.short_tokens * shape.group
+    rows = shape.call.short_rows
     if sinks_N is None:
-        return jnp.zeros((shape.num_kv_heads, tpu_pages.SUBLANES, LANES), jnp.float32)
-    sinks_KG = sinks_N.astype(jnp.float32).reshape(shape.num_kv_heads, -1)
+        return jnp.zeros((shape.call.num_kv_heads, tpu_pages.SUBLANES, LANES), jnp.float32)
+    sinks_KG = sinks_N.astype(jnp.float32).reshape(shape.call.num_kv_heads, -1)
     sinks_KG = jnp.pad(sinks_KG, ((0, 0), (0, shape.group - sinks_KG.shape[1])))
     sinks_Kr = jnp.tile(sinks_KG, (1, shape.short_tokens))
-    return jnp.broadcast_to(sinks_Kr[:, :, None], (shape.num_kv_heads, rows, LANES))
+    return jnp.broadcast_to(sinks_Kr[:, :, None], (shape.call.num_kv_heads, rows, LANES))
 
 
 def _rows_of_table(page_table_SM: jax.Array) -> jax.Array:
@@ -218,10 +188,9 @@ def _rows_of_table(page_table_SM: jax.Array) -> jax.Array:
     return jnp.pad(page_table_SM, ((0, 0), (0, padding))).reshape(num_slots, -1, LANES)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _call(
     shape: Shape,
-    only_short: bool,
     num_tokens: int,
     pages_per_row: int,
     interpret: bool | pltpu.InterpretParams,
@@ -233,7 +202,7 @@ def _call(
     q: jax.Array,
     new: jax.Array,
     pages: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """The kernel itself; compiled for itself, so that it is traced once for all layers."""
     prefetched = (
         order.counts_2,
@@ -252,41 +221,45 @@ def _call(
     inputs = (scales, sinks, table, q, new, pages)
     hbm = pl.BlockSpec(memory_space=pl.ANY)
     smem = pl.BlockSpec(memory_space=pltpu.SMEM)
-    vmem = pl.BlockSpec(memory_space=pltpu.VMEM)
+    sinks_spec = pl.BlockSpec((shape.kv_heads, *sinks.shape[1:]), lambda group, *_: (group, 0, 0))
     out = jax.ShapeDtypeStruct((*q.shape[:2], shape.lanes.value_width), shape.out_dtype)
-    outputs = [out, jax.ShapeDtypeStruct((1,), jnp.int32)]
-    out_specs = [hbm, smem]
-    aliases = {}
+    outputs, out_specs, aliases = [out], [hbm], {}
     if shape.writes:
         outputs.append(jax.ShapeDtypeStruct(pages.shape, pages.dtype))
         out_specs.append(hbm)
-        aliases = {len(prefetched) + len(inputs) - 1: 2}
+        aliases = {len(prefetched) + len(inputs) - 1: 1}
+    if shape.counts:
+        outputs.append(jax.ShapeDtypeStruct((1,), jnp.int32))
+        out_specs.append(smem)
 
     def kernel(*refs: Any) -> None:
-        # Pages that are written are read where they are written.
         *arrays, pages_ref = refs[: len(prefetched) + len(inputs)]
-        out_ref, num_fetched_ref, *written = refs[len(prefetched) + len(inputs) :]
-        pages_ref = written[0] if shape.writes else pages_ref
-        run_kernel(shape, only_short, Refs._make([*arrays, pages_ref, out_ref, num_fetched_ref]))
+        out_ref, *others = refs[len(prefetched) + len(inputs) :]
+        # Pages that are written are read where they are written.
+        pages_ref = others[0] if shape.writes else pages_ref
+        num_fetched_ref = others[-1] if shape.counts else None
+        run_kernel(shape, Refs._make([*arrays, pages_ref, out_ref, num_fetched_ref]))
 
-    out, num_fetched_1, *written = pl.pallas_call(
+    out, *others = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
-            grid=(1,),
-            in_specs=[smem, vmem, hbm, hbm, hbm, hbm],
+            grid=(shape.call.num_kv_heads // shape.kv_heads,),
+            in_specs=[smem, sinks_spec, hbm, hbm, hbm, hbm],
             out_specs=out_specs,
         ),
         out_shape=outputs,
         input_output_aliases=aliases,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary",), vmem_limit_bytes=VMEM_BYTES
+            # Cores share nothing but what they read. A count would be.
+            dimension_semantics=("arbitrary" if shape.counts else "parallel",),
+            vmem_limit_bytes=tpu_vmem_bytes(shape.call, shape.tiles),
         ),
         cost_estimate=_cost(shape, q, out, pages, table.shape[0], num_tokens, pages_per_row),
         interpret=pltpu.InterpretParams() if interpret is True else interpret,
         name="ragged_paged_attention",
     )(*prefetched, *inputs)
-    return out, written[0] if written else pages, num_fetched_1
+    return out, others[0] if shape.writes else pages, others[-1] if shape.counts else None
 
 
 def _cost(
@@ -301,10 +274,10 @@ def _cost(
     """Half of what the shapes allow: rows of all lengths up to that of their table."""
     num_pages = min(pages.shape[0], num_slots * pages_per_row)
     page_bytes = math.prod(pages.shape[1:]) * pages.dtype.itemsize
-    logits = num_tokens * shape.num_kv_heads * shape.group * pages_per_row * shape.page_size // 2
+    logits = q.shape[0] * num_tokens * shape.group * pages_per_row * shape.page_size // 2
     queries = q.size * q.dtype.itemsize + out.size * out.dtype.itemsize
     return pl.CostEstimate(
-        flops=4 * logits * shape.head_dim,
+        flops=4 * logits * shape.call.head_dim,
         transcendentals=logits,
         bytes_accessed=num_pages * page_bytes // 2 + queries,
     )

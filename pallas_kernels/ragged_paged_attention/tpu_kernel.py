@@ -14,9 +14,8 @@ from pallas_kernels.ragged_paged_attention import tpu_pages
 from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.rows import divide, divide_up
 from pallas_kernels.ragged_paged_attention.tpu_pages import LANES
+from pallas_kernels.ragged_paged_attention.tpu_tiles import TpuCall, TpuTiles
 
-TILES = 4
-"""Tiles of new positions in flight, half of them being read and half being written."""
 UNROLL = 4
 """Kv heads whose operations are laid beside each other."""
 UNSEEN = -1e30
@@ -25,36 +24,62 @@ UNSEEN = -1e30
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What the kernel is compiled for. ``short_tokens`` and ``long_tokens``: queries of a block."""
+    """What the kernel is compiled for.
+
+    ``tiles`` fit the call. ``has_short``, ``has_long``: which rows there may be; a program for
+    rows of one kind has no code for the others. ``counts``: it tells how many pages it fetched.
+    """
 
     options: Options
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    page_size: int
-    pages_per_block: int
-    group: int
-    short_tokens: int
-    long_tokens: int
+    call: TpuCall
+    tiles: TpuTiles
+    has_short: bool
+    has_long: bool
     has_sinks: bool
     has_new: bool
-    compute_dtype: np.dtype
+    counts: bool
     out_dtype: np.dtype
     pages_dtype: np.dtype
 
     @property
     def lanes(self) -> tpu_pages.Lanes:
-        return tpu_pages.lanes_of(self.head_dim)
+        return tpu_pages.lanes_of(self.call.head_dim)
 
     @property
-    def real_group(self) -> int:
-        """Query heads of a kv head; ``group`` is the next power of two."""
-        return self.num_heads // self.num_kv_heads
+    def kv_heads(self) -> int:
+        """Kv heads of a step of the grid."""
+        return self.tiles.kv_heads
+
+    @property
+    def group(self) -> int:
+        """Rows of a token: its query heads of a kv head, up to the next power of two."""
+        return self.call.group
+
+    @property
+    def page_size(self) -> int:
+        return self.call.page_size
+
+    @property
+    def compute_dtype(self) -> np.dtype:
+        return self.call.compute_dtype
+
+    @property
+    def short_tokens(self) -> int:
+        """Queries of a block of a short row."""
+        return self.call.short_tokens
+
+    @property
+    def long_tokens(self) -> int:
+        """Queries of a block of a long row, or of a short one if there are no long ones."""
+        return self.tiles.long_rows // self.group if self.has_long else self.short_tokens
 
     @property
     def positions(self) -> int:
-        """Positions of a block."""
-        return self.pages_per_block * self.page_size
+        """Positions of the longest block of keys."""
+        return max(
+            self.tiles.short_positions if self.has_short else 0,
+            self.tiles.long_positions if self.has_long else 0,
+        )
 
     @property
     def writes(self) -> bool:
@@ -95,20 +120,43 @@ class Refs(NamedTuple):
     num_fetched_1: Any
 
 
-def run_kernel(shape: Shape, only_short: bool, refs: Refs) -> None:
-    refs.num_fetched_1[0] = 0
+def run_kernel(shape: Shape, refs: Refs) -> None:
+    refs = _of_this_step(shape, refs)
+    if shape.counts:
+
+        @pl.when(pl.program_id(0) == 0)
+        def _() -> None:
+            refs.num_fetched_1[0] = 0
+
     if shape.writes:
         _write(shape, refs)
     num_short, num_rows = refs.counts_2[0], refs.counts_2[1]
-    _attend(shape, refs, 0, num_short, shape.short_tokens)
-    if not only_short:
-        _attend(shape, refs, num_short, num_rows, shape.long_tokens)
+    if shape.has_short:
+        positions = shape.tiles.short_positions
+        _attend(shape, refs, 0, num_short, shape.short_tokens, positions)
+    if shape.has_long:
+        positions = shape.tiles.long_positions
+        _attend(shape, refs, num_short, num_rows, shape.long_tokens, positions)
+
+
+def _of_this_step(shape: Shape, refs: Refs) -> Refs:
+    """What belongs to the kv heads of this step of the grid."""
+    if shape.kv_heads == shape.call.num_kv_heads:
+        return refs
+    heads = pl.ds(pl.program_id(0) * shape.kv_heads, shape.kv_heads)
+    return refs._replace(
+        q=refs.q.at[heads],
+        new=refs.new.at[heads],
+        pages=refs.pages.at[:, heads],
+        out=refs.out.at[heads],
+    )
 
 
 def _write(shape: Shape, refs: Refs) -> None:
     """Brings the tiles that hold new positions, puts these in and writes them back."""
-    num_tiles = refs.num_tiles_1[0]
-    shape_of_tile = (shape.num_kv_heads, shape.tile, shape.lanes.width)
+    num_tiles, in_flight = refs.num_tiles_1[0], shape.tiles.writes
+    ahead = in_flight // 2
+    shape_of_tile = (shape.kv_heads, shape.tile, shape.lanes.width)
 
     def scoped(old: Any, new: Any, reading: Any, writing: Any) -> None:
         def place_of(i: jax.Array) -> Any:
@@ -116,7 +164,7 @@ def _write(shape: Shape, refs: Refs) -> None:
             return refs.pages.at[refs.tile_page_W[i], :, pl.ds(row, shape.tile), :]
 
         def reads(i: jax.Array) -> tuple[Any, Any]:
-            nth = jax.lax.rem(i, TILES)
+            nth = jax.lax.rem(i, jnp.int32(in_flight))
             start = pl.multiple_of(refs.tile_from_W[i], shape.tile)
             new_tile = refs.new.at[:, pl.ds(start, shape.tile), :]
             return (
@@ -125,46 +173,43 @@ def _write(shape: Shape, refs: Refs) -> None:
             )
 
         def write(i: jax.Array) -> Any:
-            nth = jax.lax.rem(i, TILES)
+            nth = jax.lax.rem(i, jnp.int32(in_flight))
             return pltpu.make_async_copy(old.at[nth], place_of(i), writing.at[nth])
 
-        def start_reads(i: jax.Array) -> None:
+        def start_reads(i: jax.Array, none: None = None) -> None:
             @pl.when(i < num_tiles)
             def _() -> None:
-                @pl.when(i >= TILES)
+                @pl.when(i >= in_flight)
                 def _() -> None:
-                    write(i - TILES).wait()
+                    write(i - in_flight).wait()
 
                 for copy in reads(i):
                     copy.start()
 
         def one_tile(i: jax.Array, _: None) -> None:
-            start_reads(i + TILES // 2)
+            start_reads(i + ahead)
             for copy in reads(i):
                 copy.wait()
-            nth = jax.lax.rem(i, TILES)
+            nth = jax.lax.rem(i, jnp.int32(in_flight))
             first, last = refs.tile_first_W[i], refs.tile_last_W[i]
             is_new = words_where(lambda row: (row >= first) & (row < last), shape.tile, shape)
-            for head in range(shape.num_kv_heads):
+            for head in range(shape.kv_heads):
                 put_where(is_new, old.at[nth, head], new[nth, head])
             write(i).start()
 
-        for ahead in range(TILES // 2):
-            start_reads(jnp.int32(ahead))
-        jax.lax.fori_loop(0, num_tiles, one_tile, None)
-        for behind in range(TILES):
-            i = num_tiles - 1 - behind
+        def end(i: jax.Array, _: None) -> None:
+            write(i).wait()
 
-            @pl.when(i >= 0)
-            def _(i: jax.Array = i) -> None:
-                write(i).wait()
+        jax.lax.fori_loop(0, ahead, start_reads, None)
+        jax.lax.fori_loop(0, num_tiles, one_tile, None)
+        jax.lax.fori_loop(jnp.maximum(num_tiles - in_flight, 0), num_tiles, end, None)
 
     pl.run_scoped(
         scoped,
-        pltpu.VMEM((TILES, *shape_of_tile), shape.pages_dtype),
-        pltpu.VMEM((TILES, *shape_of_tile), shape.pages_dtype),
-        pltpu.SemaphoreType.DMA((TILES,)),
-        pltpu.SemaphoreType.DMA((TILES,)),
+        pltpu.VMEM((in_flight, *shape_of_tile), shape.pages_dtype),
+        pltpu.VMEM((in_flight, *shape_of_tile), shape.pages_dtype),
+        pltpu.SemaphoreType.DMA((in_flight,)),
+        pltpu.SemaphoreType.DMA((in_flight,)),
     )
 
 
@@ -202,16 +247,19 @@ class Step(NamedTuple):
     block: jax.Array
 
 
-def _attend(shape: Shape, refs: Refs, first: Any, last: Any, block_tokens: int) -> None:
-    """Rows ``first`` to ``last`` (excluded), in blocks of ``block_tokens`` queries."""
-    kv_heads, lanes = shape.num_kv_heads, shape.lanes
+def _attend(
+    shape: Shape, refs: Refs, first: Any, last: Any, block_tokens: int, positions: int
+) -> None:
+    """Rows ``first`` to ``last`` (excluded), in blocks of ``block_tokens`` queries and of
+    ``positions`` keys."""
+    kv_heads, lanes = shape.kv_heads, shape.lanes
     rows = block_tokens * shape.group
 
     def scoped(**scratch: Any) -> None:
-        _Walk(shape, refs, block_tokens, **scratch).run(jnp.int32(first), last)
+        _Walk(shape, refs, block_tokens, positions, **scratch).run(jnp.int32(first), last)
 
     column = (kv_heads, rows, LANES)
-    block = (2, kv_heads, shape.positions, lanes.width)
+    block = (2, kv_heads, positions, lanes.width)
     pl.run_scoped(
         scoped,
         table=pltpu.SMEM((2, *refs.table.shape[1:]), jnp.int32),
@@ -242,6 +290,7 @@ class _Walk:
     shape: Shape
     refs: Refs
     block_tokens: int
+    block_positions: int
     table: Any
     fetched: Any
     q: Any
@@ -316,6 +365,12 @@ class _Walk:
 
     # Where things are.
 
+    @property
+    def first_head(self) -> Any:
+        """The first kv head of this step of the grid, among all."""
+        is_all = self.shape.kv_heads == self.shape.call.num_kv_heads
+        return 0 if is_all else pl.program_id(0) * self.shape.kv_heads
+
     def first_new(self, row: jax.Array) -> jax.Array:
         return self.refs.kv_len_S[row] - self.refs.q_len_S[row]
 
@@ -336,7 +391,7 @@ class _Walk:
 
     def blocks(self, row: jax.Array, chunk: jax.Array) -> tuple[jax.Array, jax.Array]:
         first, last = self.positions(row, chunk)
-        return divide(first, self.shape.positions), divide_up(last, self.shape.positions)
+        return divide(first, self.block_positions), divide_up(last, self.block_positions)
 
     # Copies.
 
@@ -368,27 +423,25 @@ class _Walk:
 
     def new_copy(self, step: Step, turn: jax.Array) -> Any:
         """The new positions as they would lie in this block, and around them whatever there is."""
-        tile, size = self.shape.tile, self.shape.positions
+        tile, size = self.shape.tile, self.block_positions
         first_tile = divide(self.first_new(step.row), tile) * tile
         start = self.refs.new_start_S[step.row] + step.block * size - first_tile
         source = self.refs.new.at[:, pl.ds(pl.multiple_of(start, tile), size), :]
         return pltpu.make_async_copy(source, self.new.at[turn], self.new_semaphores.at[turn])
 
     def has_new(self, step: Step) -> jax.Array:
-        return (step.block + 1) * self.shape.positions > self.first_new(step.row)
+        return (step.block + 1) * self.block_positions > self.first_new(step.row)
 
     def fetch(self, step: Step, turn: jax.Array) -> None:
         """Asks for the pages of a block that its queries can see. Page 0 is no page."""
         first, last = self.positions(step.row, step.chunk)
-        base = step.block * self.shape.positions
+        base = step.block * self.block_positions
         first_page = divide(jnp.maximum(first - base, 0), self.shape.page_size)
-        last_page = jnp.minimum(
-            divide_up(last - base, self.shape.page_size), self.shape.pages_per_block
-        )
+        last_page = jnp.minimum(divide_up(last - base, self.shape.page_size), self.block_pages)
 
         def one_page(nth: jax.Array, found: Any) -> Any:
             bits, count = found
-            entry = step.block * self.shape.pages_per_block + nth
+            entry = step.block * self.block_pages + nth
             page = self.table[
                 turn_of(step.row), divide(entry, LANES), jax.lax.rem(entry, jnp.int32(LANES))
             ]
@@ -404,7 +457,8 @@ class _Walk:
         bits, count = jax.lax.fori_loop(first_page, last_page, one_page, found)
         self.fetched[turn, 0] = bits
         self.fetched[turn, 1] = count
-        self.refs.num_fetched_1[0] += count
+        if self.shape.counts:
+            self.refs.num_fetched_1[0] += count
         if self.shape.merges:
 
             @pl.when(self.has_new(step))
@@ -446,7 +500,7 @@ class _Walk:
         """Waits for a block, puts new positions in if they are not in the pages, and makes zeros of
         all that was not fetched or is beyond the row: it may be NaN."""
         shape, kv_len = self.shape, self.refs.kv_len_S[step.row]
-        base = step.block * shape.positions
+        base = step.block * self.block_positions
 
         def one_page(_: jax.Array, none: None) -> None:
             # Any page will do: all have the same size, and it is that which is waited for.
@@ -461,27 +515,31 @@ class _Walk:
                 first_new = self.first_new(step.row)
                 is_new = words_where(
                     lambda nth: (nth + base >= first_new) & (nth + base < kv_len),
-                    shape.positions,
+                    self.block_positions,
                     shape,
                 )
-                for head in range(shape.num_kv_heads):
+                for head in range(shape.kv_heads):
                     put_where(is_new, self.kv.at[turn, head], self.new[turn, head])
 
         bits = self.fetched[turn, 0]
 
-        @pl.when((bits != self.all_bits) | (base + shape.positions > kv_len))
+        @pl.when((bits != self.all_bits) | (base + self.block_positions > kv_len))
         def _() -> None:
             is_nothing = words_where(
                 lambda nth: jnp.logical_not(self.is_fetched(bits, nth) & (nth + base < kv_len)),
-                shape.positions,
+                self.block_positions,
                 shape,
             )
-            for head in range(shape.num_kv_heads):
+            for head in range(shape.kv_heads):
                 put_where(is_nothing, self.kv.at[turn, head], None)
 
     @property
+    def block_pages(self) -> int:
+        return self.block_positions // self.shape.page_size
+
+    @property
     def all_bits(self) -> int:
-        return (1 << self.shape.pages_per_block) - 1 if self.shape.pages_per_block < 32 else -1
+        return (1 << self.block_pages) - 1 if self.block_pages < 32 else -1
 
     def is_fetched(self, bits: jax.Array, nth: jax.Array) -> jax.Array:
         """Whether the page of each position of a block was fetched."""
@@ -504,8 +562,8 @@ class _Walk:
     def compute(self, step: Step, turn: jax.Array, q_turn: jax.Array) -> None:
         shape, options = self.shape, self.shape.options
         kv_len, bits = self.refs.kv_len_S[step.row], self.fetched[turn, 0]
-        first_key = step.block * shape.positions
-        last_key = first_key + (shape.positions - 1)
+        first_key = step.block * self.block_positions
+        last_key = first_key + (self.block_positions - 1)
         first_q = self.first_new(step.row) + step.chunk * self.block_tokens
         last_q = first_q + (self.block_tokens - 1)
         sees_all = (bits == self.all_bits) & (last_key < kv_len)
@@ -515,7 +573,7 @@ class _Walk:
             sees_all &= first_key > last_q - options.sliding_window
 
         def is_seen() -> jax.Array:
-            logits = (self.block_tokens * shape.group, shape.positions)
+            logits = (self.block_tokens * shape.group, self.block_positions)
             nth = jax.lax.broadcasted_iota(jnp.int32, logits, 1)
             row = jax.lax.broadcasted_iota(jnp.int32, logits, 0)
             shift = jnp.int32(shape.group.bit_length() - 1)
@@ -540,7 +598,7 @@ class _Walk:
             self.add(head, turn, q_turn, is_seen)
 
         # Neighbours fill the gaps in each other's chains of operations; long blocks have no gaps.
-        kv_heads = self.shape.num_kv_heads
+        kv_heads = self.shape.kv_heads
         is_short = self.block_tokens == self.shape.short_tokens
         unroll = math.gcd(kv_heads, UNROLL) if is_short else 1
         jax.lax.fori_loop(0, kv_heads, one_head, None, unroll=unroll)
@@ -552,7 +610,7 @@ class _Walk:
         shape, options, lanes = self.shape, self.shape.options, self.shape.lanes
         keys = self.kv[turn, head, :, : lanes.key_width].astype(shape.compute_dtype)
         values = self.kv[turn, head, :, lanes.value_register :].astype(shape.compute_dtype)
-        logits = multiply(self.q[q_turn, head], keys, 1) * self.refs.scales[head]
+        logits = multiply(self.q[q_turn, head], keys, 1) * self.refs.scales[self.first_head + head]
         if options.logit_softcap is not None:
             cap = options.logit_softcap
             logits = cap * jnp.tanh(logits * (1.0 / cap))
@@ -573,10 +631,10 @@ class _Walk:
         def one_head(head: jax.Array, _: None) -> None:
             total = self.total[head][:, :1]
             average = self.sums[head] / jnp.where(total > 0, total, 1.0)
-            average *= self.refs.scales[self.shape.num_kv_heads + head]
+            average *= self.refs.scales[self.shape.call.num_kv_heads + self.first_head + head]
             self.out[q_turn, head] = average.astype(self.shape.out_dtype)
 
-        jax.lax.fori_loop(0, self.shape.num_kv_heads, one_head, None)
+        jax.lax.fori_loop(0, self.shape.kv_heads, one_head, None)
 
 
 def turn_of(count: jax.Array) -> jax.Array:

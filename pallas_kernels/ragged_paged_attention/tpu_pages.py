@@ -18,8 +18,8 @@ LANES = 128
 SUBLANES = 8
 """Rows of 32 bits in a register; narrower dtypes pack several rows into each."""
 
-PAGE_BYTES = 8 * 2**20
-"""The largest page: two of them are in VMEM, and must leave room for the rest."""
+PAGE_BYTES = 2**20
+"""The largest page of one kv head: a few of them are in VMEM, and must leave room for the rest."""
 
 DTYPES = ("float32", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int8")
 """What a page can hold. The compiler knows no float16."""
@@ -85,9 +85,12 @@ def refuse_pages(
     if page_size < least or page_size & (page_size - 1):
         return f"page_size = {page_size} is not a power of two from {least} on, for {name}"
     lanes = lanes_of(head_dim)
-    page_bytes = num_kv_heads * page_size * lanes.width * jnp.dtype(dtype).itemsize
+    page_bytes = page_size * lanes.width * jnp.dtype(dtype).itemsize
     if page_bytes > PAGE_BYTES:
-        return f"a page of {page_bytes} bytes is above {PAGE_BYTES}: take a smaller page_size"
+        return (
+            f"a page of {page_bytes} bytes a kv head is above {PAGE_BYTES}: "
+            "take a smaller page_size"
+        )
     return None
 
 

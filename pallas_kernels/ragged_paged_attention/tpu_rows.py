@@ -49,10 +49,11 @@ class Tiles(NamedTuple):
     last_W: jax.Array
 
 
-def order_rows(rows: Rows, *, unit: int, num_places: int) -> Order:
-    """Rows begin at multiples of ``unit`` tokens; rows of at most ``unit`` tokens are short."""
+def order_rows(rows: Rows, *, unit: int, num_places: int, has_short: bool = True) -> Order:
+    """Rows begin at multiples of ``unit`` tokens; rows of at most ``unit`` tokens are short, unless
+    the program has no part for these."""
     is_row_S = rows.q_lens_S > 0
-    is_short_S = is_row_S & (rows.q_lens_S <= unit)
+    is_short_S = is_row_S & (rows.q_lens_S <= (unit if has_short else 0))
     # Short rows first, then long ones, then idle slots; each kind as it came.
     kind_S = jnp.where(is_short_S, 0, jnp.where(is_row_S, 1, 2)).astype(jnp.int32)
     slot_S = jnp.argsort(kind_S, stable=True).astype(jnp.int32)

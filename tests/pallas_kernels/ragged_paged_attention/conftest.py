@@ -17,6 +17,7 @@ from pallas_kernels import (
     scatter_kv_pages,
 )
 from pallas_kernels.ragged_paged_attention import tpu, xla
+from pallas_kernels.ragged_paged_attention.tpu_tiles import TpuTiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +113,23 @@ def make_batch(
     )
 
 
+SMALL_TILES = TpuTiles(kv_heads=1, short_positions=16, long_positions=32, long_rows=16, writes=4)
+
+
 @functools.cache
-def _attend(implementation: str, **options) -> Callable[..., tuple[jax.Array, KVPages]]:
+def _attend(
+    implementation: str, zones: tuple[int, int, int] | None = None, **options
+) -> Callable[..., tuple[jax.Array, KVPages]]:
+    """``zones``: the distribution, known when the call is compiled."""
     arrays = {name: jnp.asarray(x) for name, x in options.items() if isinstance(x, tuple)}
     static = {name: x for name, x in options.items() if not isinstance(x, tuple)}
     static = {"scale": 0.25, "implementation": implementation, "interpret": True, **static}
-    return jax.jit(lambda *batch: ragged_paged_attention(*batch, **arrays, **static))
+
+    def call(*batch):
+        rows = batch if zones is None else (*batch[:-1], np.asarray(zones, np.int32))
+        return ragged_paged_attention(*rows, **arrays, **static)
+
+    return jax.jit(call)
 
 
 def in_layout_of(implementation: str, pages: KVPages) -> KVPages:
@@ -128,6 +140,11 @@ def in_layout_of(implementation: str, pages: KVPages) -> KVPages:
     return init_kv_pages(*sizes, pages.dtype, implementation=implementation).write(
         ids, keys, values
     )
+
+
+@pytest.fixture(scope="session", name="in_layout_of")
+def layout_changer() -> Callable[[str, KVPages], KVPages]:
+    return in_layout_of
 
 
 @pytest.fixture(scope="session")
@@ -148,8 +165,7 @@ def attend() -> Callable[..., tuple[np.ndarray, KVPages]]:
             patch.setattr(xla, "BLOCK_POSITIONS", 16)
             patch.setattr(xla, "CHUNK_BYTES", 4096)
             patch.setattr(xla, "TILE_QUERIES", (8, 8))
-            patch.setattr(tpu, "BLOCK_POSITIONS", 16)
-            patch.setattr(tpu, "BLOCK_ROWS", 16)
+            patch.setattr(tpu, "tpu_tiles_for", lambda _: SMALL_TILES)
             if implementation in ("tpu", "gpu"):
                 batch = batch.where(kv_pages=in_layout_of(implementation, batch.kv_pages))
             # The interpreter calls back into Python, and must find the threads of the CPU free.

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import init_kv_pages, ragged_paged_attention
-from pallas_kernels.ragged_paged_attention.tuning import GpuProblem, gpu_heuristic
+from pallas_kernels.ragged_paged_attention.gpu_tuning import GpuProblem, gpu_heuristic
 
 REPORT = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads\D+Used (\d+) registers")
 

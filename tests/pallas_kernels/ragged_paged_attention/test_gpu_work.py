@@ -13,9 +13,13 @@ from hypothesis import strategies as st
 
 from pallas_kernels.ragged_paged_attention import gpu_unwritten, gpu_work
 from pallas_kernels.ragged_paged_attention.gpu_pages import allocate_gpu_kv_pages
+from pallas_kernels.ragged_paged_attention.gpu_tuning import (
+    GpuProblem,
+    gpu_candidates,
+    gpu_heuristic,
+)
 from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.rows import describe_rows, token_pages
-from pallas_kernels.ragged_paged_attention.tuning import GpuProblem, gpu_candidates, gpu_heuristic
 
 TILES = gpu_heuristic(GpuProblem(head_dim=128, pages_dtype="bfloat16"))
 LANES = 8

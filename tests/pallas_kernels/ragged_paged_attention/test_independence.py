@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import ragged_paged_attention
-
 ROWS = [(1, 90), (9, 9), (1, 0), (6, 70), (1, 17)]
 
 
@@ -63,16 +61,17 @@ def test_zones_are_hints_that_never_change_a_result(
         assert_same_pages(pages, expected_pages)
 
 
+@pytest.mark.parametrize("implementation", ["xla", TPU])
 @pytest.mark.parametrize(
     ("rows", "zones"), [([(1, 90), (1, 0), (1, 5)], [3, 3, 3]), ([(9, 9), (1, 1)], [0, 2, 2])]
 )
-def test_zones_known_when_compiling_give_the_same_result(rows, zones, batch_of, assert_close):
+def test_zones_known_when_compiling_give_the_same_result(
+    rows, zones, implementation, batch_of, attend, assert_close
+):
     batch = batch_of(rows)
-    traced = jax.jit(lambda *a: ragged_paged_attention(*a, scale=0.25, implementation="xla"))
-    static = batch.where(distribution_3=np.asarray(zones, np.int32))
-    expected, _ = traced(*batch.arguments)
-    out, _ = ragged_paged_attention(*static.arguments, scale=0.25, implementation="xla")
-    assert_close(np.asarray(out), np.asarray(expected))
+    expected, _ = attend("reference", batch)
+    out, _ = attend(implementation, batch, zones=tuple(zones))
+    assert_close(out, expected)
 
 
 @pytest.mark.parametrize("implementation", ["xla", "reference", TPU])

@@ -1,6 +1,8 @@
 """What only the TPU kernel promises: which pages it fetches, in what order its copies run, and whom
 it refuses."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,25 +12,35 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import NoImplementation, init_kv_pages, ragged_paged_attention
 from pallas_kernels.ragged_paged_attention import tpu, tpu_pages
 from pallas_kernels.ragged_paged_attention.options import Options
+from pallas_kernels.ragged_paged_attention.tpu_tiles import TpuTiles
 
 
-def attend_and_count(batch, interpret=True, **options):
-    """Output, pages and the number of pages fetched, with blocks of two pages of 8."""
+@functools.cache
+def counting(kv_heads=2, races=False, **options):
+    """The kernel with blocks of two pages of 8, compiled once for all tests."""
+    interpret = pltpu.InterpretParams(detect_races=races)
+    tiles = TpuTiles(
+        kv_heads=kv_heads, short_positions=16, long_positions=16, long_rows=16, writes=4
+    )
+
+    def call(*arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tpu, "tpu_tiles_for", lambda _: tiles)
+            choices = Options(scale=0.25, **options)
+            return tpu.attend_and_count(*arguments, None, None, None, choices, interpret)
+
+    return jax.jit(call)
+
+
+def attend_and_count(batch, **options):
+    """Output, pages and the number of pages fetched."""
     pages = init_kv_pages(
         batch.kv_pages.num_pages, 8, 2, 16, batch.kv_pages.dtype, implementation="tpu"
     )
     ids = jnp.arange(batch.kv_pages.num_pages, dtype=jnp.int32)
     pages = pages.write(ids, *batch.kv_pages.read(ids, jnp.ones(ids.shape, bool)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tpu, "BLOCK_POSITIONS", 16)
-        patch.setattr(tpu, "BLOCK_ROWS", 16)
-        arguments = batch.where(kv_pages=pages).arguments
-        call = jax.jit(
-            lambda *a: tpu.attend_and_count(
-                *a, None, None, None, Options(scale=0.25, **options), interpret
-            )
-        )
-        return jax.block_until_ready(call(*jax.block_until_ready(arguments)))
+    arguments = jax.block_until_ready(batch.where(kv_pages=pages).arguments)
+    return jax.block_until_ready(counting(**options)(*arguments))
 
 
 @pytest.mark.interpreted
@@ -37,12 +49,10 @@ def attend_and_count(batch, interpret=True, **options):
     [
         # Positions 0 .. 89 lie in pages 0 .. 11.
         ((1, 90), None, 12),
-        # Position 89 sees 85 .. 89: pages 10 and 11.
+        # Position 89 sees 85 .. 89: page 10 holds 80 .. 87.
         ((1, 90), 5, 2),
-        # It sees 82 .. 89: page 10 holds 80 .. 87.
-        ((1, 90), 8, 2),
-        # It sees itself.
-        ((1, 90), 1, 1),
+        # Position 87 sees 83 .. 87.
+        ((1, 88), 5, 1),
         # Four queries a block: 64 .. 67 see from page 7 on, 68 and 69 only page 8.
         ((6, 70), 5, (8 - 7 + 1) + (8 - 8 + 1)),
     ],
@@ -55,7 +65,7 @@ def test_no_page_before_the_window_is_fetched(row, window, fetched, batch_of):
 @pytest.mark.interpreted
 def test_no_page_beyond_what_a_block_of_queries_sees_is_fetched(batch_of):
     # Queries 0 .. 3, 4 .. 7 and so on to 16 .. 19 see the pages of 8 up to their own.
-    _, _, count = attend_and_count(batch_of([(20, 20), (1, 0)]))
+    _, _, count = attend_and_count(batch_of([(20, 20), (1, 0)]), sliding_window=None)
     assert int(count[0]) == 1 + 1 + 2 + 2 + 3
 
 
@@ -63,19 +73,25 @@ def test_no_page_beyond_what_a_block_of_queries_sees_is_fetched(batch_of):
 def test_entries_that_are_no_page_are_not_fetched(batch_of):
     batch = batch_of([(1, 90)])
     table = batch.page_table_SM.at[0, 3].set(0).at[0, 7].set(-1).at[0, 8].set(2**31 - 1)
-    _, _, count = attend_and_count(batch.where(page_table_SM=table))
+    _, _, count = attend_and_count(batch.where(page_table_SM=table), sliding_window=None)
     assert int(count[0]) == 12 - 3
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize("updates", [True, False])
-def test_no_copy_races_another(updates, batch_of, capfd):
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_no_copy_races_another(kv_heads, batch_of, attend, assert_close, capfd):
+    """Written or not, for all kv heads at once or one after the other."""
     batch = batch_of([(1, 40), (9, 9), (1, 0), (6, 33), (1, 17)])
-    raced = pltpu.InterpretParams(detect_races=True)
-    out, _, _ = attend_and_count(batch, raced, update_kv_cache=updates)
-    assert np.isfinite(np.asarray(out)).all()
+    out, _, count = attend_and_count(
+        batch, races=True, kv_heads=kv_heads, update_kv_cache=kv_heads == 1
+    )
     # The interpreter has no other public way to tell.
     assert "RACE DETECTED" not in capfd.readouterr().out
+    expected, _ = attend("reference", batch)
+    assert_close(np.asarray(out), expected)
+    groups = 2 // kv_heads
+    # Chunks of 4 queries: 9 see 1, 1 and 2 pages, 33 lie in 5 and are seen by two chunks.
+    assert int(count[0]) == groups * (5 + (1 + 1 + 2) + (4 + 5) + 3)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +103,7 @@ def test_no_copy_races_another(updates, batch_of, capfd):
         ),
         ((3, 48, 1, 64, "float32"), r"page_size = 48 is not a power of two from 8 on"),
         ((3, 16, 1, 64, "float16"), r"pages of float16 are not one of float32, bfloat16"),
-        ((3, 256, 64, 256, "float32"), r"a page of 33554432 bytes is above 8388608"),
+        ((3, 1024, 1, 256, "float32"), r"a page of 2097152 bytes a kv head is above 1048576"),
     ],
 )
 def test_pages_that_the_kernel_cannot_serve_are_refused(pool, message):

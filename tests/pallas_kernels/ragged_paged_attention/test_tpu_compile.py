@@ -1,15 +1,19 @@
 """The TPU kernel compiled by the real compiler, for chips that are not here."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pallas_kernels import init_kv_pages, ragged_paged_attention
+from pallas_kernels import init_kv_pages, kv_pages_spec, ragged_paged_attention
+from pallas_kernels.ragged_paged_attention.specs import ACCELERATOR_SPECS
 
+REPLICATED = PartitionSpec()
 SHAPES = {
-    "llama3, decode and prefill": {},
+    "llama3, decode and prefill": {"num_tokens": 256},
     "decode only": {"num_tokens": 8, "zones": (8, 8, 8)},
     "two values a register": {"num_heads": 9, "num_kv_heads": 3, "head_dim": 64},
     "gemma3, local": {
@@ -22,19 +26,28 @@ SHAPES = {
     "gpt-oss": {"num_heads": 64, "head_dim": 64, "sliding_window": 128, "has_sinks": True},
     "softcap, large pages": {"logit_softcap": 30.0, "page_size": 256},
     "many heads of 80": {"num_kv_heads": 32, "head_dim": 80},
-    "heads of 96": {"head_dim": 96},
+    "large pages of 64 heads": {
+        "num_heads": 64,
+        "num_kv_heads": 64,
+        "head_dim": 256,
+        "page_size": 256,
+        "pages_dtype": "float32",
+        "q_dtype": "float32",
+        "num_tokens": 16,
+        "num_pages": 64,
+    },
+    "prefill only": {"zones": (0, 8, 8)},
     "heads of 192": {"num_heads": 16, "num_kv_heads": 16, "head_dim": 192},
     "float32": {"pages_dtype": "float32", "q_dtype": "float32"},
-    "float16 queries": {"q_dtype": "float16", "num_tokens": 64},
+    "float16 queries": {"q_dtype": "float16"},
     "int8": {"pages_dtype": "int8", "has_scales": True},
     "e4m3": {"pages_dtype": "float8_e4m3fn", "has_scales": True},
     "e5m2": {"pages_dtype": "float8_e5m2", "page_size": 32},
-    "unwritten": {"update_kv_cache": False, "causal": False, "num_tokens": 64},
+    "unwritten": {"update_kv_cache": False, "causal": False},
     "unwritten int8": {
         "update_kv_cache": False,
         "pages_dtype": "int8",
         "has_scales": True,
-        "num_tokens": 64,
     },
     "without keys": {"has_new": False},
     # A table of half a million entries, more than the scalar memory holds.
@@ -42,10 +55,10 @@ SHAPES = {
 }
 
 
-def compile_call(
+def lower_call(
     mesh,
     *,
-    num_tokens=256,
+    num_tokens=64,
     num_slots=8,
     num_heads=32,
     num_kv_heads=8,
@@ -61,21 +74,23 @@ def compile_call(
     zones=None,
     **options,
 ):
-    """The compiled call on one chip, and the bytes of its pool."""
-    here = NamedSharding(mesh, PartitionSpec())
+    """The lowered call on all chips of the mesh, which share the kv heads, and the bytes of its
+    pool."""
+    heads = kv_pages_spec(mesh.axis_names[0])
 
-    def array(shape, dtype):
-        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=here)
+    def array(shape, dtype, spec=REPLICATED):
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=NamedSharding(mesh, spec))
 
     pool = jax.eval_shape(
         lambda: init_kv_pages(
             num_pages, page_size, num_kv_heads, head_dim, pages_dtype, implementation="tpu"
         )
     )
-    pool = jax.tree.map(lambda leaf: array(leaf.shape, leaf.dtype), pool)
-    new = array((num_tokens, num_kv_heads, head_dim), q_dtype) if has_new else None
-    scale = array((num_kv_heads,), "float32") if has_scales else None
-    sinks = array((num_heads,), "float32") if has_sinks else None
+    pool = jax.tree.map(lambda leaf: array(leaf.shape, leaf.dtype, heads), pool)
+    new = array((num_tokens, num_kv_heads, head_dim), q_dtype, heads) if has_new else None
+    each = PartitionSpec(*heads[1:])
+    scale = array((num_kv_heads,), "float32", each) if has_scales else None
+    sinks = array((num_heads,), "float32", each) if has_sinks else None
     rows = [(num_slots,), (num_slots, pages_per_row), (num_slots + 1,), (3,)]
 
     def call(pages, q, k, v, sinks, scale, kv_lens, table, borders, distribution):
@@ -96,11 +111,19 @@ def compile_call(
             **options,
         )
 
-    q = array((num_tokens, num_heads, head_dim), q_dtype)
+    q = array((num_tokens, num_heads, head_dim), q_dtype, heads)
     arguments = (pool, q, new, new, sinks, scale, *(array(shape, "int32") for shape in rows))
+    specs = (*(heads,) * 4, each, each, *(REPLICATED,) * 4)
     with jax.set_mesh(mesh):
-        compiled = jax.jit(call, donate_argnums=0).lower(*arguments).compile()
-    return compiled, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pool))
+        if mesh.size > 1:
+            call = jax.shard_map(call, in_specs=specs, out_specs=heads, check_vma=False)
+        lowered = jax.jit(call, donate_argnums=0).lower(*arguments)
+    return lowered, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pool))
+
+
+def compile_call(mesh, **shape):
+    lowered, pool_bytes = lower_call(mesh, **shape)
+    return lowered.compile(), pool_bytes
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -111,11 +134,34 @@ def test_every_shape_compiles_for_v6e_and_writes_in_place(shape, tpu_mesh):
     assert memory.temp_size_in_bytes < 32 * 2**20
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["llama3-8b-decode-256", "llama3-8b-decode-64-fp8", "llama3-8b-prefill-16k", "llama3-8b-mixed"],
+)
+def test_what_the_bench_runs_on_an_accelerator_compiles(name, tpu_mesh):
+    spec = ACCELERATOR_SPECS[name]
+    zones = spec.describe(np.random.default_rng(0))["distribution_3"]
+    compiled, pool_bytes = compile_call(
+        tpu_mesh("v6e"),
+        num_tokens=spec.tokens,
+        num_slots=spec.slots,
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        page_size=spec.page_size,
+        pages_per_row=spec.pages_per_row,
+        num_pages=spec.num_pages,
+        pages_dtype=spec.pages_dtype,
+        zones=zones,
+    )
+    assert compiled.memory_analysis().alias_size_in_bytes == pool_bytes
+
+
 @pytest.mark.parametrize("pages_dtype", ["bfloat16", "int8", "float8_e4m3fn"])
 @pytest.mark.parametrize("chip", ["v5e", "v5p", "tpu7x"])
 def test_every_chip_gets_a_kernel(chip, pages_dtype, tpu_mesh):
     compiled, pool_bytes = compile_call(
-        tpu_mesh(chip), num_tokens=64, pages_dtype=pages_dtype, has_scales=pages_dtype != "bfloat16"
+        tpu_mesh(chip), pages_dtype=pages_dtype, has_scales=pages_dtype != "bfloat16"
     )
     assert compiled.memory_analysis().alias_size_in_bytes == pool_bytes
 
@@ -128,6 +174,42 @@ def test_temporaries_do_not_grow_with_the_pool(pages_dtype, tpu_mesh):
     # The compiler keeps more or fewer small arrays in VMEM; a copy of the pool would be all of it.
     growth = many.memory_analysis().temp_size_in_bytes - few.memory_analysis().temp_size_in_bytes
     assert growth < (many_bytes - few_bytes) / 100
+
+
+def kernel_bytes(lowered):
+    """The size of the kernel as it is handed to the compiler: the longest text in the program."""
+    return max(len(line) for line in lowered.as_text().splitlines())
+
+
+def test_a_program_for_rows_of_one_kind_has_no_code_for_the_others(tpu_mesh):
+    mesh = tpu_mesh("v6e")
+    kinds = {"mixed": None, "decode": (8, 8, 8), "prefill": (0, 8, 8)}
+    lowered = {
+        kind: lower_call(mesh, num_tokens=256, zones=zones)[0] for kind, zones in kinds.items()
+    }
+    size = {kind: kernel_bytes(x) for kind, x in lowered.items()}
+    # Only the part that writes is in both.
+    assert size["decode"] + size["prefill"] < 1.25 * size["mixed"]
+    memory = {kind: limit_of(x) for kind, x in lowered.items()}
+    assert memory["decode"] < memory["mixed"] / 2
+
+
+def limit_of(lowered):
+    """The VMEM that the kernel asks for."""
+    (limit,) = set(re.findall(r"scoped_memory_configs[^}]*size\\22: (\d+)", lowered.as_text()))
+    return int(limit)
+
+
+def test_chips_share_the_heads_without_moving_pages(tpu_mesh):
+    mesh = tpu_mesh("v6e", 4)
+    compiled, pool_bytes = compile_call(mesh, has_sinks=True)
+    assert compiled.memory_analysis().alias_size_in_bytes == pool_bytes // 4
+    text = compiled.as_text()
+    for moved in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert moved not in text
+    # Each chip has two of the eight heads.
+    assert "bf16[1000,2,64,256]" in text
+    assert "bf16[1000,8,64,256]" not in text
 
 
 def test_the_compiler_is_told_what_a_call_costs(tpu_mesh):
