@@ -105,8 +105,9 @@ class TpuTiles:
 
 
 def tpu_vmem_bytes(call: TpuCall, tiles: TpuTiles) -> int:
-    """The VMEM that a call takes, counted as the kernel allocates it; the compiler is given this
-    limit, and gives what it spills as well: logits, masks and converted keys."""
+    """An upper bound of the VMEM that a call takes, which the compiler is given as its limit: the
+    buffers as the kernel allocates them, and what may be spilled (logits, masks, converted keys).
+    """
     lanes = tpu_pages.lanes_of(call.head_dim)
     compute, out = call.compute_dtype.itemsize, 2 if call.is_narrow else 4
 
