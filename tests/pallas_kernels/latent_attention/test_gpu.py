@@ -62,18 +62,20 @@ def test_long_rows_are_split_and_many_heads_grouped_over_the_grid(batch_of, chec
     check(small(batch_of, [(1, 700), (3, 400), (1, 290)], **sizes))
 
 
-@pytest.mark.parametrize("update_kv_cache", [True, False])
+@pytest.mark.parametrize("update_kv_cache", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_position_in_no_page_is_not_seen(update_kv_cache, batch_of, check):
     batch = small(batch_of, [(1, 190), (6, 180), (9, 130), (1, 65)])
     table = batch.page_table_SM.at[0, 2].set(0).at[1, 1].set(9_999).at[2, 2].set(-1)
     check(batch.where(page_table_SM=table), update_kv_cache=update_kv_cache)
 
 
+@pytest.mark.slow
 def test_float16_pages_take_float32_queries(batch_of, check):
     sizes = {"pages_dtype": "float16", "q_dtype": "float32", "rope_dim": 32}
     check(small(batch_of, [(1, 70), (3, 5)], **sizes))
 
 
+@pytest.mark.slow
 def test_what_the_pages_hold_is_read_without_new_latents(batch_of, attend, assert_close):
     batch = small(batch_of, [(1, 70), (4, 100)])
     expected, pages = attend("reference", batch)

@@ -1,6 +1,5 @@
 """The Hopper kernel in the interpreter of Mosaic GPU, against the meaning, on small batches."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -34,13 +33,9 @@ def small(batch_of, rows, **options):
 
 
 @pytest.fixture(autouse=True)
-def _interpreted_soon(monkeypatch):
+def _one_block_of_the_grid(monkeypatch):
     """The interpreter compiles every thread of every block in each call: that is its time."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
     monkeypatch.setattr(gpu_plan, "INTERPRETED_SMS", 1)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
@@ -72,7 +67,7 @@ def test_every_option(options, batch_of, check, monkeypatch):
     check(small(batch_of, ROWS["mixed"]), **options)
 
 
-@pytest.mark.parametrize("head_dim", [80, 192])
+@pytest.mark.parametrize("head_dim", [80, pytest.param(192, marks=pytest.mark.slow)])
 def test_heads_of_another_width_on_pages_of_two_blocks(head_dim, batch_of, check):
     sizes = {"head_dim": head_dim, "page_size": 128, "pages_per_row": 2, "group_size": 1}
     check(small(batch_of, [(1, 150), (4, 140)], **sizes))
@@ -95,6 +90,7 @@ def test_float32_pages_keep_sixteen_bits(batch_of, check):
     check(small(batch_of, ROWS["mixed"], **float32), "two bfloat16", logit_softcap=2.0)
 
 
+@pytest.mark.slow
 def test_float16_pages_take_float32_queries(batch_of, check):
     check(small(batch_of, [(1, 70), (3, 5)], pages_dtype="float16", q_dtype="float32"))
 
@@ -109,7 +105,7 @@ def test_a_kv_head_with_more_query_heads_than_a_tile_has_rows(batch_of, check):
     check(small(batch_of, [(1, 70), (3, 5)], **sizes), sinks_N=tuple(np.linspace(-2, 2, 71)))
 
 
-@pytest.mark.parametrize("window", [None, 70])
+@pytest.mark.parametrize("window", [None, pytest.param(70, marks=pytest.mark.slow)])
 def test_a_position_in_no_page_is_not_seen(window, batch_of, check):
     batch = small(batch_of, [(1, 190), (6, 180)])
     table = batch.page_table_SM.at[0, 2].set(0).at[1, 1].set(9_999)
