@@ -72,7 +72,7 @@ class Step:
     def __init__(self, case: Case):
         self.carried, self.arguments = case.make()
         start = time.perf_counter()
-        traced = jax.jit(case.run, donate_argnums=0).lower(self.carried, *self.arguments)
+        traced = _jitted(case).lower(self.carried, *self.arguments)
         self.trace_seconds = time.perf_counter() - start
         start = time.perf_counter()
         self.compiled = traced.compile()
@@ -92,7 +92,14 @@ def lower_for(case: Case, mesh: Mesh) -> Lowered:
             jax.eval_shape(case.make),
         )
         carried, arguments = shapes
-        return jax.jit(case.run, donate_argnums=0).lower(carried, *arguments)
+        return _jitted(case).lower(carried, *arguments)
+
+
+def _jitted(case: Case) -> Any:
+    """A function of its own each time: JAX would not trace the same one again, and a kernel asks
+    for its tiles while it is traced."""
+    run = case.run
+    return jax.jit(lambda carried, *arguments: run(carried, *arguments), donate_argnums=0)
 
 
 def measure(case: Case, limits: Limits, repeats: int) -> dict[str, Any]:

@@ -33,6 +33,8 @@ from pallas_kernels.limits import is_accelerator, seconds_of
 from pallas_kernels.tile_table import Entry, Question
 
 OPERATIONS = ("ragged_paged_attention", "latent_attention", "grouped_matmul")
+REFUSALS = (ValueError, NotImplementedError, jax.errors.JaxRuntimeError)
+"""How lowering, the compilers and the chip say that tiles are too large."""
 SPILLS = re.compile(r"(\d+) bytes spill stores")
 
 
@@ -94,13 +96,19 @@ class Search:
         with jax.set_mesh(self.mesh):
             candidates = tuning.candidates(question.implementation, question.problem)
         for tiles in itertools.islice(candidates, self.most):
-            with tile_table.trial(self.operation.name, {identity: tiles}):
-                if not _compiles(lower_for(case, self.mesh)):
-                    continue
-                if not self.is_here:
-                    yield tiles, None
-                    return
-                yield tiles, 1e6 * min(seconds_of(Step(case), repeats=5))
+            try:
+                with tile_table.trial(self.operation.name, {identity: tiles}) as asked:
+                    lowered = lower_for(case, self.mesh)
+                    assert identity in asked, f"{identity} was not asked for again"
+                    if _spills(lowered):
+                        continue
+                    seconds = min(seconds_of(Step(case), repeats=5)) if self.is_here else None
+            except REFUSALS as refusal:
+                print(f"{tiles}: {str(refusal)[:200]}", file=sys.stderr)
+                continue
+            yield tiles, None if seconds is None else 1e6 * seconds
+            if seconds is None:
+                return
 
 
 def merged(old: Sequence[Entry], new: Sequence[Entry]) -> tuple[Entry, ...]:
@@ -109,15 +117,11 @@ def merged(old: Sequence[Entry], new: Sequence[Entry]) -> tuple[Entry, ...]:
     return (*old, *(x for x in new if x.microseconds or x.identity not in measured))
 
 
-def _compiles(lowered: Lowered) -> bool:
-    """Whether the compiler takes it, also within a memory's size, and spills no registers."""
-    try:
-        with _said_by_the_assembler() as said:
-            lowered.compile()
-    except jax.errors.JaxRuntimeError as refusal:
-        print(f"not compiled: {str(refusal)[:200]}", file=sys.stderr)
-        return False
-    return not any(int(spilled) for spilled in SPILLS.findall("".join(said)))
+def _spills(lowered: Lowered) -> bool:
+    """Compiles it; whether the assembler had to spill registers."""
+    with _said_by_the_assembler() as said:
+        lowered.compile()
+    return any(int(spilled) for spilled in SPILLS.findall("".join(said)))
 
 
 @contextmanager
@@ -169,10 +173,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(str(missing))
     mesh = Mesh(np.array(devices[:1]), ("chip",))
     search = Search(operation=operation, mesh=mesh, is_here=is_here, most=arguments.most)
-    entries = list(search.entries(arguments.spec or list(operation.every), command))
-    if not arguments.dry_run:
-        table = merged(tile_table.read(operation.name), entries)
-        tile_table.write(operation.name, table)
+    for entry in search.entries(arguments.spec or list(operation.every), command):
+        if not arguments.dry_run:  # After each, for the next one may end the process.
+            tile_table.write(operation.name, merged(tile_table.read(operation.name), [entry]))
 
 
 if __name__ == "__main__":

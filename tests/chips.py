@@ -1,5 +1,6 @@
 """Chips that are not here, to compile for."""
 
+import os
 from collections.abc import Callable, Iterator
 
 import jax
@@ -39,5 +40,7 @@ def _mesh_of(chip: str, devices: int = 1, axes: tuple[str, ...] = ("chip",)) -> 
     try:
         found = devices_of(chip)[:devices]
     except NoCompiler as missing:
+        if "CI" in os.environ:  # which installs them: there nothing may go unproven
+            raise
         pytest.skip(str(missing))
     return Mesh(np.array(found).reshape((1,) * (len(axes) - 1) + (devices,)), axes)

@@ -60,6 +60,15 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Interpreters take minutes: their tests run when they are asked for by their mark."""
+    if "interpreted" in config.option.markexpr:
+        return
+    for item in items:
+        if item.get_closest_marker("interpreted"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: ask with -m interpreted"))
+
+
 @pytest.fixture
 def four_devices() -> list[jax.Device]:
     """Four devices of the backend under test, for meshes."""

@@ -17,7 +17,13 @@ from pallas_kernels.latent_attention import gpu_aside, gpu_kernel, gpu_tuning
 from pallas_kernels.latent_attention.gpu_pages import GpuLatentPages, write_tokens
 from pallas_kernels.ragged_paged_attention import gpu_work
 from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.rows import Rows, describe_rows, take, token_pages
+from pallas_kernels.ragged_paged_attention.rows import (
+    Rows,
+    describe_rows,
+    in_order,
+    take,
+    token_pages,
+)
 from pallas_kernels.ragged_paged_attention.softmax import NO_TOP
 
 
@@ -37,7 +43,7 @@ def latent_attention(
 ) -> tuple[jax.Array, GpuLatentPages]:
     """Queries are rounded to the dtype of the pages, as are the softmax weights."""
     page_size = latent_pages.page_size
-    rows = gpu_work.in_order(
+    rows = in_order(
         describe_rows(
             q_latent_TNR.shape[0],
             latent_pages.num_pages,

@@ -25,7 +25,7 @@ from pallas_kernels.latent_attention.tpu_kernel import MAX_PAGES, Block, Refs, S
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
 from pallas_kernels.ragged_paged_attention import tpu_rows
 from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.rows import describe_rows, take
+from pallas_kernels.ragged_paged_attention.rows import describe_rows, in_order, take
 from pallas_kernels.ragged_paged_attention.tpu_pages import LANES, align, rows_of, stored
 
 VMEM_BYTES = 48 * 2**20
@@ -58,14 +58,16 @@ def attend_and_count(
     is_decode_only = isinstance(distribution_3, np.ndarray) and bool(
         distribution_3[0] == distribution_3[2]
     )
-    rows = describe_rows(
-        num_tokens,
-        latent_pages.num_pages,
-        latent_pages.page_size,
-        kv_lens_S,
-        page_table_SM,
-        cu_q_lens_S1,
-        jnp.asarray(distribution_3),
+    rows = in_order(
+        describe_rows(
+            num_tokens,
+            latent_pages.num_pages,
+            latent_pages.page_size,
+            kv_lens_S,
+            page_table_SM,
+            cu_q_lens_S1,
+            jnp.asarray(distribution_3),
+        )
     )
     # Nothing of the layout that this makes for queries is used, and the compiler drops it.
     order = tpu_rows.order_rows(rows, unit=shape.short.tokens, num_places=1)

@@ -141,6 +141,10 @@ def check_row_values(
     )
     is_active = kv_lens > 0
     new = np.diff(borders)
+    num_decode = zones[0]
+    is_single = ~is_active[:num_decode] | (new[:num_decode] == 1)
+    name = "new tokens of decode row cu_q_lens_S1"
+    _require_all(is_single, name, new[:num_decode], "1, as distribution_3 says")
     fits = ~is_active | (new <= kv_lens)
     _require_all(fits, "new tokens of cu_q_lens_S1", new, "no more than kv_lens_S counts")
     is_page = (table >= 0) & (table < pages.num_pages) | ~is_active[:, None]

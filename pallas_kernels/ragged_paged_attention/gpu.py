@@ -23,7 +23,13 @@ from pallas_kernels.ragged_paged_attention.gpu_plan import (
 from pallas_kernels.ragged_paged_attention.gpu_unwritten import beside
 from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.pages import from_storage, stored_tokens
-from pallas_kernels.ragged_paged_attention.rows import Rows, describe_rows, take, token_pages
+from pallas_kernels.ragged_paged_attention.rows import (
+    Rows,
+    describe_rows,
+    in_order,
+    take,
+    token_pages,
+)
 from pallas_kernels.ragged_paged_attention.softmax import LOG2_E, NO_TOP
 
 
@@ -47,7 +53,7 @@ def ragged_paged_attention(
     the dtype of 16-bit pages, bfloat16 for those of 8 bits, two bfloat16 for float32."""
     num_tokens, num_heads, head_dim = q_TNH.shape
     num_kv_heads, page_size = kv_pages.num_kv_heads, kv_pages.page_size
-    rows = gpu_work.in_order(
+    rows = in_order(
         describe_rows(
             num_tokens,
             kv_pages.num_pages,

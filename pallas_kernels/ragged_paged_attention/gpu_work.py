@@ -3,7 +3,6 @@
 No layer enters the lists, so XLA computes them once for all layers of a program.
 """
 
-from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import jax
@@ -35,20 +34,6 @@ class Work(NamedTuple):
 
     num_items_1: jax.Array
     items_I8: jax.Array
-
-
-def in_order(rows: Rows) -> Rows:
-    """The same rows; idle where borders fall, for rows that overlap may be more tiles than there is
-    room for."""
-    starts_S = rows.q_starts_S
-    keep_S = starts_S >= jax.lax.cummax(starts_S)
-    keep_S &= rows.q_lens_S <= rows.row_T.size - starts_S  # Not what the sum of borders wraps to.
-    return replace(
-        rows,
-        q_lens_S=jnp.where(keep_S, rows.q_lens_S, 0),
-        kv_lens_S=jnp.where(keep_S, rows.kv_lens_S, 0),
-        is_token_T=rows.is_token_T & take(keep_S, rows.row_T),
-    )
 
 
 def max_splits(tiles: Sizes, num_slots: int, num_groups: int, num_positions: int) -> int:

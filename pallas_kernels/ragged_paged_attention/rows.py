@@ -1,6 +1,6 @@
 """Who is who in a ragged batch: the row and the position of every token."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,20 @@ def token_pages(rows: Rows, page_size: int) -> tuple[jax.Array, jax.Array]:
 # What follows does in one operation what Python's notation spells out in ten, to be right for
 # negative numbers as well; there are none here. A layer has hundreds of operations, and all of them
 # take time to compile.
+
+
+def in_order(rows: Rows) -> Rows:
+    """The same rows; idle where borders fall: a kernel that gives each row tiles of its own has no
+    room for rows that overlap."""
+    starts_S = rows.q_starts_S
+    keep_S = starts_S >= jax.lax.cummax(starts_S)
+    keep_S &= rows.q_lens_S <= rows.row_T.size - starts_S  # Not what the sum of borders wraps to.
+    return replace(
+        rows,
+        q_lens_S=jnp.where(keep_S, rows.q_lens_S, 0),
+        kv_lens_S=jnp.where(keep_S, rows.kv_lens_S, 0),
+        is_token_T=rows.is_token_T & take(keep_S, rows.row_T),
+    )
 
 
 def take(array: jax.Array, *index: jax.Array) -> jax.Array:

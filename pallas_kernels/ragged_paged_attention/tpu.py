@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.ragged_paged_attention import tpu_pages, tpu_rows
 from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.rows import describe_rows, take
+from pallas_kernels.ragged_paged_attention.rows import describe_rows, in_order, take
 from pallas_kernels.ragged_paged_attention.tpu_kernel import Refs, Shape, run_kernel
 from pallas_kernels.ragged_paged_attention.tpu_pages import LANES, TpuKVPages
 from pallas_kernels.ragged_paged_attention.tpu_tiles import Case, TpuCall, case_of, tpu_vmem_bytes
@@ -67,14 +67,16 @@ def attend_and_count(
         out_dtype=jnp.dtype(jnp.bfloat16 if call.is_narrow else jnp.float32),
         pages_dtype=kv_pages.dtype,
     )
-    rows = describe_rows(
-        num_tokens,
-        kv_pages.num_pages,
-        kv_pages.page_size,
-        kv_lens_S,
-        page_table_SM,
-        cu_q_lens_S1,
-        jnp.asarray(distribution_3),
+    rows = in_order(
+        describe_rows(
+            num_tokens,
+            kv_pages.num_pages,
+            kv_pages.page_size,
+            kv_lens_S,
+            page_table_SM,
+            cu_q_lens_S1,
+            jnp.asarray(distribution_3),
+        )
     )
     # Every row wastes less than a unit of places, and none needs more units than it has tokens.
     unit = shape.short_tokens

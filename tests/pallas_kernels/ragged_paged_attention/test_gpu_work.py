@@ -19,7 +19,7 @@ from pallas_kernels.ragged_paged_attention.gpu_tuning import (
     gpu_heuristic,
 )
 from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.rows import describe_rows, token_pages
+from pallas_kernels.ragged_paged_attention.rows import describe_rows, in_order, token_pages
 
 TILES = gpu_heuristic(GpuProblem(head_dim=128, pages_dtype="bfloat16"))
 LANES = 8
@@ -29,7 +29,7 @@ FIELDS = ("out", "query", "row", "first_block", "num_blocks", "position", "kv_le
 def described(kv_lens, borders, *, num_tokens, table=None, page_size=64, pages_per_row=16):
     slots = len(kv_lens)
     table = np.ones((slots, pages_per_row), np.int32) if table is None else table
-    return gpu_work.in_order(
+    return in_order(
         describe_rows(
             num_tokens,
             1_000_000,

@@ -91,6 +91,21 @@ def test_rows_beyond_the_last_zone_are_padding(implementation, batch_of, attend,
         np.testing.assert_array_equal(leaf[owned], wanted[owned])
 
 
+@pytest.mark.parametrize("implementation", ["xla", TPU])
+def test_a_row_that_claims_the_tokens_of_another_does_not_change_it(
+    implementation, batch_of, attend
+):
+    rows = [(16, 20), (0, 0), (16, 18)]
+    batch = batch_of(rows, num_tokens=32)
+    borders = batch.cu_q_lens_S1.at[1:].set(jnp.asarray([16, 4, 20, 20, 20, 20], jnp.int32))
+    expected, expected_pages = attend(implementation, batch_of(rows[:1], num_tokens=32))
+    out, pages = attend(implementation, batch.where(cu_q_lens_S1=borders))
+    np.testing.assert_array_equal(out[:4], expected[:4])
+    theirs = np.asarray(batch.page_table_SM[0])
+    for leaf, wanted in zip(jax.tree.leaves(pages), jax.tree.leaves(expected_pages), strict=True):
+        np.testing.assert_array_equal(leaf[theirs[theirs > 0]], wanted[theirs[theirs > 0]])
+
+
 @pytest.mark.parametrize("implementation", ["xla", "reference", TPU])
 @pytest.mark.parametrize(("pages_dtype", "page_size"), [("float32", 8), ("bfloat16", 16)])
 def test_a_prompt_in_chunks_equals_the_whole_prompt(
