@@ -91,7 +91,7 @@ def test_rows_beyond_the_last_zone_are_padding(implementation, batch_of, attend,
         np.testing.assert_array_equal(leaf[owned], wanted[owned])
 
 
-@pytest.mark.parametrize("implementation", ["xla", TPU])
+@pytest.mark.parametrize("implementation", [TPU])
 def test_a_row_that_claims_the_tokens_of_another_does_not_change_it(
     implementation, batch_of, attend
 ):
