@@ -56,6 +56,7 @@ def test_every_option(options, batch_of, check):
     check(small(batch_of, ROWS["mixed"]), **options)
 
 
+@pytest.mark.slow
 def test_long_rows_are_split_and_many_heads_grouped_over_the_grid(batch_of, check, monkeypatch):
     monkeypatch.setattr(gpu_kernel, "INTERPRETED_BLOCKS", 2)
     sizes = {"latent_rank": 512, "num_heads": 96, "page_size": 128, "pages_per_row": 6}
