@@ -1,6 +1,7 @@
 """Chips that are not here, to compile for."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 
 import jax
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
+
+REPORT = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads\D+Used (\d+) registers")
+"""What ptxas says of a kernel: bytes spilled, bytes loaded again, registers."""
 
 
 @pytest.fixture

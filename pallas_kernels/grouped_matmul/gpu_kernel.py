@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import compat
+from pallas_kernels.gpu_chips import NUM_SMS
 from pallas_kernels.grouped_matmul.problem import Problem
 from pallas_kernels.grouped_matmul.tuning import GpuTiles
 
@@ -33,9 +34,6 @@ ROW_ALIGN = 8
 
 CHUNK = 64
 """Columns of the result that are on their way to global memory at a time."""
-
-NUM_SMS = 132
-"""Multiprocessors of an H100 or H200 (SXM)."""
 
 VISIT_BLOCK = 16
 """Visits that pass over all strips together: their rows, and a few strips, stay in the L2 cache."""

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pallas_kernels.latent_attention import gpu_aside, gpu_kernel, gpu_tuning
 from pallas_kernels.latent_attention.gpu_pages import GpuLatentPages, write_tokens
@@ -56,7 +55,7 @@ def latent_attention(
     )
     dtype = q_latent_TNR.dtype
     q_latent_TNR, q_rope_TNr = (x.astype(latent_pages.dtype) for x in (q_latent_TNR, q_rope_TNr))
-    has_singles, has_tiles = _parts(distribution_3)
+    has_singles, has_tiles = gpu_work.launches(distribution_3)
     call = _Call(q_latent_TNR, q_rope_TNr, options, has_singles, has_tiles, interpret)
     if latent_TR is None or rope_Tr is None:
         return call.attend(latent_pages, rows, dtype).out_TNR.astype(dtype), latent_pages
@@ -74,14 +73,6 @@ def latent_attention(
     )
     out_TNR, _ = join(*(jnp.stack(x, axis=1) for x in zip(*parts, strict=True)))
     return out_TNR.astype(dtype), latent_pages
-
-
-def _parts(distribution_3: jax.Array | np.ndarray) -> tuple[bool, bool]:
-    """Whether the program needs the launch for rows with one new token, and that for tiles."""
-    if isinstance(distribution_3, np.ndarray):
-        num_decode, _, num_rows = distribution_3.tolist()
-        return num_decode > 0, num_decode < num_rows
-    return True, True
 
 
 class Average(NamedTuple):

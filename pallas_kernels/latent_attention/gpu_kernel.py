@@ -25,9 +25,9 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from pallas_kernels import compat
+from pallas_kernels.gpu_chips import NUM_SMS
 from pallas_kernels.latent_attention.gpu_tuning import BLOCK, HALVES, PART, TILE, Tiles
-from pallas_kernels.ragged_paged_attention.gpu_kernel import FIELDS
-from pallas_kernels.ragged_paged_attention.gpu_plan import NUM_SMS
+from pallas_kernels.ragged_paged_attention.gpu_kernel import FIELDS, along_rows
 from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.softmax import LOG2_E, NO_TOP
 
@@ -321,7 +321,7 @@ def _score(plan: Plan, options: Options, gmem: _Refs, shared: _Shared) -> None:
             pl.when(place + BLOCK > end)(lambda: _clean(plan, shared.latent.at[slot], end - place))
 
             new_top = jnp.maximum(top, logits.max(axis=1))
-            weights = jnp.exp2(logits - _along_rows(new_top, logits.shape))
+            weights = jnp.exp2(logits - along_rows(new_top, logits.shape))
             decay = jnp.exp2(top - new_top)
             hand_on((count == 0) & (index == 0), decay, weights)
             return new_top, total * decay + weights.sum(axis=1)
@@ -352,7 +352,7 @@ def _sum(plan: Plan, gmem: _Refs, shared: _Shared, half: jax.Array) -> None:
 
     def decayed(sums: jax.Array) -> jax.Array:
         factor = plan.in_tile_layout(shared.factor[...])
-        return sums * _along_rows(factor, sums.shape)
+        return sums * along_rows(factor, sums.shape)
 
     def sum_unit(count, item, group, step):
         del count
@@ -420,7 +420,7 @@ def _sees(
     # One number a row, not one a position: registers are scarce.
     row = plan.in_tile_layout(jax.lax.broadcasted_iota(jnp.int32, shape[:1], 0))
     query = (row & (plan.tiles.queries - 1)) + (position - place)
-    return sees & (column <= _along_rows(query, shape))
+    return sees & (column <= along_rows(query, shape))
 
 
 def _clean(plan: Plan, latent: Any, num_held: jax.Array) -> None:
@@ -482,7 +482,3 @@ def _add_products(
             plgpu.wgmma(accumulator, weights, value)
 
     return pl.run_state(multiply)(tuple(plgpu.ACC.init(part) for part in sums))
-
-
-def _along_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jax.lax.broadcast_in_dim(x, shape, [0])

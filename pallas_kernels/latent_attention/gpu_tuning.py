@@ -5,12 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pallas_kernels import tile_table
+from pallas_kernels.gpu_chips import SHARED_BYTES
 
 BLOCK = 64
 """Positions that a step takes: one copy. A page holds one or more."""
-
-SHARED_BYTES = 227 * 1024
-"""Shared memory that a block of the grid may take."""
 
 TILE = 64
 """Rows of a tile: the least that WGMMA takes, and the most whose sums a multiprocessor holds."""

@@ -96,7 +96,7 @@ def attend_and_count(
         interpret,
         order,
         tiles,
-        _rows_of_table(rows.page_table_SM),
+        tpu_rows.rows_of_table(rows.page_table_SM),
         _queries(q_latent_TNR, q_rope_TNr, shape),
         new,
         latent_pages.latents_PpW,
@@ -162,13 +162,6 @@ def _queries(q_latent_TNR: jax.Array, q_rope_TNr: jax.Array, shape: Shape) -> tu
         return jnp.pad(x.astype(shape.compute_dtype), padding).reshape(-1, width)
 
     return tuple(matrix(x, part.width) for x, part in zip(parts, shape.parts, strict=True))
-
-
-def _rows_of_table(page_table_SM: jax.Array) -> jax.Array:
-    """``[S, M / 128, 128]``: a row's pages are one run of memory, copied when its turn comes."""
-    num_slots, pages_per_row = page_table_SM.shape
-    padding = align(pages_per_row, LANES) - pages_per_row
-    return jnp.pad(page_table_SM, ((0, 0), (0, padding))).reshape(num_slots, -1, LANES)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

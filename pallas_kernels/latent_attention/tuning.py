@@ -1,12 +1,12 @@
 """How large the blocks of the TPU kernel are."""
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pallas_kernels import tile_table
+from pallas_kernels.ragged_paged_attention.tpu_tiles import power_of_two_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,9 @@ def heuristic(problem: Problem) -> Tiles:
     row_bytes = problem.width * problem.q_itemsize
     most_tokens = min(LONG_ROWS, QUERY_BYTES // row_bytes) // problem.num_heads
     return Tiles(
-        short_positions=_power_of_two(min(SHORT_POSITIONS, most_positions)),
-        long_tokens=_power_of_two(min(most_tokens, problem.num_tokens)),
-        long_positions=_power_of_two(min(LONG_POSITIONS, most_positions)),
+        short_positions=power_of_two_to(min(SHORT_POSITIONS, most_positions)),
+        long_tokens=power_of_two_to(min(most_tokens, problem.num_tokens)),
+        long_positions=power_of_two_to(min(LONG_POSITIONS, most_positions)),
     )
 
 
@@ -104,8 +104,3 @@ def _candidates(problem: Problem) -> Iterator[Tiles]:
 
 def _scaled(size: int, factor: float, least: int) -> int:
     return max(int(size * factor), least)
-
-
-def _power_of_two(most: int) -> int:
-    """The largest that is not above ``most``, and at least 1."""
-    return 2 ** int(math.log2(max(1, most)))

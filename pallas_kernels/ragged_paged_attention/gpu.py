@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pallas_kernels.ragged_paged_attention import gpu_kernel, gpu_work
 from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages, write_tokens
@@ -88,7 +87,7 @@ def ragged_paged_attention(
         sinks_KG = sinks_N.astype(jnp.float32).reshape(num_kv_heads, -1) * jnp.float32(LOG2_E)
         sinks_RG = groups.of_heads(sinks_KG[None, :, :, None])[0, :, :, 0]
 
-    has_singles, has_tiles = _parts(distribution_3)
+    has_singles, has_tiles = gpu_work.launches(distribution_3)
     is_single_S = (rows.q_lens_S == 1) & has_singles
     out_TRGH = jnp.zeros((num_tokens, *q_TRcGH.shape[1:2], *q_TRcGH.shape[3:]), jnp.float32)
     if has_tiles:
@@ -146,14 +145,6 @@ def _split(q_TRGH: jax.Array, operands: Operands) -> jax.Array:
         parts.append(jax.lax.reduce_precision(q_TRGH, kind.nexp, kind.nmant))
         q_TRGH = q_TRGH - parts[-1]
     return jnp.stack(parts, axis=2).astype(operands.dtype)
-
-
-def _parts(distribution_3: jax.Array | np.ndarray) -> tuple[bool, bool]:
-    """Whether the program needs the launch for rows with one new token, and that for tiles."""
-    if isinstance(distribution_3, np.ndarray):
-        num_decode, _, num_rows = distribution_3.tolist()
-        return num_decode > 0, num_decode < num_rows
-    return True, True
 
 
 def _attend_single_rows(

@@ -281,7 +281,7 @@ def _compute(
             )
 
             new_top = jnp.maximum(top, logits.max(axis=1))
-            weights = jnp.exp2(logits - _along_rows(new_top, logits.shape))
+            weights = jnp.exp2(logits - along_rows(new_top, logits.shape))
             decay = jnp.exp2(top - new_top)
             total = total * decay + weights.sum(axis=1)
             weights_of_parts = split(plan.operands, weights)
@@ -298,7 +298,7 @@ def _compute(
                 part = [x.at[of_chunk] for x in values] if chunks > 1 else values
                 if not plan.operands.is_converted:
                     pl.when(is_edge)(functools.partial(clean, plan, part[0], held))
-                decayed = sums[chunk] * _along_rows(decay, sums[chunk].shape)
+                decayed = sums[chunk] * along_rows(decay, sums[chunk].shape)
                 new_sums.append(add_product(plan, decayed, weights_of_parts, part))
             plgpu.barrier_arrive(shared.stage_free.at[value_slot])
             return tuple(new_sums), new_top, total
@@ -318,7 +318,7 @@ def _compute(
         zero = _unseen_zero(item["position"])
         out, lse = shared.out.at[warpgroup + zero], shared.lse.at[warpgroup + zero]
         for chunk, part in enumerate(sums):
-            average = part / _along_rows(total, part.shape)
+            average = part / along_rows(total, part.shape)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             out[...] = average.astype(plan.out_dtype)
             if chunk == 0:
@@ -421,7 +421,7 @@ def _sees(
     # One number a row, not one a position: registers are scarce.
     row = plan.in_tile_layout(jax.lax.broadcasted_iota(jnp.int32, shape[:1], 0))
     query = (row + warpgroup * WARPGROUP_ROWS) & (plan.tile_queries - 1)
-    query = _along_rows(query + (position - place), shape)
+    query = along_rows(query + (position - place), shape)
     if options.causal:
         sees &= column <= query
     if options.sliding_window is not None:
@@ -447,5 +447,6 @@ def _unseen_zero(x: jax.Array) -> jax.Array:
     return x >> 31
 
 
-def _along_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def along_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """One number a row as an array of ``shape``."""
     return jax.lax.broadcast_in_dim(x, shape, [0])

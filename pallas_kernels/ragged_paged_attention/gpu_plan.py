@@ -9,19 +9,14 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.gpu_chips import NUM_SMS, SHARED_BYTES
 from pallas_kernels.ragged_paged_attention.gpu_tuning import GpuProblem, GpuTiles, gpu_tiles
 
 WARPGROUP_ROWS = 64
 """Rows of a tile that a warpgroup computes: the least that WGMMA takes."""
 
-NUM_SMS = 132
-"""Multiprocessors of an H100 or H200 (SXM)."""
-
 INTERPRETED_SMS = 2
 """Blocks of the grid in the interpreter, which compiles the kernel for each of them."""
-
-SHARED_BYTES = 227 * 1024
-"""Shared memory that one block may have, and nearly all that a multiprocessor has."""
 
 OTHER_BYTES = 3 * 1024
 """Shared memory for barriers and for sums over warps."""

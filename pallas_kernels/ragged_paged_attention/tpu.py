@@ -116,7 +116,7 @@ def attend_and_count(
         tiles,
         _scales(k_scale_K, v_scale_K, shape),
         _sinks(sinks_N, shape),
-        _rows_of_table(rows.page_table_SM),
+        tpu_rows.rows_of_table(rows.page_table_SM),
         q,
         new,
         kv_pages.kv_PKpW,
@@ -181,13 +181,6 @@ def _sinks(sinks_N: jax.Array | None, shape: Shape) -> jax.Array:
     sinks_KG = jnp.pad(sinks_KG, ((0, 0), (0, shape.group - sinks_KG.shape[1])))
     sinks_Kr = jnp.tile(sinks_KG, (1, shape.short_tokens))
     return jnp.broadcast_to(sinks_Kr[:, :, None], (shape.call.num_kv_heads, rows, LANES))
-
-
-def _rows_of_table(page_table_SM: jax.Array) -> jax.Array:
-    """``[S, M / 128, 128]``: a row's pages are one run of memory, copied when its turn comes."""
-    num_slots, pages_per_row = page_table_SM.shape
-    padding = tpu_pages.align(pages_per_row, LANES) - pages_per_row
-    return jnp.pad(page_table_SM, ((0, 0), (0, padding))).reshape(num_slots, -1, LANES)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

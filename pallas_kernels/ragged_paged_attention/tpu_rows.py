@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.ragged_paged_attention.rows import Rows, divide, divide_up, take
+from pallas_kernels.ragged_paged_attention.tpu_pages import LANES, align
 
 
 class Order(NamedTuple):
@@ -124,3 +125,10 @@ def _sources(
     has_begun_tS = (start_S[None, :] <= place_t[:, None]) & (q_len_S[None, :] > 0)
     row_t = jnp.maximum(has_begun_tS.sum(axis=1, dtype=jnp.int32) - 1, 0)
     return jnp.maximum(place_t + take(first_token_S - start_S, row_t), 0)
+
+
+def rows_of_table(page_table_SM: jax.Array) -> jax.Array:
+    """``[S, M / 128, 128]``: a row's pages are one run of memory, copied when its turn comes."""
+    num_slots, pages_per_row = page_table_SM.shape
+    padding = align(pages_per_row, LANES) - pages_per_row
+    return jnp.pad(page_table_SM, ((0, 0), (0, padding))).reshape(num_slots, -1, LANES)

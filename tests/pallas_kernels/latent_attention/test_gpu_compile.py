@@ -1,7 +1,5 @@
 """The Hopper kernel through the real compilers, for a chip that is not here (sm_90a)."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import NoImplementation, init_latent_pages, latent_attention
 from pallas_kernels.latent_attention import gpu_tuning
-
-REPORT = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads\D+Used (\d+) registers")
+from tests.chips import REPORT
 
 
 def compiled(
