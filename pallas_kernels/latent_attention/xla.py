@@ -31,8 +31,8 @@ from pallas_kernels.ragged_paged_attention.tiles import list_tiles
 BLOCK_POSITIONS = 256
 """Positions that a step of a tile reads; a larger page is read whole."""
 
-TILE_ROWS = 512
-"""Rows of the matrix of a tile, heads times tokens, for rows of several tokens."""
+TILE_ROWS = (128, 512)
+"""The least and the largest matrix of a tile, heads times tokens, for rows of several tokens."""
 
 
 class Call(NamedTuple):
@@ -83,7 +83,7 @@ def latent_attention(
     if has_singles:
         out_TNR = _attend(call, is_single_S, 1, out_TNR)
     if has_others:
-        tile_tokens = min(max(TILE_ROWS // num_heads, 1), num_tokens)
+        tile_tokens = _tile_tokens(num_tokens, rows.q_lens_S.size, num_heads)
         out_TNR = _attend(call, ~is_single_S, tile_tokens, out_TNR)
     return out_TNR.astype(q_latent_TNR.dtype), latent_pages
 
@@ -95,6 +95,13 @@ def _parts(distribution_3: jax.Array | np.ndarray) -> tuple[bool, bool]:
         num_decode, _, num_rows = distribution_3.tolist()
         return num_decode > 0, num_decode < num_rows
     return True, True
+
+
+def _tile_tokens(num_tokens: int, num_slots: int, num_heads: int) -> int:
+    """Near the tokens that a row has in a program of these static sizes: lanes beyond a row's last
+    token are computed as well."""
+    least, largest = (max(size // num_heads, 1) for size in TILE_ROWS)
+    return min(max(-(-num_tokens // num_slots), least), largest, num_tokens)
 
 
 class Tile(NamedTuple):
@@ -131,7 +138,7 @@ def _attend(call: Call, takes_S: jax.Array, tile_tokens: int, out_TNR: jax.Array
         else:
             seen_len = jnp.minimum(seen_len, tile.cached_len)
             softmax_X = _attend_pages(call, tile, seen_len, softmax_X)
-            softmax_X = _attend_unwritten(call, tile, softmax_X)
+            softmax_X = _attend_unwritten(call, tile, softmax_X, call.unwritten_TW)
         token_t = jnp.where(lane_t < num_queries, token + lane_t, out_TNR.shape[0])
         new_tNR = softmax.finish(softmax_X).reshape(tile_tokens, *out_TNR.shape[1:])
         out_TNR = out_TNR.at[token_t].set(new_tNR, mode="drop", wrap_negative_indices=False)
@@ -168,7 +175,9 @@ def _attend_pages(call: Call, tile: Tile, seen_len: jax.Array, softmax_X: Softma
     return jax.lax.fori_loop(0, divide_up(seen_len, block), take_block, softmax_X)
 
 
-def _attend_unwritten(call: Call, tile: Tile, softmax_X: Softmax) -> Softmax:
+def _attend_unwritten(
+    call: Call, tile: Tile, softmax_X: Softmax, unwritten_TW: jax.Array
+) -> Softmax:
     """Adds the row's new latents, which are in no page."""
     lane_C = jnp.arange(BLOCK_POSITIONS, dtype=jnp.int32)
     num_new = tile.kv_len - tile.cached_len
@@ -176,7 +185,7 @@ def _attend_unwritten(call: Call, tile: Tile, softmax_X: Softmax) -> Softmax:
     def take_block(index: jax.Array, softmax_X: Softmax) -> Softmax:
         first = index * BLOCK_POSITIONS
         token = take(call.rows.q_starts_S, tile.row) + first
-        bits_CW = jax.lax.dynamic_slice_in_dim(call.unwritten_TW, token, BLOCK_POSITIONS)
+        bits_CW = jax.lax.dynamic_slice_in_dim(unwritten_TW, token, BLOCK_POSITIONS)
         position_C = tile.cached_len + first + lane_C
         is_held_C = first + lane_C < num_new
         return _add_block(call, tile, softmax_X, bits_CW, position_C, is_held_C)

@@ -20,7 +20,7 @@ from pallas_kernels.latent_attention import tuning, xla
 
 SMALL_TILES = tuning.Tiles(short_positions=16, long_tokens=4, long_positions=16)
 """So that small batches have many blocks."""
-SMALL_BLOCK, SMALL_TILE = 16, 12
+SMALL_BLOCK, SMALL_TILE = 16, (12, 12)
 """The same for plain XLA: positions of a block, and heads times tokens of a tile."""
 
 

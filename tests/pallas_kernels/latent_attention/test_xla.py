@@ -48,6 +48,30 @@ def test_a_program_of_one_kind_of_rows_gives_the_same_numbers(rows, zones, batch
     np.testing.assert_array_equal(out, expected)
 
 
+def test_rows_of_deepseeks_width_in_another_order_keep_every_bit(batch_of):
+    rows = [(1, 600), (9, 300), (1, 40), (30, 60)]
+    starts = [0, 1, 10, 11]
+    sizes = SIZES | {"num_heads": 16, "latent_rank": 512, "rope_dim": 64, "num_tokens": 64}
+    call = jax.jit(lambda *arrays: latent_attention(*arrays, scale=0.05, implementation="xla"))
+    expected, _ = call(*batch_of(rows, page_size=16, pages_dtype="bfloat16", **sizes).arguments)
+    for seed, order in enumerate([(3, 2, 1, 0), (1,), (2, 0)]):
+        batch = batch_of(
+            [rows[i] for i in order],
+            page_size=16,
+            pages_dtype="bfloat16",
+            page_seed=seed,
+            content=lambda slot, order=order: np.random.default_rng((0, order[slot])),
+            **sizes,
+        )
+        out, start = call(*batch.arguments)[0], 0
+        for i in order:
+            num_new = rows[i][0]
+            np.testing.assert_array_equal(
+                out[start : start + num_new], expected[starts[i] : starts[i] + num_new]
+            )
+            start += num_new
+
+
 @pytest.mark.parametrize(("zones", "num_loops"), [([6, 6, 6], 2), ([0, 6, 6], 2), (None, 4)])
 def test_a_part_that_no_row_needs_is_not_compiled(zones, num_loops, batch_of):
     batch = batch_of([(1, 9)] * 6, page_size=16, **SIZES)
