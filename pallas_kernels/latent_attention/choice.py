@@ -70,15 +70,15 @@ def choose(wanted: Wanted, implementation: str | None) -> str:
             return f"the platform is {chip.platform}, and no Hopper GPU"
         return foreign(GpuLatentPages) or gpu_limits.refuse_pages(*kind)
 
-    def reference() -> str | None:
+    def plain() -> str | None:
         return foreign(PlainLatentPages)
 
-    refusals = {"tpu": tpu, "gpu": gpu, "reference": reference}
+    refusals = {"tpu": tpu, "gpu": gpu, "xla": plain, "reference": plain}
     return dispatch.choose("latent_attention", refusals, implementation)
 
 
 LAYOUTS: dict[type, str] = {
-    PlainLatentPages: "reference",
+    PlainLatentPages: "xla",
     TpuLatentPages: "tpu",
     GpuLatentPages: "gpu",
 }

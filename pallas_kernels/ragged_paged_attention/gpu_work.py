@@ -11,7 +11,7 @@ import numpy as np
 
 from pallas_kernels.ragged_paged_attention.gpu_kernel import FIELDS
 from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.rows import Rows, divide, divide_up, take
+from pallas_kernels.ragged_paged_attention.rows import Rows, count_ends, divide, divide_up, take
 
 
 class Sizes(Protocol):
@@ -77,7 +77,7 @@ def list_splits(
     num_slots = rows.q_lens_S.size
     ends_S = jnp.cumsum(num_splits_S, dtype=jnp.int32)
     item_I = jnp.arange(num_slots * splits, dtype=jnp.int32)
-    row_I = jnp.minimum(_count_ends(ends_S, item_I), num_slots - 1)
+    row_I = jnp.minimum(count_ends(ends_S, item_I), num_slots - 1)
     split_I = item_I - take(ends_S - num_splits_S, row_I)
     position_I = take(rows.kv_lens_S, row_I) - 1
     first_I = _first_block(tiles, options, position_I)
@@ -124,7 +124,7 @@ def list_tiles(
     ends_S = jnp.cumsum(num_tiles_S, dtype=jnp.int32)
     starts_S = ends_S - num_tiles_S
     tile_J = jnp.arange(-(-num_tokens // tile_queries) + num_slots, dtype=jnp.int32)
-    row_J = jnp.minimum(_count_ends(ends_S, tile_J), num_slots - 1)
+    row_J = jnp.minimum(count_ends(ends_S, tile_J), num_slots - 1)
     first_J = (tile_J - take(starts_S, row_J)) * tile_queries
     position_J = take(rows.kv_lens_S - rows.q_lens_S, row_J) + first_J
     kv_len_J = take(rows.kv_lens_S, row_J)
@@ -169,8 +169,3 @@ def _first_block(tiles: Sizes, options: Options, position: jax.Array) -> jax.Arr
     if options.sliding_window is None:
         return jnp.zeros_like(position)
     return divide(jnp.maximum(position - (options.sliding_window - 1), 0), tiles.block)
-
-
-def _count_ends(ends_S: jax.Array, index_I: jax.Array) -> jax.Array:
-    """How many of the rising ``ends_S`` are not above each index: the row the index falls in."""
-    return (ends_S[None, :] <= index_I[:, None]).sum(axis=1, dtype=jnp.int32)

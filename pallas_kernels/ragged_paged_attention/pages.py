@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from pallas_kernels.ragged_paged_attention.rows import take
+
 STORAGE = {
     "float32": "float32",
     "bfloat16": "uint16",
@@ -160,6 +162,19 @@ def to_storage(x: jax.Array, dtype: np.dtype) -> jax.Array:
 def from_storage(bits: jax.Array, dtype: np.dtype) -> jax.Array:
     """Stored ``bits`` as an array of ``dtype``."""
     return jax.lax.bitcast_convert_type(bits, dtype)
+
+
+def take_pages(pool: jax.Array, id_x: jax.Array) -> jax.Array:
+    """Whole pages ``[*x, ...]``, taken as flat runs of memory: faster than the 4-d form."""
+    runs = take(pool.reshape(pool.shape[0], -1), id_x)
+    return runs.reshape(*id_x.shape, *pool.shape[1:])
+
+
+def to_float32(bits: jax.Array, dtype: np.dtype) -> jax.Array:
+    """Stored bits as float32; bfloat16 by a shift, which XLA:CPU runs faster than a conversion."""
+    if dtype == jnp.bfloat16:
+        return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
+    return from_storage(bits, dtype).astype(jnp.float32)
 
 
 def _owned(ids_n: jax.Array, pages: Pages) -> jax.Array:

@@ -100,3 +100,8 @@ def divide(x: jax.Array, y: int) -> jax.Array:
 def divide_up(x: jax.Array, y: int) -> jax.Array:
     """``x / y`` rounded up, for ``x >= 0``."""
     return divide(x + jnp.int32(y - 1), y)
+
+
+def count_ends(ends_S: jax.Array, index_I: jax.Array) -> jax.Array:
+    """How many of the rising ``ends_S`` are not above each index: the row the index falls in."""
+    return (ends_S[None, :] <= index_I[:, None]).sum(axis=1, dtype=jnp.int32)

@@ -18,12 +18,14 @@ from pallas_kernels.ragged_paged_attention import softmax
 from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.pages import (
     KVPages,
-    from_storage,
     stored_tokens,
+    take_pages,
+    to_float32,
     write_tokens,
 )
 from pallas_kernels.ragged_paged_attention.rows import (
     Rows,
+    count_ends,
     describe_rows,
     divide,
     divide_up,
@@ -31,6 +33,7 @@ from pallas_kernels.ragged_paged_attention.rows import (
     token_pages,
 )
 from pallas_kernels.ragged_paged_attention.softmax import Softmax
+from pallas_kernels.ragged_paged_attention.tiles import list_tiles
 
 CHUNK_BYTES = 3 << 20
 """Size of the float32 keys that a trip over items reads."""
@@ -160,7 +163,7 @@ def _list_items(call: Call, is_single_S: jax.Array, chunk: int) -> tuple[jax.Arr
 
     item_I = jnp.arange(_ceil_div(num_slots * pages_per_row, chunk) * chunk, dtype=jnp.int32)
     is_item_I = item_I < ends_S[-1]
-    row_I = jnp.minimum(_count_ends(ends_S, item_I), num_slots - 1)
+    row_I = jnp.minimum(count_ends(ends_S, item_I), num_slots - 1)
     place_I = take(first_page_S - ends_S + num_pages_S, row_I) + item_I
     page_I = take(rows.page_table_SM, row_I, place_I)
     page_I = jnp.where(is_item_I, page_I, 0)
@@ -208,15 +211,6 @@ def _attend_single_rows(call: Call, is_single_S: jax.Array) -> jax.Array:
     return jnp.where(is_single_T[:, None, None, None], out_TKGH, 0.0)
 
 
-class Tiles(NamedTuple):
-    """The tiles of all rows that are cut into them; J is an upper bound of their number."""
-
-    row_J: jax.Array
-    token_J: jax.Array
-    position_J: jax.Array
-    num_queries_J: jax.Array
-
-
 class Tile(NamedTuple):
     """One tile: its queries, where they stand, and the row they belong to."""
 
@@ -225,23 +219,6 @@ class Tile(NamedTuple):
     row: jax.Array
     cached_len: jax.Array
     kv_len: jax.Array
-
-
-def _list_tiles(rows: Rows, is_tiled_S: jax.Array, tile_size: int) -> tuple[jax.Array, Tiles]:
-    """The number of tiles, and the tiles."""
-    num_slots = rows.q_lens_S.size
-    num_tiles_S = jnp.where(is_tiled_S, divide_up(rows.q_lens_S, tile_size), 0)
-    ends_S = jnp.cumsum(num_tiles_S, dtype=jnp.int32)
-    tile_J = jnp.arange(rows.row_T.size // tile_size + num_slots, dtype=jnp.int32)
-    row_J = jnp.minimum(_count_ends(ends_S, tile_J), num_slots - 1)
-    first_J = (tile_J - take(ends_S - num_tiles_S, row_J)) * tile_size
-    tiles = Tiles(
-        row_J=row_J,
-        token_J=take(rows.q_starts_S, row_J) + first_J,
-        position_J=take(rows.kv_lens_S - rows.q_lens_S, row_J) + first_J,
-        num_queries_J=jnp.minimum(take(rows.q_lens_S, row_J) - first_J, tile_size),
-    )
-    return ends_S[-1], tiles
 
 
 def _attend_tiles(
@@ -257,7 +234,7 @@ def _attend_tiles(
     rows = call.rows
     num_tokens, num_slots = rows.row_T.size, rows.q_lens_S.size
     tile_size = _tile_size(num_tokens, num_slots)
-    num_tiles, tiles = _list_tiles(rows, is_tiled_S, tile_size)
+    num_tiles, tiles = list_tiles(rows, is_tiled_S, tile_size)
     lane_q = jnp.arange(tile_size, dtype=jnp.int32)
 
     def take_tile(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -338,7 +315,7 @@ def _attend_unwritten(
         token = call.rows.q_starts_S[tile.row] + first
         is_held_C = first + lane_C < num_new
         keys, values = (
-            _floats(jax.lax.dynamic_slice_in_dim(x, token, BLOCK_POSITIONS), call.pages)
+            to_float32(jax.lax.dynamic_slice_in_dim(x, token, BLOCK_POSITIONS), call.pages.dtype)
             for x in (k_TKH, v_TKH)
         )
         values = jnp.where(is_held_C[:, None, None], values, 0.0)
@@ -414,27 +391,14 @@ def _read_keys(call: Call, id_x: jax.Array, sees_xp: jax.Array) -> jax.Array:
     Their logits are masked in any case, but a gather that computes something is faster than a bare
     one.
     """
-    keys = _floats(_gather(call.pages.keys_PKHp, id_x), call.pages)
+    keys = to_float32(take_pages(call.pages.keys_PKHp, id_x), call.pages.dtype)
     return jnp.where(sees_xp[..., None, None, :], keys, 0.0)
 
 
 def _read_values(call: Call, id_x: jax.Array, sees_xp: jax.Array) -> jax.Array:
     """Unscaled float32 values ``[*x, K, p, H]``; those not seen are 0, as 0 * NaN would not be."""
-    values = _floats(_gather(call.pages.values_PKpH, id_x), call.pages)
+    values = to_float32(take_pages(call.pages.values_PKpH, id_x), call.pages.dtype)
     return jnp.where(sees_xp[..., None, :, None], values, 0.0)
-
-
-def _gather(pool: jax.Array, id_x: jax.Array) -> jax.Array:
-    """Whole pages ``[*x, ...]``, taken as flat runs of memory: faster than the 4-d form."""
-    runs = take(pool.reshape(pool.shape[0], -1), id_x)
-    return runs.reshape(*id_x.shape, *pool.shape[1:])
-
-
-def _floats(bits: jax.Array, pages: KVPages) -> jax.Array:
-    """Stored bits as float32; bfloat16 by a shift, which XLA:CPU runs faster than a conversion."""
-    if pages.dtype == jnp.bfloat16:
-        return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
-    return from_storage(bits, pages.dtype).astype(jnp.float32)
 
 
 def _first_seen(options: Options, position: jax.Array) -> jax.Array:
@@ -442,11 +406,6 @@ def _first_seen(options: Options, position: jax.Array) -> jax.Array:
     if options.sliding_window is None:
         return jnp.zeros_like(position)
     return jnp.maximum(position - (options.sliding_window - 1), 0)
-
-
-def _count_ends(ends_S: jax.Array, index_I: jax.Array) -> jax.Array:
-    """How many of the rising ``ends_S`` are not above each index: the row the index falls in."""
-    return (ends_S[None, :] <= index_I[:, None]).sum(axis=1, dtype=jnp.int32)
 
 
 def _ceil_div(x: int, y: int) -> int:

@@ -16,10 +16,12 @@ from pallas_kernels import (
     latent_attention,
     scatter_latent_pages,
 )
-from pallas_kernels.latent_attention import tuning
+from pallas_kernels.latent_attention import tuning, xla
 
 SMALL_TILES = tuning.Tiles(short_positions=16, long_tokens=4, long_positions=16)
 """So that small batches have many blocks."""
+SMALL_BLOCK, SMALL_TILE = 16, (12, 12)
+"""The same for plain XLA: positions of a block, and heads times tokens of a tile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,13 +134,15 @@ def batch_of() -> Callable[..., Batch]:
 @pytest.fixture(scope="session")
 def attend() -> Callable[..., tuple[np.ndarray, LatentPages]]:
     """``attend(implementation, batch, **options)``. A batch and the pages that come back have the
-    layout of ``reference``, whatever ran. The tiles of the TPU kernel are made small."""
+    layout of ``reference``, whatever ran. Tiles of TPU and plain XLA are small."""
 
     def call(implementation: str, batch: Batch, **options) -> tuple[np.ndarray, LatentPages]:
         if implementation in ("tpu", "gpu"):
             batch = batch.where(latent_pages=in_layout_of(implementation, batch.latent_pages))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tuning, "tiles_for", lambda _: SMALL_TILES)
+            patch.setattr(xla, "BLOCK_POSITIONS", SMALL_BLOCK)
+            patch.setattr(xla, "TILE_ROWS", SMALL_TILE)
             # The interpreter calls back into Python, and must find the threads of the CPU free.
             jax.block_until_ready(batch.arguments)
             out, pages = _attend(implementation, **options)(*batch.arguments)

@@ -29,15 +29,17 @@ OPTIONS = {
     "bidirectional, unwritten": {"causal": False, "update_kv_cache": False},
 }
 
+IMPLEMENTATIONS = ["xla", pytest.param("tpu", marks=pytest.mark.interpreted)]
+
 
 def page_size_of(pages_dtype="float32", **_):
     """The least of the TPU kernel: a register of 8 rows of 32 bits."""
     return 32 // jnp.dtype(pages_dtype).itemsize
 
 
-def check_tpu(batch, options, dtype, attend, assert_close):
+def check(implementation, batch, options, dtype, attend, assert_close):
     expected, expected_pages = attend("reference", batch, **options)
-    out, pages = attend("tpu", batch, **options)
+    out, pages = attend(implementation, batch, **options)
     assert_close(out, expected, dtype)
     # As numbers: a float8 NaN that is moved between layouts may come back as another NaN.
     ids = jnp.arange(batch.latent_pages.num_pages, dtype=jnp.int32)
@@ -47,22 +49,24 @@ def check_tpu(batch, options, dtype, attend, assert_close):
         np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(wanted, np.float32))
 
 
-@pytest.mark.interpreted
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_tpu_equals_the_reference_on_latents_of_every_kind(
-    kind, rows, batch_of, attend, assert_close
+def test_it_equals_the_reference_on_latents_of_every_kind(
+    implementation, kind, rows, batch_of, attend, assert_close
 ):
     size = page_size_of(**kind)
     batch = batch_of(rows, page_size=size, pages_per_row=96 // size, **kind)
-    check_tpu(batch, {}, kind.get("q_dtype", "float32"), attend, assert_close)
+    check(implementation, batch, {}, kind.get("q_dtype", "float32"), attend, assert_close)
 
 
-@pytest.mark.interpreted
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_tpu_equals_the_reference_with_every_option(options, rows, batch_of, attend, assert_close):
-    check_tpu(batch_of(rows), options, "float32", attend, assert_close)
+def test_it_equals_the_reference_with_every_option(
+    implementation, options, rows, batch_of, attend, assert_close
+):
+    check(implementation, batch_of(rows), options, "float32", attend, assert_close)
 
 
 @st.composite
@@ -81,11 +85,13 @@ def ragged_rows(draw, num_tokens: int = 24, num_slots: int = 6, max_len: int = 9
     return rows
 
 
-@pytest.mark.interpreted
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(rows=ragged_rows(), seed=st.integers(0, 99))
-def test_tpu_equals_the_reference_on_any_ragged_batch(rows, seed, batch_of, attend, assert_close):
-    check_tpu(batch_of(rows, seed=seed), {}, "float32", attend, assert_close)
+def test_it_equals_the_reference_on_any_ragged_batch(
+    implementation, rows, seed, batch_of, attend, assert_close
+):
+    check(implementation, batch_of(rows, seed=seed), {}, "float32", attend, assert_close)
 
 
 def plain_attention(q_LNW, latents_LW, latent_rank, first_query, *, causal=True):

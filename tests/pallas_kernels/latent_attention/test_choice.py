@@ -5,12 +5,13 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from pallas_kernels import NoImplementation, init_latent_pages, latent_attention
-from pallas_kernels.latent_attention.choice import LAYOUTS
+from pallas_kernels.latent_attention.choice import LAYOUTS, Wanted, choose
+from pallas_kernels.ragged_paged_attention.options import Options
 
 CHIPS = {
     "tpu": ("tpu", "TPU v6 lite"),
     "gpu": ("gpu", "NVIDIA H100 80GB HBM3"),
-    "reference": ("gpu", "NVIDIA A100"),
+    "xla": ("gpu", "NVIDIA A100"),
 }
 
 
@@ -24,18 +25,20 @@ def test_the_chip_of_the_mesh_chooses(name):
     assert LAYOUTS[type(pages)] == name
 
 
-def test_what_is_not_in_this_build_says_so(batch_of):
-    with pytest.raises(NoImplementation, match="no xla kernel in this build"):
-        init_latent_pages(3, 64, 512, 64, "bfloat16", implementation="xla")
-    with pytest.raises(NoImplementation, match="no xla kernel in this build"):
-        latent_attention(*batch_of([(1, 9)]).arguments, scale=0.25, implementation="xla")
+@pytest.mark.parametrize("page_size", [8, 24, 64])
+def test_the_cpu_runs_plain_xla_on_pages_of_any_size(page_size, batch_of):
+    batch = batch_of([(1, 9)], page_size=page_size)
+    options = Options(scale=1.0)
+    wanted = Wanted.by_call(batch.latent_pages, batch.q_latent_TNR, has_new=True, options=options)
+    assert choose(wanted, None) == "xla"
 
 
 @pytest.mark.parametrize("name", ["tpu", "gpu"])
 def test_pages_go_with_the_implementation_that_made_them(name, batch_of):
     batch = batch_of([(1, 9)], latent_rank=256, rope_dim=32)
-    with pytest.raises(NoImplementation, match=f"{name}: the pages have the layout of reference"):
+    with pytest.raises(NoImplementation, match=f"{name}: the pages have the layout of xla"):
         latent_attention(*batch.arguments, scale=1.0, implementation=name)
     theirs = batch.where(latent_pages=init_latent_pages(5, 64, 256, 32, "bfloat16", name))
-    with pytest.raises(NoImplementation, match=f"reference: the pages have the layout of {name}"):
-        latent_attention(*theirs.arguments, scale=1.0, implementation="reference")
+    for plain in ("xla", "reference"):
+        with pytest.raises(NoImplementation, match=f"{plain}: the pages have the layout of {name}"):
+            latent_attention(*theirs.arguments, scale=1.0, implementation=plain)

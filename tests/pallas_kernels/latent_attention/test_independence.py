@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 ROWS = [(1, 90), (9, 9), (1, 0), (6, 70), (1, 17)]
-IMPLEMENTATIONS = ["reference", pytest.param("tpu", marks=pytest.mark.interpreted)]
+IMPLEMENTATIONS = ["reference", "xla", pytest.param("tpu", marks=pytest.mark.interpreted)]
 STORED = [("float32", 8), ("bfloat16", 16)]
 
 

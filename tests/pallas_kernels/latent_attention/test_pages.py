@@ -20,7 +20,7 @@ from pallas_kernels import (
 from pallas_kernels.latent_attention.pages import STORAGE
 
 DTYPES = tuple(STORAGE)
-LAYOUTS = ["reference", "tpu"]
+LAYOUTS = ["xla", "tpu"]
 
 
 def ids(*values):
@@ -94,16 +94,14 @@ def test_fill_poisons_the_named_pages_and_no_other(layout, dtype):
 
 def test_scatter_refuses_another_dtype():
     with pytest.raises(ValueError, match=r"latents have dtype float32: the pages hold bfloat16"):
-        scatter_latent_pages(
-            some_pages("bfloat16", "reference"), ids(1), *some_latents(1, "float32")
-        )
+        scatter_latent_pages(some_pages("bfloat16", "xla"), ids(1), *some_latents(1, "float32"))
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
 def test_values_beyond_a_dtype_are_stored_as_its_largest(dtype, batch_of, attend):
     batch = batch_of([(1, 1)], pages_dtype=dtype)
     huge = batch.where(latent_TR=jnp.full_like(batch.latent_TR, -1e9))
-    _, pages = attend("reference", huge)
+    _, pages = attend("xla", huge)
     latents, _ = content(pages, batch.page_table_SM[0, 0])
     np.testing.assert_array_equal(latents[0, 0], -float(jnp.finfo(dtype).max))
 
@@ -118,7 +116,7 @@ def test_page_properties_and_spec_name_the_shape():
 
 def test_query_heads_split_over_devices_share_the_pool(four_devices, batch_of, attend):
     batch = batch_of([(1, 40), (5, 30)], num_heads=4)
-    expected, _ = attend("reference", batch)
+    expected, _ = attend("xla", batch)
     mesh = jax.sharding.Mesh(np.array(four_devices[:2]), ("model",))
     heads, whole, pool = PartitionSpec(None, "model"), PartitionSpec(), latent_pages_spec("model")
     split = jax.shard_map(
@@ -132,8 +130,9 @@ def test_query_heads_split_over_devices_share_the_pool(four_devices, batch_of, a
     np.testing.assert_allclose(np.asarray(out), expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_step_of_the_reference_copies_the_pool(dtype, batch_of):
+def test_no_step_copies_the_pool(dtype, implementation, batch_of):
     batch = batch_of([(1, 20), (5, 9)])
     *tokens, _, kv_lens, table, borders, zones = batch.arguments
 
@@ -141,7 +140,14 @@ def test_no_step_of_the_reference_copies_the_pool(dtype, batch_of):
         pool = jax.eval_shape(lambda: init_latent_pages(num_pages, 16, 16, 8, dtype))
         call = jax.jit(
             lambda pages: latent_attention(
-                *tokens, pages, kv_lens, table, borders, zones, scale=0.25
+                *tokens,
+                pages,
+                kv_lens,
+                table,
+                borders,
+                zones,
+                scale=0.25,
+                implementation=implementation,
             ),
             donate_argnums=0,
         )
