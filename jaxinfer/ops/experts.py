@@ -152,7 +152,7 @@ def _weighted_sum(
     order_A = jnp.argsort(expert_A)
     place_A = jnp.argsort(order_A)
     nth_E = jnp.arange(num_experts, dtype=jnp.int32)
-    sizes_E = (expert_A[:, None] == nth_E[None, :]).sum(axis=0, dtype=jnp.int32)
+    sizes_E = (nth_E[:, None] == expert_A[None, :]).sum(axis=1, dtype=jnp.int32)
     sorted_A = _rows(expert_A, order_A)
     x_AD = _rows(x_TD, jax.lax.div(order_A, jnp.int32(top_k)))
 
