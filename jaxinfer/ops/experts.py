@@ -148,7 +148,7 @@ def _weighted_sum(
     num_tokens, top_k = expert_TC.shape
     num_experts = params.up_EDF.shape[0]
     expert_A = expert_TC.reshape(-1)
-    # Two sorts and no scatter, which is serial on CPU and TPU.
+    # Two sorts and no scatter, which XLA:TPU gives to another unit.
     order_A = jnp.argsort(expert_A)
     place_A = jnp.argsort(order_A)
     nth_E = jnp.arange(num_experts, dtype=jnp.int32)

@@ -221,6 +221,23 @@ def test_a_quantised_checkpoint_is_a_clear_no():
                 },
             },
         ),
+        ("mixtral", {"rope_theta": 1000000.0}),
+        ("glm4_moe", {"rope_theta": 10000.0, "rope_scaling": None}),
+        (
+            "phimoe_longrope_short",
+            {
+                "rope_theta": 10000.0,
+                "original_max_position_embeddings": 64,
+                "rope_scaling": {
+                    "type": "longrope",
+                    "short_factor": [1.0, 1.1, 1.3, 1.5, 1.7, 2.0],
+                    "long_factor": [1.5, 2.0, 2.5, 3.0, 4.0, 5.0],
+                    "short_mscale": 1.1,
+                    "long_mscale": 1.25,
+                    "original_max_position_embeddings": 64,
+                },
+            },
+        ),
         ("gpt_neox_sequential", {"rotary_emb_base": 10000, "rotary_pct": 0.5}),
         # Some writers gave both the family's names and the common ones.
         ("gpt_neox", {"rotary_pct": 0.25, "rope_theta": 10000, "partial_rotary_factor": 0.25}),
