@@ -109,9 +109,10 @@ def run(
     weights: ExpertWeights,
     step: tuple[jax.Array, Routes, jax.Array],
     devices: int = 1,
+    implementation: str | None = None,
 ) -> np.ndarray:
-    mesh = make_mesh({"model": devices})
-    program = jax.jit(lambda weights, *step: apply_experts(spec, weights, *step, mesh=mesh))
+    options = {"mesh": make_mesh({"model": devices}), "implementation": implementation}
+    program = jax.jit(lambda weights, *step: apply_experts(spec, weights, *step, **options))
     return np.asarray(program(weights, *step))
 
 
@@ -140,11 +141,11 @@ def plainly(
 
 
 @pytest.mark.parametrize("spec", [GATED, WITH_BIASES, NOT_GATED], ids=["gated", "biases", "plain"])
-@pytest.mark.parametrize("devices", [1, 4])
-def test_experts_make_the_weighted_sum(spec, devices, four_devices):
+@pytest.mark.parametrize(("devices", "implementation"), [(1, "reference"), (1, "xla"), (4, None)])
+def test_experts_make_the_weighted_sum(spec, devices, implementation, four_devices):
     weights, step = random_weights(spec), random_step()
-    expected_TD = plainly(spec, weights, step)
-    np.testing.assert_allclose(run(spec, weights, step, devices), expected_TD, **ROUNDING)
+    out_TD = run(spec, weights, step, devices, implementation)
+    np.testing.assert_allclose(out_TD, plainly(spec, weights, step), **ROUNDING)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
