@@ -42,6 +42,20 @@ class Ragged:
     distribution_3: jax.Array | None
     fixed_distribution: tuple[int, int, int] | None = field(default=None, metadata={"static": True})
 
+    def live_tokens(self, num_tokens: int) -> jax.Array:
+        """Bool ``[T]``: which of the flat tokens belong to a row that is not idle."""
+        num_slots = self.kv_lens_S.shape[0]
+        if self.fixed_distribution is not None:
+            num_rows = jnp.int32(self.fixed_distribution[2])
+        else:
+            assert self.distribution_3 is not None
+            num_rows = self.distribution_3[2]
+        is_row_S = jnp.arange(num_slots, dtype=jnp.int32) < num_rows
+        end_S = jnp.where(is_row_S, self.cu_q_lens_S1[1:], num_tokens)
+        token_T = jnp.arange(num_tokens, dtype=jnp.int32)
+        row_T = (end_S[None, :] <= token_T[:, None]).sum(axis=1, dtype=jnp.int32)
+        return (row_T < num_rows) & (self.kv_lens_S.at[row_T].get(mode="clip") > 0)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,8 @@ from jaxinfer.errors import ConfigError
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 NormKind = Literal["rms", "layer"]
+RouterScores = Literal["softmax", "sigmoid", "sparsemixer"]
+GroupScore = Literal["max", "top2"]
 
 
 def _require(condition: bool, field: str, value: object, allowed: str) -> None:
@@ -111,7 +113,8 @@ class LongropeScaling:
     beyond.
 
     ``factor`` is served length over original length; ``attention_factor`` None: ``sqrt(1 +
-    ln(factor) / ln(original_len))``.
+    ln(factor) / ln(original_len))``. ``long_attention_factor``: another one beyond
+    ``original_len`` (Phi 3.5 MoE).
     """
 
     short_factor: tuple[float, ...]
@@ -119,6 +122,7 @@ class LongropeScaling:
     original_len: int
     factor: float
     attention_factor: float | None = None
+    long_attention_factor: float | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "original_len", "factor")
@@ -215,6 +219,81 @@ class MlpSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RouterSpec:
+    """Which ``top_k`` of ``num_experts`` experts a token goes to, and how much each of them counts.
+
+    ``scores`` of the router's logits: ``"softmax"`` over all experts (Mixtral, arXiv 2401.04088),
+    ``"sigmoid"`` of each (DeepSeek-V3, arXiv 2412.19437), or ``"sparsemixer"`` (GRIN, arXiv
+    2409.12136: one expert after the other, each weighed by a softmax over those that come near it,
+    as far as ``jitter`` says).
+
+    The experts with the highest scores are chosen, and weigh what they score. ``renormalize``: the
+    weights of the chosen ones are divided by their sum; after a softmax this is the same as a
+    softmax over the chosen logits alone. ``scale`` multiplies the weights. ``correction``: a
+    learned number for each expert is added to its score where experts are chosen, not where they
+    are weighed.
+
+    Experts lie in ``num_groups`` groups of equal size, of which only the best ``top_groups`` are
+    chosen from (DeepSeek-V2, arXiv 2405.04434). A group is as good as its best expert (``"max"``)
+    or as its best two together (``"top2"``).
+    """
+
+    num_experts: int
+    top_k: int
+    scores: RouterScores = "softmax"
+    renormalize: bool = True
+    scale: float = 1.0
+    correction: bool = False
+    num_groups: int = 1
+    top_groups: int = 1
+    group_score: GroupScore = "max"
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_experts", "top_k", "scale", "num_groups", "top_groups")
+        for field, kinds in (("scores", RouterScores), ("group_score", GroupScore)):
+            value, known = getattr(self, field), get_args(kinds)
+            _require(value in known, f"router {field}", value, "one of " + ", ".join(known))
+        experts, groups = self.num_experts, self.num_groups
+        _require(self.top_k <= experts, "top_k", self.top_k, f"at most num_experts = {experts}")
+        _require(
+            experts % groups == 0, "num_groups", groups, f"a divisor of num_experts = {experts}"
+        )
+        fits = self.top_groups <= groups
+        _require(fits, "top_groups", self.top_groups, f"at most num_groups = {groups}")
+        in_groups = self.top_groups * experts // groups
+        allowed = f"at most {in_groups}, the experts of top_groups = {self.top_groups} groups"
+        _require(self.top_k <= in_groups, "top_k", self.top_k, allowed)
+        if groups > 1 and self.group_score == "top2":
+            allowed = "a number that leaves each group two experts"
+            _require(experts >= 2 * groups, "num_groups", groups, allowed)
+        _require(self.jitter >= 0, "jitter", self.jitter, "0 or more")
+        if self.scores == "sparsemixer":
+            _require(self.top_k <= 2, "top_k of 'sparsemixer'", self.top_k, "1 or 2")
+            plain = not (self.renormalize or self.correction or groups > 1)
+            allowed = "used without renormalize, correction and groups"
+            _require(plain, "router scores", self.scores, allowed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeSpec:
+    """A mixture of experts (arXiv 1701.06538) that drops no token: ``num_experts`` MLPs.
+
+    The result is the weighted sum of the experts that the router chose, plus ``shared``, an MLP for
+    all tokens. ``shared_gate``: the latter times the sigmoid of one more number from the input.
+    """
+
+    router: RouterSpec
+    expert: MlpSpec
+    shared: MlpSpec | None = None
+    shared_gate: bool = False
+
+    def __post_init__(self) -> None:
+        has_what_it_gates = self.shared is not None or not self.shared_gate
+        _require(has_what_it_gates, "shared_gate", True, "used with a shared expert only")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerSpec:
     """One block: a mixer and an MLP, each with a norm before (``pre_norm``) and/or after
     (``post_norm``).
@@ -224,7 +303,7 @@ class LayerSpec:
     """
 
     mixer: AttentionSpec
-    mlp: MlpSpec | None
+    mlp: MlpSpec | MoeSpec | None
     pre_norm: NormSpec | None
     post_norm: NormSpec | None = None
     parallel: bool = False

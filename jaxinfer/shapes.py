@@ -4,7 +4,8 @@
     P  pages of a pool          p  tokens a page        M  pages a sequence (width of a page table)
     D  model width              N  query heads          K  kv heads        G  = N / K
     H  head dim                 F  mlp width            V  vocabulary      W  = ceil(V / 32) words
-    E  experts                  R  latent rank          Z  recurrent state
+    E  experts                  C  experts a token goes to                 A  = T * C
+    R  latent rank              Z  recurrent state
     L  layers                   B  batch
 
 ``q_TNH`` is an array of shape ``[T, N, H]``; ``kv_lens_S`` one length a row.

@@ -27,7 +27,8 @@ DEFAULT_RULES: Rules = MappingProxyType(
         "kv_heads": "model",
         "head_dim": None,
         "mlp": "model",
-        "experts": "model",
+        # Whole, each split along its mlp axis: all devices are equally busy, wherever tokens go.
+        "experts": None,
         "layers": None,
         "latent": None,
         "pages": None,

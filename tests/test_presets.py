@@ -11,7 +11,9 @@ PUBLISHED_PARAMETERS = {
     "llama-3.1-8b": 8_030_261_248,
     "llama-3.2-1b": 1_235_814_400,
     "mistral-7b-v0.1": 7_241_732_096,
+    "mixtral-8x7b": 46_702_792_704,
     "qwen3-0.6b": 596_049_920,
+    "qwen3-30b-a3b": 30_532_122_624,
     "smollm2-135m": 134_515_008,
 }
 
@@ -22,10 +24,13 @@ def count_parameters(config: dict) -> int:
     num_heads, num_kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim", width // num_heads)
     norms_a_layer = {"gemma3_text": 4, "qwen3": 2}.get(config["model_type"], 2) * width
-    if config["model_type"] in ("gemma3_text", "qwen3"):
+    if config["model_type"] in ("gemma3_text", "qwen3", "qwen3_moe"):
         norms_a_layer += 2 * head_dim
     attention = 2 * width * head_dim * (num_heads + num_kv_heads)
-    mlp = 3 * width * config["intermediate_size"]
+    mlp = 3 * width * config.get("moe_intermediate_size", config["intermediate_size"])
+    num_experts = config.get("num_experts", config.get("num_local_experts"))
+    if num_experts is not None:
+        mlp = num_experts * (mlp + width)  # each with its column of the router
     tables = 1 if config["tie_word_embeddings"] else 2
     layers = num_layers * (attention + mlp + norms_a_layer)
     return tables * config["vocab_size"] * width + layers + width

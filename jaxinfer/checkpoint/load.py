@@ -31,8 +31,13 @@ class Recipe:
     index: Index | None = None
     transform: Callable[[np.ndarray], np.ndarray] | None = None
 
-    def read(self, source: Source) -> np.ndarray:
-        """The parameter.
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of all tensors that are read."""
+        return (self.source,)
+
+    def read(self, source: Source, dtype: np.dtype | None = None) -> np.ndarray:
+        """The parameter in ``dtype``, None for that of the tensor.
 
         Raises:
             ShapeMismatch: the tensor has fewer axes than ``index``, or a shape that ``transform``
@@ -44,19 +49,53 @@ class Recipe:
                 f"{self.target}: {self.source} has the shape {shape}, too few axes to read a part"
             )
         array = source.read(self.source, self.index)
-        if self.transform is None:
-            return array
         try:
-            return self.transform(array)
+            made = array if self.transform is None else self.transform(array)
         except (ValueError, IndexError) as error:
             raise ShapeMismatch(
                 f"{self.target}: {self.source} has the shape {array.shape}: {error}"
             ) from error
+        # In the order of memory; whoever wants another order changes it afterwards: both at once
+        # take four times as long.
+        return made if dtype is None else made.astype(dtype, order="K", copy=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """How one parameter is made of several tensors: the parts along a new first axis."""
+
+    target: str
+    parts: tuple[Recipe, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of all tensors that are read."""
+        return tuple(part.source for part in self.parts)
+
+    def read(self, source: Source, dtype: np.dtype | None = None) -> np.ndarray:
+        """As ``Recipe.read``; beside the result, the host holds one part.
+
+        Raises:
+            ShapeMismatch: as ``Recipe.read``, or parts of different shapes.
+        """
+        stacked: np.ndarray | None = None
+        for nth, part in enumerate(self.parts):
+            array = part.read(source)
+            if stacked is None:
+                stacked = np.empty((len(self.parts), *array.shape), dtype or array.dtype)
+            if array.shape != stacked.shape[1:]:
+                raise ShapeMismatch(
+                    f"{self.target}: {part.source} gives {array.shape}, and {self.parts[0].source}"
+                    f" gives {stacked.shape[1:]}"
+                )
+            stacked[nth] = array
+        assert stacked is not None, "a stack has parts"
+        return stacked
 
 
 def load_params(
     source: Source,
-    recipes: Iterable[Recipe],
+    recipes: Iterable[Recipe | Stack],
     abstract: Mapping[str, jax.ShapeDtypeStruct],
     *,
     is_ignored: Callable[[str], bool] = lambda name: False,
@@ -64,8 +103,8 @@ def load_params(
 ) -> dict[str, jax.Array]:
     """Reads every parameter in ``abstract`` (path -> shape, dtype and sharding) from ``source``.
 
-    Peak host memory is the parameters placed so far plus one tensor. ``is_ignored``
-    tells which tensors no parameter needs.
+    Peak host memory is the parameters placed so far plus one tensor, or plus one parameter that is
+    stacked from many. ``is_ignored`` tells which tensors no parameter needs.
 
     Raises:
         MissingParameters: parameters without a recipe, or whose tensor is not in the source.
@@ -80,12 +119,13 @@ def load_params(
     for done, (path, wanted) in enumerate(abstract.items()):
         recipe = by_target[path]
         try:
-            array = recipe.read(source)
+            array = recipe.read(source, wanted.dtype)
         except ShapeMismatch as error:
             wrong.append(str(error))
             continue
         if array.shape != wanted.shape:
-            wrong.append(f"{path}: {wanted.shape} wanted, {recipe.source} gives {array.shape}")
+            given = " to ".join(dict.fromkeys((recipe.sources[0], recipe.sources[-1])))
+            wrong.append(f"{path}: {wanted.shape} wanted, {given} gives {array.shape}")
             continue
         params[path] = _place(array, wanted)
         progress(done + 1, len(abstract))
@@ -95,9 +135,8 @@ def load_params(
 
 
 def _place(array: np.ndarray, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-    """The array in its dtype and contiguous, each device getting only its own part."""
-    # First the dtype, in the order of memory, and then the order: at once takes four times as long.
-    array = np.ascontiguousarray(array.astype(wanted.dtype, order="K", copy=False))
+    """The array contiguous, each device getting only its own part."""
+    array = np.ascontiguousarray(array)
     if isinstance(wanted.sharding, NamedSharding) and wanted.sharding.mesh.size > 1:
         return jax.make_array_from_callback(
             wanted.shape, wanted.sharding, lambda index: array[index]
@@ -107,7 +146,7 @@ def _place(array: np.ndarray, wanted: jax.ShapeDtypeStruct) -> jax.Array:
 
 def _check_names(
     source: Source,
-    by_target: Mapping[str, Recipe],
+    by_target: Mapping[str, Recipe | Stack],
     abstract: Mapping[str, jax.ShapeDtypeStruct],
     is_ignored: Callable[[str], bool],
 ) -> None:
@@ -115,13 +154,15 @@ def _check_names(
         f"{path}: no rule names a tensor for it" for path in abstract if path not in by_target
     ]
     missing += [
-        f"{path}: from {recipe.source}"
+        f"{path}: from {name}"
         for path, recipe in by_target.items()
-        if path in abstract and recipe.source not in source.tensors
+        if path in abstract
+        for name in recipe.sources
+        if name not in source.tensors
     ]
     if missing:
         raise MissingParameters(_listing(f"{source.path}: parameters without a tensor", missing))
-    used = {by_target[path].source for path in abstract}
+    used = {name for path in abstract for name in by_target[path].sources}
     left = [name for name in source.tensors if name not in used and not is_ignored(name)]
     if left:
         raise UnexpectedTensors(_listing(f"{source.path}: tensors that no parameter takes", left))

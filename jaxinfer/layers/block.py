@@ -6,9 +6,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxinfer.batch import Ragged
-from jaxinfer.config import LayerSpec, NormSpec
+from jaxinfer.config import LayerSpec, MlpSpec, MoeSpec, NormSpec
 from jaxinfer.layers.attention import Attention
 from jaxinfer.layers.mlp import Mlp
+from jaxinfer.layers.moe import Moe
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.parameter import KeySource
 from jaxinfer.ops.rope import RopeTable
@@ -22,13 +23,18 @@ class Block(nnx.Module):
         def norm(norm_spec: NormSpec | None) -> Norm | None:
             return None if norm_spec is None else Norm(norm_spec, width, dtype, rngs=rngs)
 
+        def mlp(mlp_spec: MlpSpec | MoeSpec | None) -> Mlp | Moe | None:
+            if isinstance(mlp_spec, MoeSpec):
+                return Moe(mlp_spec, width, dtype, rngs=rngs)
+            return None if mlp_spec is None else Mlp(mlp_spec, width, dtype, rngs=rngs)
+
         has_mlp = spec.mlp is not None
         self.spec = spec
         self.mixer_norm = norm(spec.pre_norm)
         self.mixer = Attention(spec.mixer, width, dtype, rngs=rngs)
         self.mixer_post_norm = norm(spec.post_norm)
         self.mlp_norm = norm(spec.pre_norm) if has_mlp and not spec.shared_norm else None
-        self.mlp = Mlp(spec.mlp, width, dtype, rngs=rngs) if spec.mlp is not None else None
+        self.mlp = mlp(spec.mlp)
         self.mlp_post_norm = norm(spec.post_norm) if has_mlp else None
 
     def __call__(
@@ -50,7 +56,11 @@ class Block(nnx.Module):
             mlp_in = mixer_in
         else:
             mlp_in = _maybe(self.mlp_norm, x_TD if self.spec.parallel else out_TD)
-        return self._add(out_TD, self.mlp(mlp_in), self.mlp_post_norm), pages
+        if isinstance(self.mlp, Moe):
+            branch = self.mlp(mlp_in, ragged.live_tokens(x_TD.shape[0]), mesh)
+        else:
+            branch = self.mlp(mlp_in)
+        return self._add(out_TD, branch, self.mlp_post_norm), pages
 
     def _add(self, x_TD: jax.Array, branch_TD: jax.Array, post_norm: Norm | None) -> jax.Array:
         branch_TD = _maybe(post_norm, branch_TD) * jnp.float32(self.spec.residual_scale)

@@ -16,6 +16,8 @@ ones: Initializer = nnx.initializers.ones_init()
 zeros: Initializer = nnx.initializers.zeros_init()
 #: A matrix product keeps the variance of its input.
 fan_in: Initializer = nnx.initializers.lecun_normal()
+#: The same for each of several matrices ``[E, in, out]``.
+fan_in_of_each: Initializer = nnx.initializers.lecun_normal(batch_axis=0)
 #: Rows of an embedding.
 embedding: Initializer = nnx.initializers.normal(stddev=0.02)
 

@@ -1,6 +1,6 @@
 """Granite 3 dense: Llama with multipliers on embeddings, attention, branches, logits."""
 
-from jaxinfer.config import LayerSpec, ModelConfig
+from jaxinfer.config import LayerSpec, MlpSpec, ModelConfig, MoeSpec
 from jaxinfer.models.hf_config import HfConfig
 from jaxinfer.models.hf_rope import rope
 from jaxinfer.models.hf_specs import attention, decoder, head_dim, num_layers, rms_norm
@@ -9,6 +9,11 @@ from jaxinfer.models.weights import Family
 
 
 def _read(fields: HfConfig) -> ModelConfig:
+    return granite_decoder(fields, gated_mlp(fields, bias=fields.flag("mlp_bias", False)))
+
+
+def granite_decoder(fields: HfConfig, mlp: MlpSpec | MoeSpec) -> ModelConfig:
+    """A stack of Granite's blocks around this ``mlp``."""
     dim, bias = head_dim(fields), fields.flag("attention_bias", False)
     mixer = attention(
         fields,
@@ -20,7 +25,7 @@ def _read(fields: HfConfig) -> ModelConfig:
     )
     layer = LayerSpec(
         mixer=mixer,
-        mlp=gated_mlp(fields, bias=fields.flag("mlp_bias", False)),
+        mlp=mlp,
         pre_norm=rms_norm(fields),
         residual_scale=fields.positive("residual_multiplier", 1.0),
     )

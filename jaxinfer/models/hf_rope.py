@@ -136,12 +136,14 @@ def _yarn(parameters: HfConfig, fields: HfConfig) -> YarnScaling:
 
 def _longrope(parameters: HfConfig, fields: HfConfig) -> LongropeScaling:
     original_len = _original_len(parameters, fields)
+    either, short = map(parameters.optional_positive, ("attention_factor", "short_mscale"))
     return LongropeScaling(
         short_factor=parameters.numbers("short_factor"),
         long_factor=parameters.numbers("long_factor"),
         original_len=original_len,
         factor=parameters.number("factor", max_len(fields) / original_len),
-        attention_factor=parameters.optional_positive("attention_factor"),
+        attention_factor=either if short is None else short,
+        long_attention_factor=parameters.optional_positive("long_mscale"),
     )
 
 

@@ -48,7 +48,7 @@ def _joined(node: Tree, release: bool) -> Tree:
         return node
     joined = {name: _joined(child, release) for name, child in node.items()}
     for names in _SIDE_BY_SIDE:
-        if all(name in node for name in names):
+        if all(name in node and _is_kernel(node[name]["kernel"]) for name in names):
             first, *others = names
             kernels = [node[name]["kernel"] for name in names]
             joined[first] |= {"kernel": join(kernels)}
@@ -58,6 +58,11 @@ def _joined(node: Tree, release: bool) -> Tree:
                 for name in names:
                     del node[name]["kernel"]
     return joined
+
+
+def _is_kernel(leaf: jax.Array) -> bool:
+    """Whether this is one matrix, and not a stack of those of experts."""
+    return leaf.ndim == 2
 
 
 def _blocked(node: Tree) -> Tree:
@@ -75,7 +80,7 @@ def _blocked(node: Tree) -> Tree:
 
 
 def _block(kernel_IO: jax.Array) -> jax.Array | BlockedKernel:
-    if not _gains(kernel_IO.dtype, kernel_IO.shape):
+    if not _is_kernel(kernel_IO) or not _gains(kernel_IO.dtype, kernel_IO.shape):
         return kernel_IO
     return BlockedKernel(kernel_IO, block(kernel_IO))
 

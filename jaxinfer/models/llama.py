@@ -9,7 +9,14 @@ from jaxinfer.config import LayerSpec, MlpSpec, ModelConfig
 from jaxinfer.models.hf_config import HfConfig
 from jaxinfer.models.hf_rope import rope
 from jaxinfer.models.hf_specs import attention, decoder, head_dim, num_layers, rms_norm
-from jaxinfer.models.weights import Family, WeightRule, embedding, linear, norm
+from jaxinfer.models.weights import (
+    Family,
+    WeightRule,
+    embedding,
+    linear,
+    norm,
+    only_where,
+)
 
 LAYER = "model.layers.{i}."
 #: Rotary frequencies that old checkpoints carry, and the copy of a tied head.
@@ -64,12 +71,21 @@ def attention_weights(config: ModelConfig) -> Iterator[WeightRule]:
 
 
 def mlp_weights(config: ModelConfig) -> Iterator[WeightRule]:
-    """gate, up and down."""
-    mlp = config.layers[0].mlp
-    assert mlp is not None, "a family without an MLP has rules of its own"
+    """gate, up and down of the layers that have no experts."""
+    dense = [layer.mlp for layer in config.layers if isinstance(layer.mlp, MlpSpec)]
+    if dense:
+        yield from only_where(_is_dense, gated_mlp_weights("mlp", "mlp", bias=dense[0].bias))
+
+
+def gated_mlp_weights(target: str, source: str, *, bias: bool) -> Iterator[WeightRule]:
+    """gate, up and down of an MLP at these places in a layer."""
     for part in ("gate", "up", "down"):
-        source = f"{LAYER}mlp.{part}_proj"
-        yield from linear(f"layers.{{i}}.mlp.{part}", source, bias=mlp.bias)
+        name = f"{LAYER}{source}.{part}_proj"
+        yield from linear(f"layers.{{i}}.{target}.{part}", name, bias=bias)
+
+
+def _is_dense(layer: LayerSpec) -> bool:
+    return isinstance(layer.mlp, MlpSpec)
 
 
 LLAMA = Family(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from jaxinfer.config import LayerSpec, ModelConfig
+from jaxinfer.config import LayerSpec, MlpSpec, ModelConfig
 from jaxinfer.models.hf_config import HfConfig
 from jaxinfer.models.hf_rope import rope
 from jaxinfer.models.hf_specs import (
@@ -64,7 +64,7 @@ def _gate_up_rows(part: int) -> Callable[[ModelConfig, int], slice]:
 
     def rows(config: ModelConfig, layer: int) -> slice:
         mlp = config.layers[layer].mlp
-        assert mlp is not None
+        assert isinstance(mlp, MlpSpec)
         return slice(part * mlp.width, (part + 1) * mlp.width)
 
     return rows

@@ -8,16 +8,23 @@ from jaxinfer.errors import ConfigError
 from jaxinfer.models.gemma import GEMMA
 from jaxinfer.models.gemma2 import GEMMA2
 from jaxinfer.models.gemma3 import GEMMA3
+from jaxinfer.models.glm4_moe import GLM4_MOE
 from jaxinfer.models.gpt2 import GPT2
 from jaxinfer.models.gpt_neox import GPT_NEOX
 from jaxinfer.models.granite import GRANITE
+from jaxinfer.models.granitemoe import GRANITEMOE
 from jaxinfer.models.hf_config import HfConfig
 from jaxinfer.models.llama import LLAMA
 from jaxinfer.models.mistral import MISTRAL
+from jaxinfer.models.mixtral import MIXTRAL
 from jaxinfer.models.olmo2 import OLMO2, OLMO3
+from jaxinfer.models.olmoe import OLMOE
 from jaxinfer.models.phi3 import PHI3
+from jaxinfer.models.phimoe import PHIMOE
 from jaxinfer.models.qwen2 import QWEN2
+from jaxinfer.models.qwen2_moe import QWEN2_MOE
 from jaxinfer.models.qwen3 import QWEN3
+from jaxinfer.models.qwen3_moe import QWEN3_MOE
 from jaxinfer.models.smollm3 import SMOLLM3
 from jaxinfer.models.starcoder2 import STARCODER2
 from jaxinfer.models.weights import Family
@@ -38,6 +45,13 @@ FAMILIES: tuple[Family, ...] = (
     STARCODER2,
     GPT_NEOX,
     GPT2,
+    MIXTRAL,
+    QWEN2_MOE,
+    QWEN3_MOE,
+    OLMOE,
+    GRANITEMOE,
+    PHIMOE,
+    GLM4_MOE,
 )
 _BY_MODEL_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 

@@ -1,19 +1,21 @@
 """Which tensor of a checkpoint fills which parameter: a `WeightRule` each, a `Family` for all.
 
-A name with ``{i}`` in it stands for all layers. The orientation changes on the way: Hugging Face
-keeps a linear layer as ``[out, in]``, our kernels are ``[in, out]``.
+A name with ``{i}`` in it stands for all layers, one with ``{e}`` for all experts. The orientation
+changes on the way: Hugging Face keeps a linear layer as ``[out, in]``, our kernels are
+``[in, out]``.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from jaxinfer.checkpoint.load import Recipe
-from jaxinfer.config import ModelConfig, NormSpec
+from jaxinfer.checkpoint.load import Recipe, Stack
+from jaxinfer.checkpoint.source import Index
+from jaxinfer.config import LayerSpec, ModelConfig, MoeSpec, NormSpec
 from jaxinfer.models.hf_config import HARMLESS, HfConfig
 
 
@@ -23,29 +25,47 @@ class WeightRule:
 
     Attributes:
         target: path of our parameter, ``{i}`` standing for the layer.
-        source: Hugging Face name of the tensor, likewise.
+        source: Hugging Face name of the tensor, likewise. With ``{e}`` in it, which stands for the
+            expert, the tensors of all experts of a layer are stacked.
         rows: the rows of a fused tensor to read, from config and layer; None reads all.
-        transform: what was read -> our parameter, with config and layer. None: a kernel of two
-            axes is transposed, everything else stays as it is.
+        is_stacked: the tensor holds a matrix for each expert: ``rows`` are those of each of them.
+        transform: what was read -> our parameter, with config and layer. None: kernels are
+            transposed, everything else stays as it is.
+        where: in which layers the parameter is; None: in all.
     """
 
     target: str
     source: str
     rows: Callable[[ModelConfig, int], slice] | None = None
+    is_stacked: bool = False
     transform: Callable[[np.ndarray, ModelConfig, int], np.ndarray] | None = None
+    where: Callable[[LayerSpec], bool] | None = None
 
-    def names(self, config: ModelConfig) -> Iterator[tuple[int, str, str]]:
-        """Layer, parameter path and tensor name; layer 0 for what stands outside the layers."""
-        count = len(config.layers) if "{i}" in self.target else 1
-        for i in range(count):
-            yield i, self.target.format(i=i), self.source.format(i=i)
+    def names(self, config: ModelConfig) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+        """Layer, parameter path and tensor names; layer 0 for what stands outside the layers."""
+        layers = config.layers if "{i}" in self.target else config.layers[:1]
+        for i, spec in enumerate(layers):
+            if self.where is not None and not self.where(spec):
+                continue
+            experts = range(1)
+            if "{e}" in self.source:
+                assert isinstance(spec.mlp, MoeSpec), "`where` leaves out layers without experts"
+                experts = range(spec.mlp.router.num_experts)
+            yield i, self.target.format(i=i), tuple(self.source.format(i=i, e=e) for e in experts)
+
+    def index(self, config: ModelConfig, layer: int) -> Index | None:
+        """The part of the tensor to read; None for all of it."""
+        if self.rows is None:
+            return None
+        rows = self.rows(config, layer)
+        return (slice(None), rows) if self.is_stacked else (rows,)
 
     def to_parameter(self, tensor: np.ndarray, config: ModelConfig, layer: int) -> np.ndarray:
         """Our parameter from the rows that were read."""
         if self.transform is not None:
             return self.transform(tensor, config, layer)
-        is_kernel = self.target.endswith(".kernel") and tensor.ndim == 2
-        return tensor.T if is_kernel else tensor
+        is_kernel = self.target.endswith(".kernel") and tensor.ndim == 2 + self.is_stacked
+        return tensor.swapaxes(-1, -2) if is_kernel else tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,20 +116,34 @@ class Family:
         return any(re.fullmatch(pattern, tensor) for pattern in self.ignored_tensors)
 
 
-def recipes(family: Family, config: ModelConfig, tensors: Iterable[str] = ()) -> Iterator[Recipe]:
+def recipes(
+    family: Family, config: ModelConfig, tensors: Iterable[str] = ()
+) -> Iterator[Recipe | Stack]:
     """The rules of a family for every layer of ``config``, as the loader follows them.
 
     ``tensors`` are the names in the checkpoint, which may be other writers' names.
     """
     stored = {family.canonical_name(name): name for name in tensors}
     for rule in family.weights(config):
-        for layer, target, source in rule.names(config):
-            yield Recipe(
-                target=target,
-                source=stored.get(source, source),
-                index=None if rule.rows is None else (rule.rows(config, layer),),
-                transform=partial(rule.to_parameter, config=config, layer=layer),
+        for layer, target, sources in rule.names(config):
+            parts = tuple(
+                Recipe(
+                    target=target,
+                    source=stored.get(source, source),
+                    index=rule.index(config, layer),
+                    transform=partial(rule.to_parameter, config=config, layer=layer),
+                )
+                for source in sources
             )
+            yield Stack(target=target, parts=parts) if "{e}" in rule.source else parts[0]
+
+
+def only_where(
+    where: Callable[[LayerSpec], bool], rules: Iterable[WeightRule]
+) -> Iterator[WeightRule]:
+    """The rules, for some of the layers only."""
+    for rule in rules:
+        yield replace(rule, where=where)
 
 
 def embedding(target: str, source: str) -> WeightRule:

@@ -52,7 +52,8 @@ def frequencies(spec: RopeSpec, max_len: int) -> tuple[np.ndarray, float]:
         case LongropeScaling() as scaling:
             is_long = max_len > scaling.original_len
             divisors = scaling.long_factor if is_long else scaling.short_factor
-            return plain / np.asarray(divisors, np.float64), _longrope_attention_factor(scaling)
+            factor = _longrope_attention_factor(scaling, is_long)
+            return plain / np.asarray(divisors, np.float64), factor
 
 
 def rope_table(spec: RopeSpec, max_len: int, positions_T: jax.Array) -> RopeTable:
@@ -135,7 +136,9 @@ def _yarn_attention_factor(scaling: YarnScaling) -> float:
     return mscale(1.0)
 
 
-def _longrope_attention_factor(scaling: LongropeScaling) -> float:
+def _longrope_attention_factor(scaling: LongropeScaling, is_long: bool) -> float:
+    if is_long and scaling.long_attention_factor is not None:
+        return scaling.long_attention_factor
     if scaling.attention_factor is not None:
         return scaling.attention_factor
     if scaling.factor <= 1:

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 
-from jaxinfer.errors import ShapeMismatch
+from jaxinfer.checkpoint.source import Index
+from jaxinfer.errors import MissingParameters, ShapeMismatch, UnexpectedTensors
 from jaxinfer.models.loading import load_model
 from sharding import make_mesh
 from tests.models.dict_source import DictSource
 from tests.models.golden_case import GoldenCase
 
+EXPERT = "model.layers.2.block_sparse_moe.experts"
 FUSED = "gpt_neox.layers.0.attention.query_key_value"
 
 
@@ -47,3 +50,50 @@ def test_a_fused_tensor_that_cannot_be_cut_up_is_listed_with_the_other_shapes(
 def test_a_fused_tensor_without_axes_is_a_wrong_shape(name: str, tensor: str) -> None:
     with pytest.raises(ShapeMismatch, match=rf"wrong shapes \(3\)[^#]*{tensor} has the shape \(\)"):
         load(name, {tensor: ()})
+
+
+@pytest.mark.parametrize("shape", [(), (48,), (48, 80), (2, 80, 48)])
+def test_experts_of_different_shapes_are_listed_by_the_one_that_differs(shape) -> None:
+    with pytest.raises(ShapeMismatch, match=rf"wrong shapes \(1\)[^#]*{EXPERT}\.3\.w1\.weight"):
+        load("mixtral", {f"{EXPERT}.3.w1.weight": shape})
+
+
+def test_experts_that_are_all_of_the_wrong_shape_are_one_wrong_parameter() -> None:
+    wrong = {f"{EXPERT}.{e}.w1.weight": (96, 48) for e in range(4)}
+    place, found = r"\(4, 48, 80\) wanted", r"3\.w1\.weight gives \(4, 48, 96\)"
+    with pytest.raises(ShapeMismatch, match=rf"wrong shapes \(1\)[^#]*{place}, .*{found}"):
+        load("mixtral", wrong)
+
+
+def test_each_expert_that_is_missing_is_listed_and_each_that_is_too_many() -> None:
+    case = GoldenCase("mixtral")
+    shapes = {name: shape for name, shape in case.shapes.items() if f"{EXPERT}.1." not in name}
+    with pytest.raises(MissingParameters, match=rf"without a tensor \(3\)[^#]*{EXPERT}\.1\.w3"):
+        load_model(DictSource(case.config, shapes), mesh=make_mesh())
+    shapes = {**case.shapes, f"{EXPERT}.4.w1.weight": (80, 48)}
+    with pytest.raises(UnexpectedTensors, match=rf"{EXPERT}\.4\.w1\.weight"):
+        load_model(DictSource(case.config, shapes), mesh=make_mesh())
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (5, 64), (4, 64, 48), (5, 63, 48)])
+def test_experts_stacked_in_the_checkpoint_that_cannot_be_cut_up_are_listed(shape) -> None:
+    tensor = "model.layers.0.block_sparse_moe.input_linear.weight"
+    with pytest.raises(ShapeMismatch, match=rf"{tensor} (has the shape|gives) \("):
+        load("granitemoe", {tensor: shape})
+
+
+class CountingSource(DictSource):
+    """Remembers which tensors were read."""
+
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        """See `Source.read`."""
+        self.names = [*getattr(self, "names", []), name]
+        return super().read(name, index)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
+def test_the_tensor_of_each_expert_is_read_once(name: str) -> None:
+    case = GoldenCase(name)
+    source = CountingSource(case.config, case.shapes)
+    load_model(source, mesh=make_mesh())
+    assert sorted(source.names) == sorted(case.shapes)

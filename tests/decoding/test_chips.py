@@ -2,12 +2,14 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import jax
 import pytest
 from jax.sharding import Mesh
 
 from jaxinfer.cache import fast_page_sizes
+from jaxinfer.config import ModelConfig
 from jaxinfer.decoding.programs import ProgramShapes, ProgramTable
 from jaxinfer.models.model import blank_model
 from jaxinfer.models.registry import model_config
@@ -25,14 +27,19 @@ TEMPORARY_BYTES = {"decode/1": 64 * 2**20, "prefill/512": 192 * 2**20}
 
 
 def llama_for(mesh: Mesh) -> ProgramTable:
-    model = blank_model(
-        model_config(find_config("llama-3.1-8b")), mesh=mesh, dtype="bfloat16", max_len=8192
-    )
-    assert (len(model.config.layers), model.config.width, model.config.vocab_size) == (
-        LAYERS,
-        WIDTH,
-        VOCAB,
-    )
+    config = model_config(find_config("llama-3.1-8b"))
+    assert (len(config.layers), config.width, config.vocab_size) == (LAYERS, WIDTH, VOCAB)
+    return table_for(config, mesh)
+
+
+def two_layers_of_qwen3_moe_for(mesh: Mesh) -> ProgramTable:
+    """128 experts of 768, of which a token goes to 8."""
+    config = model_config(find_config("qwen3-30b-a3b"))
+    return table_for(replace(config, layers=config.layers[:2]), mesh)
+
+
+def table_for(config: ModelConfig, mesh: Mesh) -> ProgramTable:
+    model = blank_model(config, mesh=mesh, dtype="bfloat16", max_len=8192)
     shapes = ProgramShapes(
         num_slots=SLOTS,
         pages_per_sequence=8192 // PAGE_SIZE,
@@ -76,6 +83,27 @@ def test_llama_8b_on_one_gpu(name, hopper_mesh):
     table.compile(only=[name])
     check_memory(table, name)
     assert text(table, name).count('custom_call_target="mosaic_gpu') >= LAYERS
+
+
+def test_experts_on_two_tpus_exchange_one_sum_and_their_weights_are_not_copied(tpu_mesh):
+    table = two_layers_of_qwen3_moe_for(tpu_mesh("v6e", 2, ("data", "model")))
+    table.compile(only=["decode/1"])
+    # 64 tokens, each 8 times, in and out in float32, are a few MiB; the weights are 1782.
+    assert table["decode/1"].memory_analysis().temp_size_in_bytes < 16 * 2**20
+    found = re.findall(r" (all-\w+|reduce-scatter)(?:-start)?\(", text(table, "decode/1"))
+    assert Counter(found) == {"all-reduce": 2 * 2 + 1, "all-gather": 1}
+    # In each layer attention, gate, up and down.
+    assert text(table, "decode/1").count('custom_call_target="tpu_custom_call"') == 2 * 4
+
+
+@pytest.mark.parametrize(("name", "temporaries"), [("decode/1", 16), ("prefill/512", 64)])
+def test_experts_on_one_gpu(name, temporaries, hopper_mesh):
+    mesh = Mesh(hopper_mesh.devices.reshape(1, 1), ("data", "model"))
+    table = two_layers_of_qwen3_moe_for(mesh)
+    table.compile(only=[name])
+    # 512 tokens, each 8 times, as they go in and out: 16 and 32 MiB; the weights are 3564.
+    assert table[name].memory_analysis().temp_size_in_bytes < temporaries * 2**20
+    assert text(table, name).count('custom_call_target="mosaic_gpu') >= 2 * 4
 
 
 def test_the_cache_has_the_layout_of_the_chip_and_the_page_sizes_of_its_kernel(

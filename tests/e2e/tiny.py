@@ -13,7 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig, NormSpec, RopeSpec
+from jaxinfer.config import (
+    AttentionSpec,
+    LayerSpec,
+    MlpSpec,
+    ModelConfig,
+    MoeSpec,
+    NormSpec,
+    RopeSpec,
+)
 from jaxinfer.decoding.autoregressive import SlotLogits, StepOutput
 from jaxinfer.decoding.programs import ProgramShapes, ProgramTable
 from jaxinfer.decoding.slots import SlotState
@@ -35,17 +43,19 @@ EOS = 7
 SMALLEST_GAP = 1e-4
 
 
-def tiny_config(windows: Sequence[int | None]) -> ModelConfig:
-    """One layer a window; two kv heads under four query heads."""
+def tiny_config(
+    windows: Sequence[int | None], mlps: Sequence[MlpSpec | MoeSpec] | None = None
+) -> ModelConfig:
+    """One layer a window, with the MLP beside it; two kv heads under four query heads."""
     norm = NormSpec(eps=1e-5)
     rope = RopeSpec(theta=10_000.0, rotary_dim=16)
     layers = tuple(
         LayerSpec(
             mixer=AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=16, rope=rope, window=window),
-            mlp=MlpSpec(width=64),
+            mlp=mlp,
             pre_norm=norm,
         )
-        for window in windows
+        for window, mlp in zip(windows, mlps or [MlpSpec(width=64)] * len(windows), strict=True)
     )
     return ModelConfig(
         model_type="llama",
@@ -60,10 +70,14 @@ def tiny_config(windows: Sequence[int | None]) -> ModelConfig:
     )
 
 
-def tiny_model(windows: Sequence[int | None], devices: int = 1) -> Model:
+def tiny_model(
+    windows: Sequence[int | None],
+    devices: int = 1,
+    mlps: Sequence[MlpSpec | MoeSpec] | None = None,
+) -> Model:
     """Weights large enough that the best two logits are apart, the same on every mesh."""
     mesh = make_mesh({"model": devices})
-    model = dummy_model(tiny_config(windows), mesh=mesh, seed=3)
+    model = dummy_model(tiny_config(windows, mlps), mesh=mesh, seed=3)
     return replace(model, params=jax.tree.map(lambda leaf: leaf * jnp.float32(1.5), model.params))
 
 
@@ -182,8 +196,10 @@ def prompts(count: int, lengths: Sequence[int], seed: int = 0) -> list[list[int]
     return [rng.integers(8, VOCAB, lengths[i % len(lengths)]).tolist() for i in range(count)]
 
 
-def house_of(windows: Sequence[int | None]) -> House:
-    model = tiny_model(windows)
+def house_of(
+    windows: Sequence[int | None], mlps: Sequence[MlpSpec | MoeSpec] | None = None
+) -> House:
+    model = tiny_model(windows, mlps=mlps)
     shapes = ProgramShapes(
         num_slots=2,
         pages_per_sequence=MAX_LEN // PAGE,

@@ -5,8 +5,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxinfer.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig, NormSpec, RopeSpec
+from jaxinfer.config import (
+    AttentionSpec,
+    LayerSpec,
+    MlpSpec,
+    ModelConfig,
+    MoeSpec,
+    NormSpec,
+    RopeSpec,
+)
 from jaxinfer.ops.rope import frequencies
+from tests.models.dense_experts import routed
 
 
 class Params:
@@ -21,6 +30,11 @@ class Params:
     def get(self, name: str) -> np.ndarray:
         """One parameter in float64."""
         return self._arrays[self._prefix + name].astype(np.float64)
+
+    def of_expert(self, expert: int) -> "Params":
+        """The same parameters, of one of the experts that are stacked in them."""
+        below = {n: a for n, a in self._arrays.items() if n.startswith(self._prefix)}
+        return Params({name: array[expert] for name, array in below.items()}, self._prefix)
 
 
 def dense_logits(
@@ -49,7 +63,8 @@ def _block(spec: LayerSpec, params: Params, x_TD: np.ndarray, max_len: int) -> n
     out_TD = x_TD + spec.residual_scale * branch
     assert spec.mlp is not None
     mlp_in = _norm(spec.pre_norm, params["mlp_norm"], x_TD if spec.parallel else out_TD)
-    branch = _norm(spec.post_norm, params["mlp_post_norm"], _mlp(spec.mlp, params["mlp"], mlp_in))
+    make = _moe if isinstance(spec.mlp, MoeSpec) else _mlp
+    branch = _norm(spec.post_norm, params["mlp_post_norm"], make(spec.mlp, params["mlp"], mlp_in))
     return out_TD + spec.residual_scale * branch
 
 
@@ -88,6 +103,22 @@ def _rotate(spec: RopeSpec, x_TNH: np.ndarray, max_len: int) -> np.ndarray:
     half = spec.rotary_dim // 2
     a, b, rest = np.split(x_TNH, (half, spec.rotary_dim), axis=-1)
     return np.concatenate((a * cos - b * sin, b * cos + a * sin, rest), axis=-1)
+
+
+def _moe(spec: MoeSpec, params: Params, x_TD: np.ndarray) -> np.ndarray:
+    logits_TE = _linear(params["router"], x_TD, bias=False)
+    correction_E = params.get("correction") if spec.router.correction else None
+    experts = [params["experts"].of_expert(e) for e in range(spec.router.num_experts)]
+    out_TD = np.zeros_like(x_TD)
+    for out_D, x_D, logits_E in zip(out_TD, x_TD, logits_TE, strict=True):
+        for expert, weight in routed(spec.router, logits_E, correction_E).items():
+            out_D += weight * _mlp(spec.expert, experts[expert], x_D)
+    if spec.shared is not None:
+        shared_TD = _mlp(spec.shared, params["shared"], x_TD)
+        if spec.shared_gate:
+            shared_TD = shared_TD / (1 + np.exp(-_linear(params["shared_gate"], x_TD, bias=False)))
+        out_TD += shared_TD
+    return out_TD
 
 
 def _mlp(spec: MlpSpec, params: Params, x_TD: np.ndarray) -> np.ndarray:

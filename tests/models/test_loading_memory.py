@@ -46,17 +46,44 @@ class OnesSource(DictSource):
         return np.ones(shape if index is None else np.empty(shape, np.bool_)[index].shape, "f4")
 
 
+EXPERTS = 16
+MIXTURE = {
+    **CONFIG,
+    "model_type": "mixtral",
+    "intermediate_size": INNER // 4,
+    "num_hidden_layers": 4,
+    "num_local_experts": EXPERTS,
+    "num_experts_per_tok": 2,
+}
+
+
+def test_loading_experts_holds_the_parameters_and_one_tensor() -> None:
+    inner, expert = INNER // 4, "block_sparse_moe.experts.{e}."
+    of_a_layer = {name: shape for name, shape in OF_A_LAYER.items() if "mlp" not in name}
+    of_a_layer["block_sparse_moe.gate"] = (EXPERTS, WIDTH)
+    for part, shape in {"w1": (inner, WIDTH), "w3": (inner, WIDTH), "w2": (WIDTH, inner)}.items():
+        of_a_layer |= {expert.format(e=e) + part: shape for e in range(EXPERTS)}
+    # A parameter, in the model's dtype already, is all that is put together before it is placed.
+    assert_peak(MIXTURE, of_a_layer, beside=2 * EXPERTS * inner * WIDTH)
+
+
 def test_loading_holds_the_parameters_and_one_tensor() -> None:
+    # A tensor as it is stored, and once more turned and rounded to the model's dtype.
+    assert_peak(CONFIG, OF_A_LAYER, beside=0)
+
+
+def assert_peak(config: dict, of_a_layer: dict[str, tuple[int, ...]], beside: int) -> None:
+    """The weights, the largest tensor twice, and ``beside`` bytes are all that loading holds."""
     shapes = {
         "model.embed_tokens.weight": (VOCAB, WIDTH),
         "model.norm.weight": (WIDTH,),
         **{
             f"model.layers.{layer}.{name}.weight": shape
-            for layer in range(LAYERS)
-            for name, shape in OF_A_LAYER.items()
+            for layer in range(config["num_hidden_layers"])
+            for name, shape in of_a_layer.items()
         },
     }
-    source = OnesSource(CONFIG, shapes)
+    source = OnesSource(config, shapes)
     stored = [4 * int(np.prod(shape)) for shape in shapes.values()]
     load_model(source, mesh=make_mesh())  # what is imported and traced is not weights
     tracemalloc.start()
@@ -65,7 +92,6 @@ def test_loading_holds_the_parameters_and_one_tensor() -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # A tensor as it is stored, and once more turned and rounded to the model's dtype.
-    most = model.weight_bytes + 2 * max(stored)
+    most = model.weight_bytes + 2 * max(stored) + beside
     assert most < sum(stored)
     assert peak < most
