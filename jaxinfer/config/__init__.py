@@ -1,0 +1,42 @@
+"""A model is data: what a decoder is made of, said in frozen specs.
+
+``ModelConfig.layers`` is a tuple of ``LayerSpec(mixer, mlp)``; the one ``Decoder`` of
+``jaxinfer.models`` builds any stack from it. A family file (``jaxinfer/models/<family>.py``)
+translates a Hugging Face ``config.json`` into these specs and has no forward pass of its own. Every
+spec checks itself when it is made and raises ``ConfigError`` with the field's name.
+"""
+
+from jaxinfer.config.attention import AttentionSpec
+from jaxinfer.config.mlp import Activation, GroupScore, MlpSpec, MoeSpec, RouterScores, RouterSpec
+from jaxinfer.config.model import LayerSpec, ModelConfig
+from jaxinfer.config.norm import NormKind, NormSpec
+from jaxinfer.config.rope import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongropeScaling,
+    RopeScaling,
+    RopeSpec,
+    YarnScaling,
+)
+
+__all__ = [
+    "Activation",
+    "AttentionSpec",
+    "DynamicScaling",
+    "GroupScore",
+    "LayerSpec",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongropeScaling",
+    "MlpSpec",
+    "ModelConfig",
+    "MoeSpec",
+    "NormKind",
+    "NormSpec",
+    "RopeScaling",
+    "RopeSpec",
+    "RouterScores",
+    "RouterSpec",
+    "YarnScaling",
+]

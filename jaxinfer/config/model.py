@@ -1,0 +1,93 @@
+"""A block, and the stack of them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jaxinfer.config.attention import AttentionSpec
+from jaxinfer.config.checks import positive, require
+from jaxinfer.config.mlp import MlpSpec, MoeSpec
+from jaxinfer.config.norm import NormSpec
+from jaxinfer.config.rope import RopeSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """One block: a mixer and an MLP, each with a norm before (``pre_norm``) and/or after
+    (``post_norm``).
+
+    ``parallel``: both read the block's input and both are added to it (GPT-NeoX; with
+    ``shared_norm`` through one norm). ``residual_scale`` multiplies what each branch adds.
+    """
+
+    mixer: AttentionSpec
+    mlp: MlpSpec | MoeSpec | None
+    pre_norm: NormSpec | None
+    post_norm: NormSpec | None = None
+    parallel: bool = False
+    shared_norm: bool = False
+    residual_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        has_norm = self.pre_norm is not None or self.post_norm is not None
+        require(has_norm, "pre_norm and post_norm", None, "given for at least one of the two")
+        require(
+            self.parallel or not self.shared_norm,
+            "shared_norm",
+            True,
+            "used in parallel blocks only",
+        )
+        positive(self, "residual_scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A whole decoder. Token ids run from 0 to ``vocab_size - 1``; ``max_len`` is the longest
+    context it was made for.
+
+    ``embed_scale`` multiplies embeddings, ``logit_scale`` the logits, before ``logit_softcap``.
+    ``learned_positions`` counts the rows of a learned position table (GPT-2), None where there is
+    none.
+    """
+
+    model_type: str
+    vocab_size: int
+    width: int
+    max_len: int
+    layers: tuple[LayerSpec, ...]
+    final_norm: NormSpec
+    tied_head: bool
+    head_bias: bool = False
+    embed_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    learned_positions: int | None = None
+    dtype: str = "bfloat16"
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        positive(self, "vocab_size", "width", "max_len", "embed_scale", "logit_scale")
+        require(len(self.layers) > 0, "layers", self.layers, "at least one layer")
+        for field in ("logit_softcap", "learned_positions"):
+            if getattr(self, field) is not None:
+                positive(self, field)
+        dtypes = ("float32", "bfloat16", "float16")
+        require(self.dtype in dtypes, "dtype", self.dtype, "one of " + ", ".join(dtypes))
+        if self.learned_positions is not None:
+            fits = self.max_len <= self.learned_positions
+            require(
+                fits,
+                "max_len",
+                self.max_len,
+                f"at most learned_positions = {self.learned_positions}",
+            )
+
+    @property
+    def ropes(self) -> tuple[RopeSpec, ...]:
+        """The distinct rotary specs of the layers, in the order of their first use."""
+        return _distinct(layer.mixer.rope for layer in self.layers if layer.mixer.rope is not None)
+
+
+def _distinct(specs: Iterable[RopeSpec]) -> tuple[RopeSpec, ...]:
+    """The specs without repeats, in the order of their first use."""
+    return tuple(dict.fromkeys(specs))
