@@ -6,7 +6,7 @@ translates a Hugging Face ``config.json`` into these specs and has no forward pa
 spec checks itself when it is made and raises ``ConfigError`` with the field's name.
 """
 
-from jaxinfer.config.attention import AttentionSpec
+from jaxinfer.config.attention import AttentionSpec, QueryTemperature
 from jaxinfer.config.mlp import Activation, GroupScore, MlpSpec, MoeSpec, RouterScores, RouterSpec
 from jaxinfer.config.model import LayerSpec, ModelConfig
 from jaxinfer.config.norm import NormKind, NormSpec
@@ -34,6 +34,7 @@ __all__ = [
     "MoeSpec",
     "NormKind",
     "NormSpec",
+    "QueryTemperature",
     "RopeScaling",
     "RopeSpec",
     "RouterScores",

@@ -1,11 +1,31 @@
 """Mixers: how a layer looks at other tokens."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from jaxinfer.config.checks import positive, require
 from jaxinfer.config.norm import NormSpec
 from jaxinfer.config.rope import RopeSpec
+
+QkNormOver = Literal["head", "each_head", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryTemperature:
+    """Queries that grow with their position ``p``, so that attention over a long past stays sharp.
+
+    The factor is ``1 + beta * log(1 + floor((p + offset) / interval))``: Llama 4's temperature
+    tuning with an offset of 1, Ministral 3's with none. It follows scalable softmax (arXiv
+    2501.19399).
+    """
+
+    beta: float
+    interval: int
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        positive(self, "beta", "interval")
+        require(self.offset in (0, 1), "offset", self.offset, "0 or 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,8 +34,11 @@ class AttentionSpec:
 
     ``scale`` multiplies ``q . k``; None means ``head_dim ** -0.5``. ``window``: a token sees itself
     and the ``window - 1`` tokens before it; None means all. ``rope`` None: no positions in this
-    layer. ``qk_norm`` is applied a head (``"head"``) or over all heads together (``"all"``), before
-    rotation. ``softcap``: ``c * tanh(logits / c)``.
+    layer. ``softcap``: ``c * tanh(logits / c)``.
+
+    ``qk_norm`` is applied a head, with one weight for all of them (``"head"``) or each with its own
+    (``"each_head"``), or over all heads together (``"all"``); before rotation, or after it with
+    ``qk_norm_after_rope``. ``query_temperature`` multiplies the queries last of all.
     """
 
     num_heads: int
@@ -26,7 +49,9 @@ class AttentionSpec:
     window: int | None = None
     softcap: float | None = None
     qk_norm: NormSpec | None = None
-    qk_norm_over: Literal["head", "all"] = "head"
+    qk_norm_over: QkNormOver = "head"
+    qk_norm_after_rope: bool = False
+    query_temperature: QueryTemperature | None = None
     qkv_bias: bool = False
     out_bias: bool = False
 
@@ -39,6 +64,12 @@ class AttentionSpec:
         for field in ("scale", "window", "softcap"):
             if getattr(self, field) is not None:
                 positive(self, field)
+        known = get_args(QkNormOver)
+        require(self.qk_norm_over in known, "qk_norm_over", self.qk_norm_over, " or ".join(known))
+        if self.qk_norm_after_rope:
+            allowed = "used with a norm of single heads"
+            has_heads = self.qk_norm is not None and self.qk_norm_over != "all"
+            require(has_heads, "qk_norm_after_rope", True, allowed)
         if self.rope is not None:
             fits = self.rope.rotary_dim <= self.head_dim
             require(fits, "rotary_dim", self.rope.rotary_dim, f"at most head_dim = {self.head_dim}")

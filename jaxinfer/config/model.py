@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
-from jaxinfer.config.attention import AttentionSpec
+from jaxinfer.config.attention import AttentionSpec, QueryTemperature
 from jaxinfer.config.checks import positive, require
 from jaxinfer.config.mlp import MlpSpec, MoeSpec
 from jaxinfer.config.norm import NormSpec
 from jaxinfer.config.rope import RopeSpec
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,13 @@ class ModelConfig:
         """The distinct rotary specs of the layers, in the order of their first use."""
         return _distinct(layer.mixer.rope for layer in self.layers if layer.mixer.rope is not None)
 
+    @property
+    def query_temperatures(self) -> tuple[QueryTemperature, ...]:
+        """Likewise their distinct query temperatures."""
+        found = (layer.mixer.query_temperature for layer in self.layers)
+        return _distinct(spec for spec in found if spec is not None)
 
-def _distinct(specs: Iterable[RopeSpec]) -> tuple[RopeSpec, ...]:
+
+def _distinct(specs: Iterable[T]) -> tuple[T, ...]:
     """The specs without repeats, in the order of their first use."""
     return tuple(dict.fromkeys(specs))

@@ -27,37 +27,50 @@ class Attention(nnx.Module):
         self.v = Linear(width, kv_size, dtype, ("embed", "kv_heads"), bias=bias, rngs=rngs)
         self.o = Linear(q_size, width, dtype, ("heads", "embed"), bias=spec.out_bias, rngs=rngs)
 
-        def qk_norm(all_heads: int) -> Norm | None:
-            normed = all_heads if spec.qk_norm_over == "all" else spec.head_dim
-            return Norm(spec.qk_norm, normed, dtype, rngs=rngs) if spec.qk_norm else None
+        def qk_norm(num_heads: int) -> Norm | None:
+            if spec.qk_norm is None:
+                return None
+            width = num_heads * spec.head_dim if spec.qk_norm_over == "all" else spec.head_dim
+            each = num_heads if spec.qk_norm_over == "each_head" else None
+            return Norm(spec.qk_norm, width, dtype, num_heads=each, rngs=rngs)
 
-        self.q_norm, self.k_norm = qk_norm(q_size), qk_norm(kv_size)
+        self.q_norm, self.k_norm = qk_norm(spec.num_heads), qk_norm(spec.num_kv_heads)
 
     def __call__(
         self,
         x_TD: jax.Array,
         rope: RopeTable | None,
+        query_scale_T: jax.Array | None,
         pages: KVPages,
         page_table_SM: jax.Array,
         ragged: Ragged,
         mesh: Mesh,
     ) -> tuple[jax.Array, KVPages]:
-        """Float32 ``[T, D]`` and the pages with this step's keys and values in them."""
+        """Float32 ``[T, D]`` and the pages with this step's keys and values in them.
+
+        ``query_scale_T``: what the spec's ``query_temperature`` makes of the positions.
+        """
         spec, dtype = self.spec, x_TD.dtype
         q, k, v = (y.astype(dtype) for y in apply_each((self.q, self.k, self.v), x_TD))
-        q_TNH = self._heads(q, spec.num_heads, self.q_norm)
-        k_TKH = self._heads(k, spec.num_kv_heads, self.k_norm)
-        v_TKH = self._heads(v, spec.num_kv_heads, None)
-        if spec.rope is not None:
-            assert rope is not None
-            q_TNH, k_TKH = rotate(spec.rope, rope, q_TNH), rotate(spec.rope, rope, k_TKH)
+        q_TNH = self._heads(q, spec.num_heads, self.q_norm, rope)
+        k_TKH = self._heads(k, spec.num_kv_heads, self.k_norm, rope)
+        v_TKH = v.reshape(v.shape[0], spec.num_kv_heads, spec.head_dim)
+        if query_scale_T is not None:
+            q_TNH = (q_TNH.astype(jnp.float32) * query_scale_T[:, None, None]).astype(dtype)
         out_TNH, pages = attend(spec, q_TNH, k_TKH, v_TKH, pages, page_table_SM, ragged, mesh=mesh)
         return self.o(out_TNH.reshape(x_TD.shape[0], -1)), pages
 
-    def _heads(self, x_TX: jax.Array, num_heads: int, norm: Norm | None) -> jax.Array:
-        """``[T, heads * H]`` as ``[T, heads, H]``, normalised over all heads or over each."""
-        over_all = self.spec.qk_norm_over == "all"
-        if norm is not None and over_all:
-            x_TX = norm(x_TX)
-        x_TXH = x_TX.reshape(x_TX.shape[0], num_heads, self.spec.head_dim)
-        return norm(x_TXH) if norm is not None and not over_all else x_TXH
+    def _heads(
+        self, x_TX: jax.Array, num_heads: int, norm: Norm | None, rope: RopeTable | None
+    ) -> jax.Array:
+        """``[T, heads * H]`` as ``[T, heads, H]``, normalised and rotated as the spec says."""
+        spec = self.spec
+        if norm is not None and spec.qk_norm_over == "all":
+            x_TX, norm = norm(x_TX), None
+        x_TXH = x_TX.reshape(x_TX.shape[0], num_heads, spec.head_dim)
+        if norm is not None and not spec.qk_norm_after_rope:
+            x_TXH, norm = norm(x_TXH), None
+        if spec.rope is not None:
+            assert rope is not None
+            x_TXH = rotate(spec.rope, rope, x_TXH)
+        return x_TXH if norm is None else norm(x_TXH)

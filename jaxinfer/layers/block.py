@@ -41,6 +41,7 @@ class Block(nnx.Module):
         self,
         x_TD: jax.Array,
         rope: RopeTable | None,
+        query_scale_T: jax.Array | None,
         pages: KVPages,
         page_table_SM: jax.Array,
         ragged: Ragged,
@@ -48,7 +49,7 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, KVPages]:
         """The residual stream after this block, in its own dtype, and the written pages."""
         mixer_in = _maybe(self.mixer_norm, x_TD)
-        mixed, pages = self.mixer(mixer_in, rope, pages, page_table_SM, ragged, mesh)
+        mixed, pages = self.mixer(mixer_in, rope, query_scale_T, pages, page_table_SM, ragged, mesh)
         out_TD = self._add(x_TD, mixed, self.mixer_post_norm)
         if self.mlp is None:
             return out_TD, pages

@@ -16,6 +16,7 @@ from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.parameter import KeySource
 from jaxinfer.ops.linear import tied_head
+from jaxinfer.ops.query_scale import query_scale
 from jaxinfer.ops.rope import RopeTable, rope_table
 from pallas_kernels import KVPages
 from sharding import DEFAULT_RULES
@@ -63,6 +64,8 @@ class Decoder(nnx.Module):
         """
         config = self.config
         ropes = {spec: rope_table(spec, self.max_len, positions_T) for spec in config.ropes}
+        temperatures = config.query_temperatures
+        query_scales = {spec: query_scale(spec, positions_T) for spec in temperatures}
         x_TD = self._embed(tokens_T, positions_T)
         written = []
         groups = group_of_layer(config)
@@ -70,9 +73,19 @@ class Decoder(nnx.Module):
             self.layers, config.layers, cache, groups, strict=True
         ):
             rope = None if spec.mixer.rope is None else ropes[spec.mixer.rope]
+            temperature = spec.mixer.query_temperature
+            query_scale_T = None if temperature is None else query_scales[temperature]
             graph, params = nnx.split(block)
             x_TD, pages = _run_block(
-                graph, params, x_TD, rope, pages, page_tables[group], ragged, mesh=self.mesh
+                graph,
+                params,
+                x_TD,
+                rope,
+                query_scale_T,
+                pages,
+                page_tables[group],
+                ragged,
+                mesh=self.mesh,
             )
             written.append(pages)
         return self.final_norm(x_TD), tuple(written)
@@ -112,6 +125,7 @@ def _run_block(
     params: nnx.State,
     x_TD: jax.Array,
     rope: RopeTable | None,
+    query_scale_T: jax.Array | None,
     pages: KVPages,
     page_table_SM: jax.Array,
     ragged: Ragged,
@@ -120,4 +134,4 @@ def _run_block(
 ) -> tuple[jax.Array, KVPages]:
     """One block. A jit of its own, so that layers with equal specs are traced and lowered once."""
     block: Block = nnx.merge(graph, params)
-    return block(x_TD, rope, pages, page_table_SM, ragged, mesh)
+    return block(x_TD, rope, query_scale_T, pages, page_table_SM, ragged, mesh)

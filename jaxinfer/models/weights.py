@@ -168,6 +168,7 @@ def norm(target: str, source: str, spec: NormSpec | None) -> Iterator[WeightRule
     """Scale and bias of a norm; nothing where there is none."""
     if spec is None:
         return
-    yield WeightRule(target=f"{target}.scale", source=f"{source}.weight")
+    if spec.weight:
+        yield WeightRule(target=f"{target}.scale", source=f"{source}.weight")
     if spec.bias:
         yield WeightRule(target=f"{target}.bias", source=f"{source}.bias")

@@ -12,6 +12,7 @@ from jaxinfer.config import (
     ModelConfig,
     MoeSpec,
     NormSpec,
+    QueryTemperature,
     RopeSpec,
 )
 from jaxinfer.ops.rope import frequencies
@@ -62,7 +63,10 @@ def _block(spec: LayerSpec, params: Params, x_TD: np.ndarray, max_len: int) -> n
     branch = _norm(spec.post_norm, params["mixer_post_norm"], branch)
     out_TD = x_TD + spec.residual_scale * branch
     assert spec.mlp is not None
-    mlp_in = _norm(spec.pre_norm, params["mlp_norm"], x_TD if spec.parallel else out_TD)
+    if spec.shared_norm:
+        mlp_in = mixer_in
+    else:
+        mlp_in = _norm(spec.pre_norm, params["mlp_norm"], x_TD if spec.parallel else out_TD)
     make = _moe if isinstance(spec.mlp, MoeSpec) else _mlp
     branch = _norm(spec.post_norm, params["mlp_post_norm"], make(spec.mlp, params["mlp"], mlp_in))
     return out_TD + spec.residual_scale * branch
@@ -71,16 +75,24 @@ def _block(spec: LayerSpec, params: Params, x_TD: np.ndarray, max_len: int) -> n
 def _attention(spec: AttentionSpec, params: Params, x_TD: np.ndarray, max_len: int) -> np.ndarray:
     def heads(name: str, count: int) -> np.ndarray:
         x_TX = _linear(params[name], x_TD, spec.qkv_bias)
-        norm = spec.qk_norm if name in "qk" else None
-        if spec.qk_norm_over == "all":
-            x_TX = _norm(norm, params[f"{name}_norm"], x_TX)
         x_TXH = x_TX.reshape(len(x_TD), count, spec.head_dim)
-        if spec.qk_norm_over == "head":
-            x_TXH = _norm(norm, params[f"{name}_norm"], x_TXH)
-        return x_TXH if spec.rope is None or name == "v" else _rotate(spec.rope, x_TXH, max_len)
+        if name == "v":
+            return x_TXH
+        if spec.qk_norm_over == "all":
+            x_TX = _norm(spec.qk_norm, params[f"{name}_norm"], x_TX)
+            x_TXH = x_TX.reshape(x_TXH.shape)
+        elif not spec.qk_norm_after_rope:
+            x_TXH = _norm(spec.qk_norm, params[f"{name}_norm"], x_TXH)
+        if spec.rope is not None:
+            x_TXH = _rotate(spec.rope, x_TXH, max_len)
+        return (
+            _norm(spec.qk_norm, params[f"{name}_norm"], x_TXH) if spec.qk_norm_after_rope else x_TXH
+        )
 
     group = spec.num_heads // spec.num_kv_heads
     q_TNH = heads("q", spec.num_heads)
+    if spec.query_temperature is not None:
+        q_TNH = q_TNH * _query_scale(spec.query_temperature, len(x_TD))[:, None, None]
     k_TNH = heads("k", spec.num_kv_heads).repeat(group, axis=1)
     v_TNH = heads("v", spec.num_kv_heads).repeat(group, axis=1)
     logits_NTU = np.einsum("TNH,UNH->NTU", q_TNH, k_TNH) * spec.softmax_scale
@@ -96,13 +108,22 @@ def _mask(spec: AttentionSpec, length: int) -> np.ndarray:
     return (distance >= 0) & (distance < (spec.window or length))
 
 
+def _query_scale(spec: QueryTemperature, length: int) -> np.ndarray:
+    steps_T = np.floor((np.arange(length) + spec.offset) / spec.interval)
+    return 1 + spec.beta * np.log(1 + steps_T)
+
+
 def _rotate(spec: RopeSpec, x_TNH: np.ndarray, max_len: int) -> np.ndarray:
     radians_h, factor = frequencies(spec, max_len)
     angles_T1h = np.arange(len(x_TNH))[:, None, None] * radians_h
     cos, sin = factor * np.cos(angles_T1h), factor * np.sin(angles_T1h)
     half = spec.rotary_dim // 2
-    a, b, rest = np.split(x_TNH, (half, spec.rotary_dim), axis=-1)
-    return np.concatenate((a * cos - b * sin, b * cos + a * sin, rest), axis=-1)
+    x_TNH = x_TNH.copy()
+    dims = np.arange(spec.rotary_dim)
+    first, second = (dims[0::2], dims[1::2]) if spec.interleaved else (dims[:half], dims[half:])
+    a, b = x_TNH[..., first], x_TNH[..., second]
+    x_TNH[..., first], x_TNH[..., second] = a * cos - b * sin, b * cos + a * sin
+    return x_TNH
 
 
 def _moe(spec: MoeSpec, params: Params, x_TD: np.ndarray) -> np.ndarray:
@@ -134,6 +155,8 @@ def _activate(kind: str, x: np.ndarray) -> np.ndarray:
         return x / (1 + np.exp(-x))
     if kind == "gelu":
         return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+    if kind in ("relu", "relu2"):
+        return np.maximum(x, 0) ** (2 if kind == "relu2" else 1)
     assert kind == "gelu_tanh"
     return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
 
@@ -144,7 +167,8 @@ def _norm(spec: NormSpec | None, params: Params, x: np.ndarray) -> np.ndarray:
     if spec.kind == "layer":
         x = x - x.mean(axis=-1, keepdims=True)
     x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + spec.eps)
-    x = x * (params.get("scale") + (1.0 if spec.unit_offset else 0.0))
+    if spec.weight:
+        x = x * (params.get("scale") + (1.0 if spec.unit_offset else 0.0))
     return x + params.get("bias") if spec.bias else x
 
 
