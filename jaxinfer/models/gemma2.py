@@ -1,4 +1,7 @@
-"""Gemma 2 (arXiv 2408.00118): softcaps, a norm before and after each branch, windows in turn."""
+"""Gemma 2 (arXiv 2408.00118): softcaps, a norm before and after each branch, windows in turn.
+
+VaultGemma (arXiv 2510.15001) has no norms after.
+"""
 
 from collections.abc import Iterator
 
@@ -17,7 +20,15 @@ from jaxinfer.models.llama import (
 from jaxinfer.models.weights import Family, WeightRule, norm
 
 
-def _read(fields: HfConfig) -> ModelConfig:
+def _read_gemma2(fields: HfConfig) -> ModelConfig:
+    return _read(fields, has_post_norms=True)
+
+
+def _read_vaultgemma(fields: HfConfig) -> ModelConfig:
+    return _read(fields, has_post_norms=False)
+
+
+def _read(fields: HfConfig, *, has_post_norms: bool) -> ModelConfig:
     dim, bias = head_dim(fields), fields.flag("attention_bias", False)
     mixer = attention(
         fields,
@@ -29,7 +40,12 @@ def _read(fields: HfConfig) -> ModelConfig:
         out_bias=bias,
     )
     norms = gemma_norm(fields)
-    layer = LayerSpec(mixer=mixer, mlp=gemma_mlp(fields), pre_norm=norms, post_norm=norms)
+    layer = LayerSpec(
+        mixer=mixer,
+        mlp=gemma_mlp(fields),
+        pre_norm=norms,
+        post_norm=norms if has_post_norms else None,
+    )
     count, window = num_layers(fields), sliding_window(fields)
     layers = windowed(fields, layer, count, window, lambda i: i % 2 == 0)
     softcap = fields.optional_positive("final_logit_softcapping")
@@ -37,7 +53,7 @@ def _read(fields: HfConfig) -> ModelConfig:
 
 
 def weights(config: ModelConfig) -> Iterator[WeightRule]:
-    """Llama's names, but four norms a layer."""
+    """Llama's names, but four norms a layer; two where there are none after the branches."""
     layer = config.layers[0]
     yield from outer_weights(config)
     yield from norm("layers.{i}.mixer_norm", LAYER + "input_layernorm", layer.pre_norm)
@@ -50,19 +66,28 @@ def weights(config: ModelConfig) -> Iterator[WeightRule]:
     yield from norm("layers.{i}.mlp_post_norm", post_mlp, layer.post_norm)
 
 
+_DEFAULTS = {
+    **GEMMA_DEFAULTS,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
 GEMMA2 = Family(
     name="gemma2",
     model_types=("gemma2",),
-    read=_read,
+    read=_read_gemma2,
     weights=weights,
-    defaults={
-        **GEMMA_DEFAULTS,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 4096,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-    },
+    defaults=_DEFAULTS,
     # sliding_window_size: the old name, always written beside the new one.
     ignored_fields=frozenset({"hidden_act", "sliding_window_size"}),
+    ignored_tensors=IGNORED_TENSORS,
+)
+VAULTGEMMA = Family(
+    name="vaultgemma",
+    model_types=("vaultgemma",),
+    read=_read_vaultgemma,
+    weights=weights,
+    defaults=_DEFAULTS,
     ignored_tensors=IGNORED_TENSORS,
 )

@@ -6,6 +6,7 @@ object leaves out is taken from the top level.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from jaxinfer.config import (
     DynamicScaling,
@@ -24,12 +25,21 @@ _ORIGINAL_LEN = "original_max_position_embeddings"
 
 
 def rope(
-    fields: HfConfig, head_dim: int, *, theta: float = 10000.0, rotary_share: float = 1.0
+    fields: HfConfig,
+    head_dim: int,
+    *,
+    theta: float = 10000.0,
+    rotary_share: float = 1.0,
+    interleaved: bool = False,
 ) -> RopeSpec:
-    """The one rope of all layers; ``theta`` and ``rotary_share`` are the family's defaults."""
+    """The one rope of all layers; ``theta`` and ``rotary_share`` are the family's defaults.
+
+    ``interleaved`` is what the family's code does: no config says it.
+    """
     theta = fields.number("rope_theta", theta)
     rotary_share = fields.number("partial_rotary_factor", rotary_share)
-    return rope_of(rope_object(fields), fields, head_dim, theta=theta, rotary_share=rotary_share)
+    spec = rope_of(rope_object(fields), fields, head_dim, theta=theta, rotary_share=rotary_share)
+    return replace(spec, interleaved=interleaved)
 
 
 def ropes_by_layer_type(

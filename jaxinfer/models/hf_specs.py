@@ -73,9 +73,24 @@ def windowed(
     return tuple(sliding if kind == _SLIDING else layer for kind in types)
 
 
+def only_windows_rotate(layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+    """The layers, those that see everything without rope (NoPE, arXiv 2501.18795)."""
+    return tuple(
+        replace(layer, mixer=replace(layer.mixer, rope=None))
+        if layer.mixer.window is None
+        else layer
+        for layer in layers
+    )
+
+
 def rms_norm(fields: HfConfig, eps: float = 1e-6, **kwargs: Any) -> NormSpec:
     """RMSNorm with ``rms_norm_eps``."""
     return NormSpec(eps=fields.number("rms_norm_eps", eps), **kwargs)
+
+
+def layer_norm(fields: HfConfig, name: str = "layer_norm_eps", **kwargs: Any) -> NormSpec:
+    """LayerNorm with the epsilon of this field."""
+    return NormSpec(kind="layer", eps=fields.number(name, 1e-5), **kwargs)
 
 
 def decoder(fields: HfConfig, *, layers: tuple[LayerSpec, ...], **kwargs: Any) -> ModelConfig:

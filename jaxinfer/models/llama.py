@@ -5,7 +5,7 @@ Most later families have its tensor names or differ in a few of them: they take 
 
 from collections.abc import Iterator
 
-from jaxinfer.config import LayerSpec, MlpSpec, ModelConfig
+from jaxinfer.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig, NormSpec
 from jaxinfer.models.hf_config import HfConfig
 from jaxinfer.models.hf_rope import rope
 from jaxinfer.models.hf_specs import attention, decoder, head_dim, num_layers, rms_norm
@@ -26,13 +26,17 @@ IGNORED_TENSORS = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"lm_
 def _read(fields: HfConfig) -> ModelConfig:
     fields.only("rope_interleaved", False)
     dim, bias = head_dim(fields), fields.flag("attention_bias", False)
-    layer = LayerSpec(
-        mixer=attention(fields, dim, rope=rope(fields, dim), qkv_bias=bias, out_bias=bias),
-        mlp=gated_mlp(fields, bias=fields.flag("mlp_bias", False)),
-        pre_norm=rms_norm(fields),
-    )
-    layers = (layer,) * num_layers(fields)
-    return decoder(fields, layers=layers, final_norm=rms_norm(fields))
+    mixer = attention(fields, dim, rope=rope(fields, dim), qkv_bias=bias, out_bias=bias)
+    mlp = gated_mlp(fields, bias=fields.flag("mlp_bias", False))
+    return pre_norm_decoder(fields, mixer, mlp, rms_norm(fields))
+
+
+def pre_norm_decoder(
+    fields: HfConfig, mixer: AttentionSpec, mlp: MlpSpec, norms: NormSpec
+) -> ModelConfig:
+    """A stack of equal layers, each branch after a norm."""
+    layer = LayerSpec(mixer=mixer, mlp=mlp, pre_norm=norms)
+    return decoder(fields, layers=(layer,) * num_layers(fields), final_norm=norms)
 
 
 def gated_mlp(fields: HfConfig, bias: bool = False) -> MlpSpec:
@@ -61,13 +65,24 @@ def outer_weights(config: ModelConfig) -> Iterator[WeightRule]:
 
 def attention_weights(config: ModelConfig) -> Iterator[WeightRule]:
     """q, k, v, o and, where there are such, the norms of q and k."""
+    yield from projection_weights(config)
+    yield from qk_norm_weights(config, "q_norm", "k_norm")
+
+
+def projection_weights(config: ModelConfig, out: str = "o_proj") -> Iterator[WeightRule]:
+    """q, k, v, and o by this name."""
     mixer = config.layers[0].mixer
     for part in "qkv":
         source = f"{LAYER}self_attn.{part}_proj"
         yield from linear(f"layers.{{i}}.mixer.{part}", source, bias=mixer.qkv_bias)
-    yield from linear("layers.{i}.mixer.o", LAYER + "self_attn.o_proj", bias=mixer.out_bias)
-    yield from norm("layers.{i}.mixer.q_norm", LAYER + "self_attn.q_norm", mixer.qk_norm)
-    yield from norm("layers.{i}.mixer.k_norm", LAYER + "self_attn.k_norm", mixer.qk_norm)
+    yield from linear("layers.{i}.mixer.o", f"{LAYER}self_attn.{out}", bias=mixer.out_bias)
+
+
+def qk_norm_weights(config: ModelConfig, q_norm: str, k_norm: str) -> Iterator[WeightRule]:
+    """The norms of q and k by these names; nothing where there are none."""
+    spec = config.layers[0].mixer.qk_norm
+    yield from norm("layers.{i}.mixer.q_norm", f"{LAYER}self_attn.{q_norm}", spec)
+    yield from norm("layers.{i}.mixer.k_norm", f"{LAYER}self_attn.{k_norm}", spec)
 
 
 def mlp_weights(config: ModelConfig) -> Iterator[WeightRule]:

@@ -62,7 +62,8 @@ def _norm(fields: HfConfig) -> NormSpec:
     return rms_norm(fields, eps=1e-5)
 
 
-def _weights(config: ModelConfig) -> Iterator[WeightRule]:
+def weights(config: ModelConfig) -> Iterator[WeightRule]:
+    """Llama's names, but norms after the branches only."""
     layer = config.layers[0]
     yield from outer_weights(config)
     yield from attention_weights(config)
@@ -77,14 +78,14 @@ OLMO2 = Family(
     name="olmo2",
     model_types=("olmo2",),
     read=_read_olmo2,
-    weights=_weights,
+    weights=weights,
     ignored_tensors=IGNORED_TENSORS,
 )
 OLMO3 = Family(
     name="olmo3",
     model_types=("olmo3",),
     read=_read_olmo3,
-    weights=_weights,
+    weights=weights,
     defaults={"sliding_window": 4096},
     ignored_tensors=IGNORED_TENSORS,
 )

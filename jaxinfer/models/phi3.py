@@ -41,6 +41,11 @@ def _weights(config: ModelConfig) -> Iterator[WeightRule]:
         yield from linear(f"layers.{{i}}.mixer.{'qkv'[part]}", fused, rows=_qkv_rows(part))
     yield from linear("layers.{i}.mixer.o", LAYER + "self_attn.o_proj")
     yield from norm("layers.{i}.mlp_norm", LAYER + "post_attention_layernorm", layer.pre_norm)
+    yield from fused_mlp_weights()
+
+
+def fused_mlp_weights() -> Iterator[WeightRule]:
+    """gate and up out of one tensor, and down."""
     fused = LAYER + "mlp.gate_up_proj"
     yield from linear("layers.{i}.mlp.gate", fused, rows=_gate_up_rows(0))
     yield from linear("layers.{i}.mlp.up", fused, rows=_gate_up_rows(1))

@@ -5,27 +5,38 @@ from typing import Any
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.errors import ConfigError
+from jaxinfer.models.cohere import COHERE, COHERE2
+from jaxinfer.models.cwm import CWM
+from jaxinfer.models.ernie4_5 import ERNIE4_5, HELIUM
+from jaxinfer.models.exaone4 import EXAONE4
 from jaxinfer.models.gemma import GEMMA
-from jaxinfer.models.gemma2 import GEMMA2
+from jaxinfer.models.gemma2 import GEMMA2, VAULTGEMMA
 from jaxinfer.models.gemma3 import GEMMA3
+from jaxinfer.models.glm4 import GLM, GLM4
 from jaxinfer.models.glm4_moe import GLM4_MOE
 from jaxinfer.models.gpt2 import GPT2
 from jaxinfer.models.gpt_neox import GPT_NEOX
 from jaxinfer.models.granite import GRANITE
 from jaxinfer.models.granitemoe import GRANITEMOE
 from jaxinfer.models.hf_config import HfConfig
+from jaxinfer.models.hunyuan import HUNYUAN
 from jaxinfer.models.llama import LLAMA
-from jaxinfer.models.mistral import MISTRAL
+from jaxinfer.models.ministral3 import MINISTRAL3
+from jaxinfer.models.mistral import MINISTRAL, MISTRAL
 from jaxinfer.models.mixtral import MIXTRAL
+from jaxinfer.models.nemotron import ARCEE, NEMOTRON
 from jaxinfer.models.olmo2 import OLMO2, OLMO3
 from jaxinfer.models.olmoe import OLMOE
+from jaxinfer.models.phi import PHI
 from jaxinfer.models.phi3 import PHI3
 from jaxinfer.models.phimoe import PHIMOE
 from jaxinfer.models.qwen2 import QWEN2
 from jaxinfer.models.qwen2_moe import QWEN2_MOE
 from jaxinfer.models.qwen3 import QWEN3
 from jaxinfer.models.qwen3_moe import QWEN3_MOE
+from jaxinfer.models.seed_oss import SEED_OSS
 from jaxinfer.models.smollm3 import SMOLLM3
+from jaxinfer.models.stablelm import STABLELM
 from jaxinfer.models.starcoder2 import STARCODER2
 from jaxinfer.models.weights import Family
 
@@ -52,6 +63,23 @@ FAMILIES: tuple[Family, ...] = (
     GRANITEMOE,
     PHIMOE,
     GLM4_MOE,
+    COHERE,
+    COHERE2,
+    CWM,
+    ERNIE4_5,
+    HELIUM,
+    EXAONE4,
+    GLM,
+    GLM4,
+    HUNYUAN,
+    MINISTRAL3,
+    NEMOTRON,
+    ARCEE,
+    PHI,
+    SEED_OSS,
+    STABLELM,
+    MINISTRAL,
+    VAULTGEMMA,
 )
 _BY_MODEL_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 

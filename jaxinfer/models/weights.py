@@ -1,7 +1,7 @@
 """Which tensor of a checkpoint fills which parameter: a `WeightRule` each, a `Family` for all.
 
-A name with ``{i}`` in it stands for all layers, one with ``{e}`` for all experts. The orientation
-changes on the way: Hugging Face keeps a linear layer as ``[out, in]``, our kernels are
+A name with ``{i}`` in it stands for all layers, one with ``{e}`` for all experts or heads. The
+orientation changes on the way: Hugging Face keeps a linear layer as ``[out, in]``, our kernels are
 ``[in, out]``.
 """
 
@@ -27,6 +27,7 @@ class WeightRule:
         target: path of our parameter, ``{i}`` standing for the layer.
         source: Hugging Face name of the tensor, likewise. With ``{e}`` in it, which stands for the
             expert, the tensors of all experts of a layer are stacked.
+        pieces: how many tensors ``{e}`` stands for in a layer, where they are not the experts.
         rows: the rows of a fused tensor to read, from config and layer; None reads all.
         is_stacked: the tensor holds a matrix for each expert: ``rows`` are those of each of them.
         transform: what was read -> our parameter, with config and layer. None: kernels are
@@ -40,6 +41,7 @@ class WeightRule:
     is_stacked: bool = False
     transform: Callable[[np.ndarray, ModelConfig, int], np.ndarray] | None = None
     where: Callable[[LayerSpec], bool] | None = None
+    pieces: Callable[[LayerSpec], int] | None = None
 
     def names(self, config: ModelConfig) -> Iterator[tuple[int, str, tuple[str, ...]]]:
         """Layer, parameter path and tensor names; layer 0 for what stands outside the layers."""
@@ -47,11 +49,11 @@ class WeightRule:
         for i, spec in enumerate(layers):
             if self.where is not None and not self.where(spec):
                 continue
-            experts = range(1)
+            count = 1
             if "{e}" in self.source:
-                assert isinstance(spec.mlp, MoeSpec), "`where` leaves out layers without experts"
-                experts = range(spec.mlp.router.num_experts)
-            yield i, self.target.format(i=i), tuple(self.source.format(i=i, e=e) for e in experts)
+                count = _num_experts(spec) if self.pieces is None else self.pieces(spec)
+            sources = tuple(self.source.format(i=i, e=e) for e in range(count))
+            yield i, self.target.format(i=i), sources
 
     def index(self, config: ModelConfig, layer: int) -> Index | None:
         """The part of the tensor to read; None for all of it."""
@@ -136,6 +138,11 @@ def recipes(
                 for source in sources
             )
             yield Stack(target=target, parts=parts) if "{e}" in rule.source else parts[0]
+
+
+def _num_experts(spec: LayerSpec) -> int:
+    assert isinstance(spec.mlp, MoeSpec), "`where` leaves out layers without experts"
+    return spec.mlp.router.num_experts
 
 
 def only_where(

@@ -42,6 +42,12 @@ SHAPE = {
     "pad_token_id": 0,
 }
 HEAD_16 = {"head_dim": 16}
+TWO_LAYERS = {"num_hidden_layers": 2}
+HYBRID = {
+    **TWO_LAYERS,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -266,6 +272,62 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "use_qk_norm": True,
             "attention_bias": True,
         },
+        {},
+    ),
+    "cohere": (
+        "cohere",
+        {**TWO_LAYERS, "use_qk_norm": True, "attention_bias": True, "logit_scale": 0.5},
+        {},
+    ),
+    "cohere2": ("cohere2", {**HYBRID, "logit_scale": 0.5}, {}),
+    "glm": ("glm", {**HEAD_16, **TWO_LAYERS}, {}),
+    "glm4": ("glm4", {**HEAD_16, **TWO_LAYERS, "attention_bias": False}, {}),
+    "exaone4": ("exaone4", {**HYBRID, "sliding_window_pattern": 2}, {}),
+    "exaone4_full": (
+        "exaone4",
+        {**TWO_LAYERS, "sliding_window": None, "layer_types": ["full_attention"] * 2},
+        {},
+    ),
+    "stablelm": ("stablelm", {**TWO_LAYERS, "hidden_size": 64, "use_qkv_bias": True}, {}),
+    "stablelm_parallel": (
+        "stablelm",
+        {
+            **TWO_LAYERS,
+            "hidden_size": 64,
+            "use_parallel_residual": True,
+            "qk_layernorm": True,
+        },
+        {},
+    ),
+    "nemotron": (
+        "nemotron",
+        {**HEAD_16, **TWO_LAYERS, "attention_bias": True, "mlp_bias": True},
+        {},
+    ),
+    "arcee": ("arcee", TWO_LAYERS, {}),
+    "ministral": ("ministral", {**HEAD_16, **HYBRID}, {}),
+    "ministral3": (
+        "ministral3",
+        {
+            **HEAD_16,
+            **TWO_LAYERS,
+            **rope(**YARN, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.5),
+        },
+        {},
+    ),
+    "hunyuan": (
+        "hunyuan_v1_dense",
+        {**HEAD_16, **TWO_LAYERS, **rope(rope_type="dynamic", factor=1.0, alpha=50.0)},
+        {},
+    ),
+    "seed_oss": ("seed_oss", {**HEAD_16, **TWO_LAYERS, "attention_out_bias": True}, {}),
+    "ernie4_5": ("ernie4_5", {**HEAD_16, **TWO_LAYERS, "use_bias": True}, {}),
+    "helium": ("helium", {**HEAD_16, **TWO_LAYERS, "hidden_size": 64}, {}),
+    "phi": ("phi", {**TWO_LAYERS, "hidden_size": 64, "qk_layernorm": True}, {}),
+    "cwm": ("cwm", {**HEAD_16, **HYBRID, **rope(**LLAMA3)}, {}),
+    "vaultgemma": (
+        "vaultgemma",
+        {**HEAD_16, **HYBRID, "query_pre_attn_scalar": 24},
         {},
     ),
     "gpt2_layer_scale": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "n_inner": 96}, {}),

@@ -12,6 +12,6 @@ def seeded_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     weights of norms lie near 1, biases near 0.
     """
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
-    is_norm = len(shape) == 1 and name.endswith(".weight")
+    is_norm = name.endswith("norm.weight") or (len(shape) == 1 and name.endswith(".weight"))
     values = 1.0 + 0.2 * noise if is_norm else 0.2 * noise
     return values.astype(np.float32)
