@@ -9,6 +9,7 @@ from jaxinfer.config import LayerSpec, ModelConfig, RopeSpec
 from jaxinfer.models.gemma import GEMMA_DEFAULTS, gemma_decoder, gemma_mlp, gemma_norm
 from jaxinfer.models.gemma2 import weights
 from jaxinfer.models.hf_config import HARMLESS, HfConfig
+from jaxinfer.models.hf_multimodal import SHARED_FIELDS, TEXT_NAMES, VISION_TENSORS
 from jaxinfer.models.hf_rope import ropes_by_layer_type
 from jaxinfer.models.hf_specs import attention, head_dim, num_layers, sliding_window, windowed
 from jaxinfer.models.llama import IGNORED_TENSORS
@@ -25,16 +26,6 @@ _DEFAULTS = {
     "sliding_window": 4096,
 }
 _IGNORED_FIELDS = frozenset({"hidden_act"})
-#: What a multimodal config says for both of its halves goes before what its text half says.
-_SHARED_FIELDS = (
-    "bos_token_id",
-    "eos_token_id",
-    "dtype",
-    "torch_dtype",
-    "tie_word_embeddings",
-    "is_encoder_decoder",
-    "quantization_config",
-)
 _VISION_FIELDS = frozenset(
     {
         "vision_config",
@@ -50,7 +41,8 @@ def _read(fields: HfConfig) -> ModelConfig:
     inner = fields.inner("text_config")
     if inner is None:
         return _read_text(fields)
-    shared = {name: fields.get(name) for name in _SHARED_FIELDS if fields.get(name) is not None}
+    # What the whole says goes before what its text half says.
+    shared = {name: fields.get(name) for name in SHARED_FIELDS if fields.get(name) is not None}
     text = inner.updated({"model_type": "gemma3_text", **shared}, defaults=_DEFAULTS)
     model = _read_text(text)
     text.refuse_unread(HARMLESS | _IGNORED_FIELDS)
@@ -96,12 +88,6 @@ GEMMA3 = Family(
     weights=weights,
     defaults=_DEFAULTS,
     ignored_fields=_IGNORED_FIELDS | _VISION_FIELDS,
-    ignored_tensors=(
-        *IGNORED_TENSORS,
-        r"(model\.)?(vision_tower|multi_modal_projector)\..*",
-    ),
-    renamed=(
-        (r"^language_model\.(?=model\.|lm_head\.)", ""),
-        (r"^model\.language_model\.", "model."),
-    ),
+    ignored_tensors=IGNORED_TENSORS + VISION_TENSORS,
+    renamed=TEXT_NAMES,
 )

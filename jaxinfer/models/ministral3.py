@@ -7,6 +7,7 @@ the language model is taken.
 from jaxinfer.config import ModelConfig, QueryTemperature
 from jaxinfer.errors import ConfigError
 from jaxinfer.models.hf_config import HARMLESS, MAX_LEN, HfConfig
+from jaxinfer.models.hf_multimodal import SHARED_FIELDS, TEXT_NAMES, VISION_TENSORS
 from jaxinfer.models.hf_rope import rope_object, rope_of
 from jaxinfer.models.hf_specs import attention, head_dim, rms_norm, sliding_window
 from jaxinfer.models.llama import IGNORED_TENSORS, gated_mlp, pre_norm_decoder, weights
@@ -15,17 +16,6 @@ from jaxinfer.models.weights import Family
 
 _TEXT_DEFAULTS = {"ministral3": {"head_dim": 128}, "mistral": MISTRAL.defaults}
 _ORIGINAL_LEN = "original_max_position_embeddings"
-#: What the text says goes before what a multimodal config says for both of its halves: the
-#: latter is often transformers' default.
-_SHARED_FIELDS = (
-    "bos_token_id",
-    "eos_token_id",
-    "dtype",
-    "torch_dtype",
-    "tie_word_embeddings",
-    "is_encoder_decoder",
-    "quantization_config",
-)
 _VISION_FIELDS = """
     vision_config image_token_index image_token_id projector_hidden_act vision_feature_layer
     multimodal_projector_bias spatial_merge_size
@@ -38,15 +28,12 @@ def _read(fields: HfConfig) -> ModelConfig:
         if fields.get("model_type") == "mistral3":
             raise ConfigError("the field text_config is missing")
         return _read_text(fields)
+    defaults = inner.choice("model_type", _TEXT_DEFAULTS, "mistral")
     model_type = inner.get("model_type", "mistral")
-    if model_type not in _TEXT_DEFAULTS:
-        raise inner.error("model_type", model_type, " or ".join(map(repr, _TEXT_DEFAULTS)))
-    shared = {
-        name: fields.get(name)
-        for name in _SHARED_FIELDS
-        if inner.get(name) is None and fields.get(name) is not None
-    }
-    text = inner.updated({"model_type": model_type, **shared}, defaults=_TEXT_DEFAULTS[model_type])
+    # What the text says goes before what the whole says, which is often transformers' default.
+    shared = {name: fields.get(name) for name in SHARED_FIELDS}
+    lacking = {name: value for name, value in shared.items() if inner.get(name) is None}
+    text = inner.updated({"model_type": model_type, **lacking}, defaults=defaults)
     read = MISTRAL.read if model_type == "mistral" else _read_text
     model = read(text)
     text.refuse_unread(HARMLESS)
@@ -87,9 +74,6 @@ MINISTRAL3 = Family(
     weights=weights,
     defaults=_TEXT_DEFAULTS["ministral3"],
     ignored_fields=frozenset(_VISION_FIELDS.split()),
-    ignored_tensors=(*IGNORED_TENSORS, r"(model\.)?(vision_tower|multi_modal_projector)\..*"),
-    renamed=(
-        (r"^language_model\.(?=model\.|lm_head\.)", ""),
-        (r"^model\.language_model\.", "model."),
-    ),
+    ignored_tensors=IGNORED_TENSORS + VISION_TENSORS,
+    renamed=TEXT_NAMES,
 )
