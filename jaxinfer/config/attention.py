@@ -38,7 +38,9 @@ class AttentionSpec:
 
     ``qk_norm`` is applied a head, with one weight for all of them (``"head"``) or each with its own
     (``"each_head"``), or over all heads together (``"all"``); before rotation, or after it with
-    ``qk_norm_after_rope``. ``query_temperature`` multiplies the queries last of all.
+    ``qk_norm_after_rope``. ``query_temperature`` multiplies the queries last of all. ``qkv_clip``
+    keeps each number of q, k and v between itself and its negative: before rotation, after a norm
+    that is there.
     """
 
     num_heads: int
@@ -52,6 +54,7 @@ class AttentionSpec:
     qk_norm_over: QkNormOver = "head"
     qk_norm_after_rope: bool = False
     query_temperature: QueryTemperature | None = None
+    qkv_clip: float | None = None
     qkv_bias: bool = False
     out_bias: bool = False
 
@@ -61,7 +64,7 @@ class AttentionSpec:
         require(
             divides, "num_kv_heads", self.num_kv_heads, f"a divisor of num_heads = {self.num_heads}"
         )
-        for field in ("scale", "window", "softcap"):
+        for field in ("scale", "window", "softcap", "qkv_clip"):
             if getattr(self, field) is not None:
                 positive(self, field)
         known = get_args(QkNormOver)

@@ -54,7 +54,7 @@ class Attention(nnx.Module):
         q, k, v = (y.astype(dtype) for y in apply_each((self.q, self.k, self.v), x_TD))
         q_TNH = self._heads(q, spec.num_heads, self.q_norm, rope)
         k_TKH = self._heads(k, spec.num_kv_heads, self.k_norm, rope)
-        v_TKH = v.reshape(v.shape[0], spec.num_kv_heads, spec.head_dim)
+        v_TKH = self._clipped(v.reshape(v.shape[0], spec.num_kv_heads, spec.head_dim))
         if query_scale_T is not None:
             q_TNH = (q_TNH.astype(jnp.float32) * query_scale_T[:, None, None]).astype(dtype)
         out_TNH, pages = attend(spec, q_TNH, k_TKH, v_TKH, pages, page_table_SM, ragged, mesh=mesh)
@@ -70,7 +70,12 @@ class Attention(nnx.Module):
         x_TXH = x_TX.reshape(x_TX.shape[0], num_heads, spec.head_dim)
         if norm is not None and not spec.qk_norm_after_rope:
             x_TXH, norm = norm(x_TXH), None
+        x_TXH = self._clipped(x_TXH)
         if spec.rope is not None:
             assert rope is not None
             x_TXH = rotate(spec.rope, rope, x_TXH)
         return x_TXH if norm is None else norm(x_TXH)
+
+    def _clipped(self, x_TXH: jax.Array) -> jax.Array:
+        clip = self.spec.qkv_clip
+        return x_TXH if clip is None else jnp.clip(x_TXH, -clip, clip)

@@ -11,7 +11,6 @@ from jaxinfer.models.weights import Family
 
 
 def _read(fields: HfConfig) -> ModelConfig:
-    fields.only("clip_qkv", None)
     dim, bias = head_dim(fields), fields.flag("attention_bias", False)
     norms = rms_norm(fields, eps=1e-5)
     mixer = attention(
@@ -20,6 +19,7 @@ def _read(fields: HfConfig) -> ModelConfig:
         rope=rope(fields, dim),
         qk_norm=norms,
         qk_norm_over="all",
+        qkv_clip=fields.optional_positive("clip_qkv"),
         qkv_bias=bias,
         out_bias=bias,
     )

@@ -25,6 +25,7 @@ from jaxinfer.models.ministral3 import MINISTRAL3
 from jaxinfer.models.mistral import MINISTRAL, MISTRAL
 from jaxinfer.models.mixtral import MIXTRAL
 from jaxinfer.models.nemotron import ARCEE, NEMOTRON
+from jaxinfer.models.olmo import OLMO
 from jaxinfer.models.olmo2 import OLMO2, OLMO3
 from jaxinfer.models.olmoe import OLMOE
 from jaxinfer.models.phi import PHI
@@ -79,6 +80,7 @@ FAMILIES: tuple[Family, ...] = (
     SEED_OSS,
     STABLELM,
     MINISTRAL,
+    OLMO,
     VAULTGEMMA,
 )
 _BY_MODEL_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}

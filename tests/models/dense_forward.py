@@ -76,13 +76,15 @@ def _attention(spec: AttentionSpec, params: Params, x_TD: np.ndarray, max_len: i
     def heads(name: str, count: int) -> np.ndarray:
         x_TX = _linear(params[name], x_TD, spec.qkv_bias)
         x_TXH = x_TX.reshape(len(x_TD), count, spec.head_dim)
+        clip = np.inf if spec.qkv_clip is None else spec.qkv_clip
         if name == "v":
-            return x_TXH
+            return x_TXH.clip(-clip, clip)
         if spec.qk_norm_over == "all":
             x_TX = _norm(spec.qk_norm, params[f"{name}_norm"], x_TX)
             x_TXH = x_TX.reshape(x_TXH.shape)
         elif not spec.qk_norm_after_rope:
             x_TXH = _norm(spec.qk_norm, params[f"{name}_norm"], x_TXH)
+        x_TXH = x_TXH.clip(-clip, clip)
         if spec.rope is not None:
             x_TXH = _rotate(spec.rope, x_TXH, max_len)
         return (

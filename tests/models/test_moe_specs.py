@@ -61,7 +61,7 @@ def test_a_gate_without_a_shared_expert_is_refused():
         ("qwen3_moe", {"mlp_only_layers": ["1"]}, "mlp_only_layers = "),
         ("qwen2_moe", {"decoder_sparse_step": 0}, "decoder_sparse_step = 0"),
         ("qwen2_moe", {"norm_topk_prob": 1}, "norm_topk_prob = 1.*true or false"),
-        ("olmoe", {"clip_qkv": 8.0}, "clip_qkv = 8.0.*None"),
+        ("olmoe", {"clip_qkv": -8.0}, "clip_qkv = -8.0.*above 0"),
         ("granitemoe", {"shared_intermediate_size": 8}, "shared_intermediate_size = 8"),
         ("phimoe", {"num_experts_per_tok": 3}, "num_experts_per_tok = 3"),
         ("phimoe", {"router_jitter_noise": -1.0}, "router_jitter_noise = -1.0"),

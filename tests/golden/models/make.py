@@ -212,7 +212,17 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         },
         {},
     ),
-    "olmoe": ("olmoe", {"num_experts": 8, "num_experts_per_tok": 4, "intermediate_size": 24}, {}),
+    "olmo": ("olmo", {**TWO_LAYERS, "clip_qkv": 1.0}, {}),
+    "olmoe": (
+        "olmoe",
+        {
+            "num_experts": 8,
+            "num_experts_per_tok": 4,
+            "intermediate_size": 24,
+            "clip_qkv": 1.0,
+        },
+        {},
+    ),
     "granitemoe": (
         "granitemoe",
         {
