@@ -34,7 +34,8 @@ class AttentionSpec:
 
     ``scale`` multiplies ``q . k``; None means ``head_dim ** -0.5``. ``window``: a token sees itself
     and the ``window - 1`` tokens before it; None means all. ``rope`` None: no positions in this
-    layer. ``softcap``: ``c * tanh(logits / c)``.
+    layer. ``softcap``: ``c * tanh(logits / c)``. ``sinks``: a learned logit a head, of no token: it
+    takes its part of the softmax and adds nothing (gpt-oss, arXiv 2508.10925).
 
     ``qk_norm`` is applied a head, with one weight for all of them (``"head"``) or each with its own
     (``"each_head"``), or over all heads together (``"all"``); before rotation, or after it with
@@ -57,6 +58,7 @@ class AttentionSpec:
     qkv_clip: float | None = None
     qkv_bias: bool = False
     out_bias: bool = False
+    sinks: bool = False
 
     def __post_init__(self) -> None:
         positive(self, "num_heads", "num_kv_heads", "head_dim")

@@ -24,7 +24,8 @@ class Moe(nnx.Module):
             )
         num_experts = spec.router.num_experts
         self.spec = spec
-        self.router = Linear(width, num_experts, dtype, ("embed", "experts"), rngs=rngs)
+        axes, bias = ("embed", "experts"), spec.router.bias
+        self.router = Linear(width, num_experts, dtype, axes, bias=bias, rngs=rngs)
         # Small differences between experts decide: kept in float32 whatever the model's dtype.
         self.correction = (
             parameter(rngs, (num_experts,), jnp.dtype("float32"), ("experts",), zeros)

@@ -16,6 +16,7 @@ from jaxinfer.models.glm4 import GLM, GLM4
 from jaxinfer.models.glm4_moe import GLM4_MOE
 from jaxinfer.models.gpt2 import GPT2
 from jaxinfer.models.gpt_neox import GPT_NEOX
+from jaxinfer.models.gpt_oss import GPT_OSS
 from jaxinfer.models.granite import GRANITE
 from jaxinfer.models.granitemoe import GRANITEMOE
 from jaxinfer.models.hf_config import HfConfig
@@ -82,6 +83,7 @@ FAMILIES: tuple[Family, ...] = (
     MINISTRAL,
     OLMO,
     VAULTGEMMA,
+    GPT_OSS,
 )
 _BY_MODEL_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 

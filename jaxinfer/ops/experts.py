@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxinfer.config import MlpSpec, RouterSpec
-from jaxinfer.ops.activation import activate
+from jaxinfer.ops.activation import activate, activate_gate
 from pallas_kernels import grouped_matmul
 from sharding import DEFAULT_RULES
 from sharding.rules import mesh_axes
@@ -173,7 +173,7 @@ def _weighted_sum(
         hidden_AF = activate(spec.activation, hidden_AF)
     else:
         gate_AF = product(x_AD, params.gate_EDF, params.gate_bias_EF)
-        hidden_AF = activate(spec.activation, gate_AF) * hidden_AF
+        hidden_AF = activate_gate(spec, gate_AF, hidden_AF)
     out_AD = product(hidden_AF.astype(x_TD.dtype), params.down_EFD, None)
     out_TCD = _rows(out_AD, place_A).reshape(num_tokens, top_k, -1)
     return (out_TCD * weight_TC[:, :, None]).sum(axis=1)

@@ -340,6 +340,35 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {**HEAD_16, **HYBRID, "query_pre_attn_scalar": 24},
         {},
     ),
+    # The rope is stretched beyond its original length, with a ramp whose ends are not rounded.
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            **HEAD_16,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "intermediate_size": 32,
+            "sliding_window": 16,
+            **rope(**YARN, beta_fast=8.0, truncate=False),
+        },
+        {},
+    ),
+    # So low a limit that many a gate and many an up is beyond it.
+    "gpt_oss_limit": (
+        "gpt_oss",
+        {
+            **HEAD_16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 32,
+            "sliding_window": 16,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "attention_bias": False,
+            "swiglu_limit": 0.75,
+            "swiglu_alpha": 1.3,
+        },
+        {},
+    ),
     "gpt2_layer_scale": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "n_inner": 96}, {}),
 }
 GPT2_NAMES = {
