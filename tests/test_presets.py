@@ -58,5 +58,5 @@ def test_layer_types_name_every_layer():
 
 @pytest.mark.parametrize("name", ["", "llama", "../pyproject", "/etc/passwd", "llama-3.1-8b.toml"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name):
-    with pytest.raises(ModelNotFound, match=r"there are gemma3-270m, llama-3\.1-8b"):
+    with pytest.raises(ModelNotFound, match=r"there are gemma3-270m, gpt-oss-20b, llama-3\.1-8b"):
         find_config(name)
