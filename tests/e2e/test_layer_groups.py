@@ -1,5 +1,7 @@
-"""Full and window layers side by side, as gpt-oss has them: each group with pages and a prefix cache
-of its own. Alone, batched, in chunks, preempted or behind a prefix hit, the tokens are the same.
+"""Full and window layers side by side, as gpt-oss has them.
+
+Each group has pages and a prefix cache of its own. Alone, batched, in chunks, preempted or behind a
+prefix hit, the tokens are the same.
 """
 
 from dataclasses import replace
