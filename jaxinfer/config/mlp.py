@@ -107,12 +107,15 @@ class MoeSpec:
 
     The result is the weighted sum of the experts that the router chose, plus ``shared``, an MLP for
     all tokens. ``shared_gate``: the latter times the sigmoid of one more number from the input.
+    ``weigh_input``: the router's weight multiplies what an expert reads, and the experts' results
+    are added up as they are (Llama 4).
     """
 
     router: RouterSpec
     expert: MlpSpec
     shared: MlpSpec | None = None
     shared_gate: bool = False
+    weigh_input: bool = False
 
     def __post_init__(self) -> None:
         has_what_it_gates = self.shared is not None or not self.shared_gate

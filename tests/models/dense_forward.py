@@ -110,8 +110,11 @@ def _attention(spec: AttentionSpec, params: Params, x_TD: np.ndarray, max_len: i
 
 
 def _mask(spec: AttentionSpec, length: int) -> np.ndarray:
-    distance = np.arange(length)[:, None] - np.arange(length)
-    return (distance >= 0) & (distance < (spec.window or length))
+    position = np.arange(length)
+    distance = position[:, None] - position
+    is_seen = (distance >= 0) & (distance < (spec.window or length))
+    nth_chunk = position // (spec.chunk or length)
+    return is_seen & (nth_chunk[:, None] == nth_chunk)
 
 
 def _query_scale(spec: QueryTemperature, length: int) -> np.ndarray:
@@ -139,7 +142,10 @@ def _moe(spec: MoeSpec, params: Params, x_TD: np.ndarray) -> np.ndarray:
     out_TD = np.zeros_like(x_TD)
     for out_D, x_D, logits_E in zip(out_TD, x_TD, logits_TE, strict=True):
         for expert, weight in routed(spec.router, logits_E, correction_E).items():
-            out_D += weight * _mlp(spec.expert, experts[expert], x_D)
+            if spec.weigh_input:
+                out_D += _mlp(spec.expert, experts[expert], weight * x_D)
+            else:
+                out_D += weight * _mlp(spec.expert, experts[expert], x_D)
     if spec.shared is not None:
         shared_TD = _mlp(spec.shared, params["shared"], x_TD)
         if spec.shared_gate:

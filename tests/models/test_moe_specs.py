@@ -86,6 +86,11 @@ def test_a_gate_without_a_shared_expert_is_refused():
         ("glm4_moe", {"topk_group": 1}, "topk_group = 1.*with 3 experts to choose among"),
         ("glm4_moe", {"first_k_dense_replace": -1}, "first_k_dense_replace = -1"),
         ("glm4_moe", {"scoring_func": "softmax"}, "scoring_func = 'softmax'"),
+        ("ernie4_5_moe", {"moe_k": 7}, "moe_k = 7.*moe_num_experts = 6"),
+        ("ernie4_5_moe", {"num_experts_per_tok": 2}, "num_experts_per_tok = 2.*None or 3"),
+        ("ernie4_5_moe", {"use_bias": True}, "use_bias = True"),
+        ("ernie4_5_moe", {"moe_gate": "dense"}, "moe_gate = 'dense'"),
+        ("ernie4_5_moe", {"moe_layer_start_index": -1}, "moe_layer_start_index = -1"),
         ("gpt_oss", {"experts_per_token": 2}, "experts_per_token = 2.*None or 3"),
         ("gpt_oss", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ("gpt_oss", {"swiglu_limit": 0.0}, "swiglu_limit = 0.0"),
@@ -113,6 +118,9 @@ def test_experts_that_a_family_cannot_have_are_refused_by_the_field(name, fields
         ("qwen2_moe", {}, "DEDE"),
         ("glm4_moe", {}, "DEE"),
         ("glm4_moe", {"first_k_dense_replace": 0}, "EEE"),
+        ("ernie4_5_moe", {}, "DED"),
+        ("ernie4_5_moe", {"moe_layer_start_index": 0, "moe_layer_end_index": -1}, "EEE"),
+        ("ernie4_5_moe", {"moe_layer_interval": 2, "moe_layer_end_index": 2}, "DED"),
     ],
 )
 def test_experts_are_in_the_layers_that_have_them(name, fields, layers):
