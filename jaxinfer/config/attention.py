@@ -33,11 +33,11 @@ class AttentionSpec:
     """Softmax attention with grouped queries (MHA: N == K; GQA: N = G * K; MQA: K == 1).
 
     ``scale`` multiplies ``q . k``; None means ``head_dim ** -0.5``. ``window``: a token sees itself
-    and the ``window - 1`` tokens before it; None means all. ``chunk``: a token sees only those of its
-    own chunk of so many tokens; a model is served up to one chunk, where that is all of them.
-    ``rope`` None: no positions in this
-    layer. ``softcap``: ``c * tanh(logits / c)``. ``sinks``: a learned logit a head, of no token: it
-    takes its part of the softmax and adds nothing (gpt-oss, arXiv 2508.10925).
+    and the ``window - 1`` tokens before it; None means all. ``chunk``: a token sees only
+    those of its own chunk of so many tokens; a model is served up to one chunk, where that is all
+    of them. ``rope`` None: no positions in this layer. ``softcap``: ``c * tanh(logits / c)``.
+    ``sinks``: a learned logit a head, of no token: it takes its part of the softmax and adds
+    nothing (gpt-oss, arXiv 2508.10925).
 
     ``qk_norm`` is applied a head, with one weight for all of them (``"head"``) or each with its own
     (``"each_head"``), or over all heads together (``"all"``); before rotation, or after it with

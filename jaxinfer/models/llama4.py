@@ -1,4 +1,4 @@
-"""Llama 4 text: Scout, Maverick. Experts read what the router weighed, and some layers have no rope.
+"""Llama 4 text: Scout, Maverick. Experts read what the router weighed; some layers have no rope.
 
 Layers with rope attend in chunks, which are served up to one of them; layers without have queries
 that grow with their position. Of a multimodal checkpoint the language model is taken.
@@ -101,10 +101,9 @@ def _mixers(fields: HfConfig, count: int) -> list[AttentionSpec]:
     if not _is_list_of(types, count, (_CHUNKED, _FULL)):
         raise fields.error("layer_types", types, f"{count} times {_CHUNKED!r} or {_FULL!r}")
     plain = attention(fields, dim, qkv_bias=bias, out_bias=bias)
-    norm_fields = {"qk_norm": l2_norm, "qk_norm_after_rope": True}
-    with_rope = replace(
-        plain, rope=turning, **(norm_fields if fields.flag("use_qk_norm", True) else {})
-    )
+    with_rope = replace(plain, rope=turning)
+    if fields.flag("use_qk_norm", True):
+        with_rope = replace(with_rope, qk_norm=l2_norm, qk_norm_after_rope=True)
     without = replace(plain, query_temperature=_temperature(fields))
     return [
         replace(with_rope if turns else without, chunk=chunk if kind == _CHUNKED else None)
