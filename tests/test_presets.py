@@ -8,6 +8,7 @@ from jaxinfer.presets import config_names, find_config
 # As each model's safetensors headers count them.
 PUBLISHED_PARAMETERS = {
     "gemma3-270m": 268_098_176,
+    "gpt-oss-20b": 20_914_757_184,
     "llama-3.1-8b": 8_030_261_248,
     "llama-3.2-1b": 1_235_814_400,
     "mistral-7b-v0.1": 7_241_732_096,
@@ -29,6 +30,9 @@ def count_parameters(config: dict) -> int:
     attention = 2 * width * head_dim * (num_heads + num_kv_heads)
     mlp = 3 * width * config.get("moe_intermediate_size", config["intermediate_size"])
     num_experts = config.get("num_experts", config.get("num_local_experts"))
+    if config["model_type"] == "gpt_oss":  # biases everywhere, and a sink for each head
+        attention += 2 * num_kv_heads * head_dim + num_heads * head_dim + width + num_heads
+        mlp += 2 * config["intermediate_size"] + width + 1
     if num_experts is not None:
         mlp = num_experts * (mlp + width)  # each with its column of the router
     tables = 1 if config["tie_word_embeddings"] else 2
@@ -54,5 +58,5 @@ def test_layer_types_name_every_layer():
 
 @pytest.mark.parametrize("name", ["", "llama", "../pyproject", "/etc/passwd", "llama-3.1-8b.toml"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name):
-    with pytest.raises(ModelNotFound, match=r"there are gemma3-270m, llama-3\.1-8b"):
+    with pytest.raises(ModelNotFound, match=r"there are gemma3-270m, gpt-oss-20b, llama-3\.1-8b"):
         find_config(name)

@@ -73,11 +73,13 @@ def open_source(path: Path) -> Source:
     """
     # The readers import this module for TensorInfo.
     from jaxinfer.checkpoint.gguf import GgufSource
+    from jaxinfer.checkpoint.mxfp4 import Mxfp4Source, is_mxfp4
     from jaxinfer.checkpoint.safetensors import SafetensorsSource
 
     path = Path(path)
     if path.is_dir():
-        return SafetensorsSource(path)
+        source = SafetensorsSource(path)
+        return Mxfp4Source(source) if is_mxfp4(source.config) else source
     if path.is_file() and path.suffix == ".gguf":
         return GgufSource(path)
     raise ModelNotFound(

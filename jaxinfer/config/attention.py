@@ -33,8 +33,11 @@ class AttentionSpec:
     """Softmax attention with grouped queries (MHA: N == K; GQA: N = G * K; MQA: K == 1).
 
     ``scale`` multiplies ``q . k``; None means ``head_dim ** -0.5``. ``window``: a token sees itself
-    and the ``window - 1`` tokens before it; None means all. ``rope`` None: no positions in this
-    layer. ``softcap``: ``c * tanh(logits / c)``.
+    and the ``window - 1`` tokens before it; None means all. ``chunk``: a token sees only
+    those of its own chunk of so many tokens; a model is served up to one chunk, where that is all
+    of them. ``rope`` None: no positions in this layer. ``softcap``: ``c * tanh(logits / c)``.
+    ``sinks``: a learned logit a head, of no token: it takes its part of the softmax and adds
+    nothing (gpt-oss, arXiv 2508.10925).
 
     ``qk_norm`` is applied a head, with one weight for all of them (``"head"``) or each with its own
     (``"each_head"``), or over all heads together (``"all"``); before rotation, or after it with
@@ -49,6 +52,7 @@ class AttentionSpec:
     scale: float | None = None
     rope: RopeSpec | None = None
     window: int | None = None
+    chunk: int | None = None
     softcap: float | None = None
     qk_norm: NormSpec | None = None
     qk_norm_over: QkNormOver = "head"
@@ -57,6 +61,7 @@ class AttentionSpec:
     qkv_clip: float | None = None
     qkv_bias: bool = False
     out_bias: bool = False
+    sinks: bool = False
 
     def __post_init__(self) -> None:
         positive(self, "num_heads", "num_kv_heads", "head_dim")
@@ -64,7 +69,7 @@ class AttentionSpec:
         require(
             divides, "num_kv_heads", self.num_kv_heads, f"a divisor of num_heads = {self.num_heads}"
         )
-        for field in ("scale", "window", "softcap", "qkv_clip"):
+        for field in ("scale", "window", "chunk", "softcap", "qkv_clip"):
             if getattr(self, field) is not None:
                 positive(self, field)
         known = get_args(QkNormOver)

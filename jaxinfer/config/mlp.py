@@ -14,12 +14,19 @@ GroupScore = Literal["max", "top2"]
 class MlpSpec:
     """``down(act(gate(x)) * up(x))`` when gated (SwiGLU, GeGLU; arXiv 2002.05202), else
     ``down(act(up(x)))``.
+
+    The clamped SwiGLU of gpt-oss (arXiv 2508.10925) is the gated kind with more to it: ``limit``
+    clamps gate from above and up from both sides, ``swish_beta`` makes the activation
+    ``x * sigmoid(beta * x)``, and ``up_offset`` is added to up.
     """
 
     width: int
     activation: Activation = "silu"
     gated: bool = True
     bias: bool = False
+    limit: float | None = None
+    swish_beta: float = 1.0
+    up_offset: float = 0.0
 
     def __post_init__(self) -> None:
         positive(self, "width")
@@ -27,6 +34,13 @@ class MlpSpec:
         require(
             self.activation in known, "activation", self.activation, "one of " + ", ".join(known)
         )
+        positive(self, "swish_beta")
+        if self.limit is not None:
+            positive(self, "limit")
+        is_silu = self.activation == "silu" or self.swish_beta == 1.0
+        require(is_silu, "swish_beta", self.swish_beta, "1.0 but for 'silu'")
+        is_plain = self.limit is None and self.up_offset == 0.0
+        require(self.gated or is_plain, "limit and up_offset", True, "used in gated MLPs only")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +56,7 @@ class RouterSpec:
     weights of the chosen ones are divided by their sum; after a softmax this is the same as a
     softmax over the chosen logits alone. ``scale`` multiplies the weights. ``correction``: a
     learned number for each expert is added to its score where experts are chosen, not where they
-    are weighed.
+    are weighed. ``bias``: another one, added to the logits themselves (gpt-oss).
 
     Experts lie in ``num_groups`` groups of equal size, of which only the best ``top_groups`` are
     chosen from (DeepSeek-V2, arXiv 2405.04434). A group is as good as its best expert (``"max"``)
@@ -55,6 +69,7 @@ class RouterSpec:
     renormalize: bool = True
     scale: float = 1.0
     correction: bool = False
+    bias: bool = False
     num_groups: int = 1
     top_groups: int = 1
     group_score: GroupScore = "max"
@@ -92,12 +107,15 @@ class MoeSpec:
 
     The result is the weighted sum of the experts that the router chose, plus ``shared``, an MLP for
     all tokens. ``shared_gate``: the latter times the sigmoid of one more number from the input.
+    ``weigh_input``: the router's weight multiplies what an expert reads, and the experts' results
+    are added up as they are (Llama 4).
     """
 
     router: RouterSpec
     expert: MlpSpec
     shared: MlpSpec | None = None
     shared_gate: bool = False
+    weigh_input: bool = False
 
     def __post_init__(self) -> None:
         has_what_it_gates = self.shared is not None or not self.shared_gate

@@ -76,6 +76,9 @@ class ModelConfig:
                 positive(self, field)
         dtypes = ("float32", "bfloat16", "float16")
         require(self.dtype in dtypes, "dtype", self.dtype, "one of " + ", ".join(dtypes))
+        if self.chunk is not None:
+            fits = self.max_len <= self.chunk
+            require(fits, "max_len", self.max_len, f"at most a chunk of {self.chunk} tokens")
         if self.learned_positions is not None:
             fits = self.max_len <= self.learned_positions
             require(
@@ -84,6 +87,12 @@ class ModelConfig:
                 self.max_len,
                 f"at most learned_positions = {self.learned_positions}",
             )
+
+    @property
+    def chunk(self) -> int | None:
+        """The shortest chunk that a layer attends in; None where there is none."""
+        chunks = (layer.mixer.chunk for layer in self.layers)
+        return min((chunk for chunk in chunks if chunk is not None), default=None)
 
     @property
     def ropes(self) -> tuple[RopeSpec, ...]:

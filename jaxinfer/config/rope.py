@@ -28,7 +28,10 @@ class DynamicScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Scaling:
-    """Llama 3.1: long wavelengths divided by ``factor``, short ones kept, a smooth ramp between."""
+    """Llama 3.1: long wavelengths divided by ``factor``, short ones kept, a smooth ramp between.
+
+    Where both factors are the same (Llama 4) there is no between.
+    """
 
     factor: float
     low_freq_factor: float
@@ -37,8 +40,8 @@ class Llama3Scaling:
 
     def __post_init__(self) -> None:
         positive(self, "factor", "low_freq_factor", "high_freq_factor", "original_len")
-        ordered = self.low_freq_factor < self.high_freq_factor
-        require(ordered, "low_freq_factor", self.low_freq_factor, "below high_freq_factor")
+        ordered = self.low_freq_factor <= self.high_freq_factor
+        require(ordered, "low_freq_factor", self.low_freq_factor, "at most high_freq_factor")
 
 
 @dataclass(frozen=True, kw_only=True)

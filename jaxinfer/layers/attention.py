@@ -9,7 +9,7 @@ from jaxinfer.batch import Ragged
 from jaxinfer.config import AttentionSpec
 from jaxinfer.layers.linear import Linear, apply_each
 from jaxinfer.layers.norm import Norm
-from jaxinfer.layers.parameter import KeySource
+from jaxinfer.layers.parameter import KeySource, logit, parameter
 from jaxinfer.ops.attention import attend
 from jaxinfer.ops.rope import RopeTable, rotate
 from pallas_kernels import KVPages
@@ -26,6 +26,13 @@ class Attention(nnx.Module):
         self.k = Linear(width, kv_size, dtype, ("embed", "kv_heads"), bias=bias, rngs=rngs)
         self.v = Linear(width, kv_size, dtype, ("embed", "kv_heads"), bias=bias, rngs=rngs)
         self.o = Linear(q_size, width, dtype, ("heads", "embed"), bias=spec.out_bias, rngs=rngs)
+
+        # A term of the softmax, which is computed in float32 whatever the model's dtype.
+        self.sinks = (
+            parameter(rngs, (spec.num_heads,), jnp.dtype("float32"), ("heads",), logit)
+            if spec.sinks
+            else None
+        )
 
         def qk_norm(num_heads: int) -> Norm | None:
             if spec.qk_norm is None:
@@ -57,7 +64,10 @@ class Attention(nnx.Module):
         v_TKH = self._clipped(v.reshape(v.shape[0], spec.num_kv_heads, spec.head_dim))
         if query_scale_T is not None:
             q_TNH = (q_TNH.astype(jnp.float32) * query_scale_T[:, None, None]).astype(dtype)
-        out_TNH, pages = attend(spec, q_TNH, k_TKH, v_TKH, pages, page_table_SM, ragged, mesh=mesh)
+        sinks_N = None if self.sinks is None else self.sinks.get_value()
+        out_TNH, pages = attend(
+            spec, q_TNH, k_TKH, v_TKH, pages, page_table_SM, ragged, sinks_N=sinks_N, mesh=mesh
+        )
         return self.o(out_TNH.reshape(x_TD.shape[0], -1)), pages
 
     def _heads(

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxinfer.config import MlpSpec
 from jaxinfer.layers.linear import Linear, apply_each
 from jaxinfer.layers.parameter import KeySource
-from jaxinfer.ops.activation import activate
+from jaxinfer.ops.activation import activate, activate_gate
 
 
 class Mlp(nnx.Module):
@@ -31,5 +31,5 @@ class Mlp(nnx.Module):
                 hidden_TF = activate(self.spec.activation, self.up(x_TD))
             else:
                 gate_TF, up_TF = apply_each((self.gate, self.up), x_TD)
-                hidden_TF = activate(self.spec.activation, gate_TF) * up_TF
+                hidden_TF = activate_gate(self.spec, gate_TF, up_TF)
             return self.down(hidden_TF.astype(x_TD.dtype))

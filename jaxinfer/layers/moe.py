@@ -24,7 +24,8 @@ class Moe(nnx.Module):
             )
         num_experts = spec.router.num_experts
         self.spec = spec
-        self.router = Linear(width, num_experts, dtype, ("embed", "experts"), rngs=rngs)
+        axes, bias = ("embed", "experts"), spec.router.bias
+        self.router = Linear(width, num_experts, dtype, axes, bias=bias, rngs=rngs)
         # Small differences between experts decide: kept in float32 whatever the model's dtype.
         self.correction = (
             parameter(rngs, (num_experts,), jnp.dtype("float32"), ("experts",), zeros)
@@ -43,7 +44,15 @@ class Moe(nnx.Module):
             correction_E = None if self.correction is None else self.correction.get_value()
             routes = route(self.spec.router, self.router(x_TD), correction_E)
             params = self.experts.weights()
-            out_TD = apply_experts(self.spec.expert, params, x_TD, routes, is_live_T, mesh=mesh)
+            out_TD = apply_experts(
+                self.spec.expert,
+                params,
+                x_TD,
+                routes,
+                is_live_T,
+                mesh=mesh,
+                weigh_input=self.spec.weigh_input,
+            )
             if self.shared is None:
                 return out_TD
             shared_TD = self.shared(x_TD)

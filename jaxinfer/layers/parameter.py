@@ -20,6 +20,8 @@ fan_in: Initializer = nnx.initializers.lecun_normal()
 fan_in_of_each: Initializer = nnx.initializers.lecun_normal(batch_axis=0)
 #: Rows of an embedding.
 embedding: Initializer = nnx.initializers.normal(stddev=0.02)
+#: As far from zero as the logits beside it.
+logit: Initializer = nnx.initializers.normal(stddev=1.0)
 
 
 #: Where initialisers get their keys; None for a model of shapes alone.

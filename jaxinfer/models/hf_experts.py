@@ -14,7 +14,9 @@ MAX_EXPERTS = 1 << 12
 BALANCING_FIELDS = frozenset({"router_aux_loss_coef", "output_router_logits"})
 
 
-def router(fields: HfConfig, *count_names: str, **kwargs: Any) -> RouterSpec:
+def router(
+    fields: HfConfig, *count_names: str, top_k_name: str = "num_experts_per_tok", **kwargs: Any
+) -> RouterSpec:
     """The router: the number of experts stands in one of the fields ``count_names``, or in several
     that agree. ``kwargs`` are further fields of the spec.
     """
@@ -23,9 +25,9 @@ def router(fields: HfConfig, *count_names: str, **kwargs: Any) -> RouterSpec:
     for other in count_names:
         if fields.get(other, num_experts) != num_experts:
             raise fields.error(other, fields.get(other), f"{name} = {num_experts}")
-    top_k = fields.size("num_experts_per_tok", most=MAX_EXPERTS)
+    top_k = fields.size(top_k_name, most=MAX_EXPERTS)
     if top_k > num_experts:
-        raise fields.error("num_experts_per_tok", top_k, f"at most {name} = {num_experts}")
+        raise fields.error(top_k_name, top_k, f"at most {name} = {num_experts}")
     return RouterSpec(num_experts=num_experts, top_k=top_k, **kwargs)
 
 

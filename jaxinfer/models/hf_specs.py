@@ -93,17 +93,18 @@ def layer_norm(fields: HfConfig, name: str = "layer_norm_eps", **kwargs: Any) ->
     return NormSpec(kind="layer", eps=fields.number(name, 1e-5), **kwargs)
 
 
-def decoder(fields: HfConfig, *, layers: tuple[LayerSpec, ...], **kwargs: Any) -> ModelConfig:
+def decoder(
+    fields: HfConfig, *, layers: tuple[LayerSpec, ...], decodes: tuple[str, ...] = (), **kwargs: Any
+) -> ModelConfig:
     """A whole decoder: the fields that nearly all families share, and ``kwargs`` beside them.
 
-    ``width`` and ``max_len`` are read here unless they are among the ``kwargs``.
+    ``width`` and ``max_len`` are read here unless they are among the ``kwargs``. ``decodes``: the
+    quantisations whose tensors are decoded as they are read.
     """
     fields.only("is_encoder_decoder", False)
     fields.only("add_cross_attention", False)
     fields.only("pruned_heads", {}, [])
-    quantization = fields.get("quantization_config")
-    if quantization is not None:
-        raise Unsupported(f"quantization_config = {quantization!r:.200}: not read by this build")
+    _refuse_quantization(fields, decodes)
     if "width" not in kwargs:
         kwargs["width"] = fields.size("hidden_size")
     if "max_len" not in kwargs:
@@ -118,6 +119,17 @@ def decoder(fields: HfConfig, *, layers: tuple[LayerSpec, ...], **kwargs: Any) -
         eos_token_ids=_token_ids(fields, "eos_token_id"),
         **kwargs,
     )
+
+
+def _refuse_quantization(fields: HfConfig, decodes: tuple[str, ...]) -> None:
+    quantization = fields.inner("quantization_config")
+    if quantization is None:
+        return
+    if quantization.get("quant_method") not in decodes:
+        stated = fields.get("quantization_config")
+        raise Unsupported(f"quantization_config = {stated!r:.200}: not read by this build")
+    # Whether a tensor is packed, the checkpoint itself shows.
+    quantization.refuse_unread({"modules_to_not_convert", "dequantize"})
 
 
 def _served_len(positions: int, layers: tuple[LayerSpec, ...]) -> int:

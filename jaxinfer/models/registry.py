@@ -8,6 +8,7 @@ from jaxinfer.errors import ConfigError
 from jaxinfer.models.cohere import COHERE, COHERE2
 from jaxinfer.models.cwm import CWM
 from jaxinfer.models.ernie4_5 import ERNIE4_5, HELIUM
+from jaxinfer.models.ernie4_5_moe import ERNIE4_5_MOE
 from jaxinfer.models.exaone4 import EXAONE4
 from jaxinfer.models.gemma import GEMMA
 from jaxinfer.models.gemma2 import GEMMA2, VAULTGEMMA
@@ -16,11 +17,13 @@ from jaxinfer.models.glm4 import GLM, GLM4
 from jaxinfer.models.glm4_moe import GLM4_MOE
 from jaxinfer.models.gpt2 import GPT2
 from jaxinfer.models.gpt_neox import GPT_NEOX
+from jaxinfer.models.gpt_oss import GPT_OSS
 from jaxinfer.models.granite import GRANITE
 from jaxinfer.models.granitemoe import GRANITEMOE
 from jaxinfer.models.hf_config import HfConfig
 from jaxinfer.models.hunyuan import HUNYUAN
 from jaxinfer.models.llama import LLAMA
+from jaxinfer.models.llama4 import LLAMA4
 from jaxinfer.models.ministral3 import MINISTRAL3
 from jaxinfer.models.mistral import MINISTRAL, MISTRAL
 from jaxinfer.models.mixtral import MIXTRAL
@@ -82,6 +85,9 @@ FAMILIES: tuple[Family, ...] = (
     MINISTRAL,
     OLMO,
     VAULTGEMMA,
+    GPT_OSS,
+    LLAMA4,
+    ERNIE4_5_MOE,
 )
 _BY_MODEL_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 

@@ -23,13 +23,15 @@ def attend(
     page_table_SM: jax.Array,
     ragged: Ragged,
     *,
+    sinks_N: jax.Array | None = None,
     mesh: Mesh,
     implementation: str | None = None,
 ) -> tuple[jax.Array, KVPages]:
     """Writes the new keys and values into their pages and attends over each row's whole past.
 
     Heads are split over the mesh axis that the rules give to ``heads``; tokens, rows and pages are
-    whole on every device. Returns ``(out_TNH, pages)``.
+    whole on every device. ``sinks_N``: float32, where the spec has ``sinks``. Returns
+    ``(out_TNH, pages)``.
     """
     kernel = functools.partial(
         ragged_paged_attention,
@@ -38,6 +40,7 @@ def attend(
         logit_softcap=spec.softcap,
         implementation=implementation,
     )
+    assert (sinks_N is not None) == spec.sinks
     rows: tuple[jax.Array, ...] = (ragged.kv_lens_S, page_table_SM, ragged.cu_q_lens_S1)
     if ragged.fixed_distribution is None:
         assert ragged.distribution_3 is not None
@@ -47,7 +50,7 @@ def attend(
         kernel = functools.partial(kernel, distribution_3=distribution_3)
     with jax.named_scope("attention"):
         if mesh.size == 1:
-            return kernel(q_TNH, k_TKH, v_TKH, pages, *rows)
+            return kernel(q_TNH, k_TKH, v_TKH, pages, *rows, sinks_N=sinks_N)
         axes = mesh_axes(DEFAULT_RULES["kv_heads"])
         parts = [mesh.shape[axis] for axis in axes]
         if any(spec.num_kv_heads % part for part in parts):
@@ -59,10 +62,10 @@ def attend(
         pool = kv_pages_spec(axes)
         whole = PartitionSpec()
         sharded = jax.shard_map(
-            kernel,
+            lambda sinks_N, *args: kernel(*args, sinks_N=sinks_N),
             mesh=mesh,
-            in_specs=(heads, heads, heads, pool, *(whole for _ in rows)),
+            in_specs=(PartitionSpec(axes), heads, heads, heads, pool, *(whole for _ in rows)),
             out_specs=(heads, pool),
             check_vma=False,
         )
-        return sharded(q_TNH, k_TKH, v_TKH, pages, *rows)
+        return sharded(sinks_N, q_TNH, k_TKH, v_TKH, pages, *rows)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxinfer.config import MlpSpec, RouterSpec
-from jaxinfer.ops.activation import activate
+from jaxinfer.ops.activation import activate, activate_gate
 from pallas_kernels import grouped_matmul
 from sharding import DEFAULT_RULES
 from sharding.rules import mesh_axes
@@ -98,38 +98,42 @@ def apply_experts(
     is_live_T: jax.Array,
     *,
     mesh: Mesh,
+    weigh_input: bool = False,
     implementation: str | None = None,
 ) -> jax.Array:
     """Float32 ``[T, D]``: for each token the weighted sum of what its experts make of it.
 
     ``x_TD`` float32 or bfloat16, the dtype of the weights. A token that is not live costs nothing
     and comes out as zero, whatever it and its routes hold, NaN too. Bit for bit in one compiled
-    program, a token's result depends on nothing but itself.
+    program, a token's result depends on nothing but itself. ``weigh_input``: see ``MoeSpec``.
     """
     live_T1 = is_live_T[:, None]
     num_experts = params.up_EDF.shape[0]
     # Behind all groups, where rows are not multiplied.
     expert_TC = jnp.where(live_T1, routes.expert_TC, num_experts)
     weight_TC = jnp.where(live_T1, routes.weight_TC, 0.0)
+    in_weight_TC = None
+    if weigh_input:
+        in_weight_TC, weight_TC = weight_TC, jnp.where(live_T1, jnp.ones_like(weight_TC), 0.0)
     multiply = functools.partial(_weighted_sum, spec, implementation)
     with jax.named_scope("experts"):
         # The bias of the result is whole on every device: added behind the sum over them.
         split, bias_ED = params._replace(down_bias_ED=None), params.down_bias_ED
         if mesh.size == 1:
-            out_TD = multiply(split, x_TD, expert_TC, weight_TC)
+            out_TD = multiply(split, x_TD, expert_TC, in_weight_TC, weight_TC)
         else:
             axes = mesh_axes(DEFAULT_RULES["mlp"])
             whole, columns = PartitionSpec(), PartitionSpec(None, axes)
             wide, narrow = PartitionSpec(None, None, axes), PartitionSpec(None, axes, None)
             out_TD = jax.shard_map(
-                lambda x, experts, weights, *split: jax.lax.psum(
-                    multiply(ExpertWeights(*split), x, experts, weights), axes
+                lambda x, experts, in_weights, weights, *split: jax.lax.psum(
+                    multiply(ExpertWeights(*split), x, experts, in_weights, weights), axes
                 ),
                 mesh=mesh,
-                in_specs=(whole, whole, whole, wide, wide, narrow, columns, columns, whole),
+                in_specs=(whole, whole, whole, whole, wide, wide, narrow, columns, columns, whole),
                 out_specs=whole,
                 check_vma=False,
-            )(x_TD, expert_TC, weight_TC, *split)
+            )(x_TD, expert_TC, in_weight_TC, weight_TC, *split)
         if bias_ED is not None:
             bias_TCD = bias_ED.astype(jnp.float32).at[expert_TC].get(mode="clip")
             out_TD = out_TD + (bias_TCD * weight_TC[:, :, None]).sum(axis=1)
@@ -142,6 +146,7 @@ def _weighted_sum(
     params: ExpertWeights,
     x_TD: jax.Array,
     expert_TC: jax.Array,
+    in_weight_TC: jax.Array | None,
     weight_TC: jax.Array,
 ) -> jax.Array:
     """On one device: its part of the width of all experts."""
@@ -155,6 +160,9 @@ def _weighted_sum(
     sizes_E = (nth_E[:, None] == expert_A[None, :]).sum(axis=1, dtype=jnp.int32)
     sorted_A = _rows(expert_A, order_A)
     x_AD = _rows(x_TD, jax.lax.div(order_A, jnp.int32(top_k)))
+    if in_weight_TC is not None:
+        in_weight_A = _rows(in_weight_TC.reshape(-1), order_A)
+        x_AD = (x_AD.astype(jnp.float32) * in_weight_A[:, None]).astype(x_AD.dtype)
 
     def product(x: jax.Array, kernel: jax.Array, bias_EF: jax.Array | None) -> jax.Array:
         y = grouped_matmul(
@@ -173,7 +181,7 @@ def _weighted_sum(
         hidden_AF = activate(spec.activation, hidden_AF)
     else:
         gate_AF = product(x_AD, params.gate_EDF, params.gate_bias_EF)
-        hidden_AF = activate(spec.activation, gate_AF) * hidden_AF
+        hidden_AF = activate_gate(spec, gate_AF, hidden_AF)
     out_AD = product(hidden_AF.astype(x_TD.dtype), params.down_EFD, None)
     out_TCD = _rows(out_AD, place_A).reshape(num_tokens, top_k, -1)
     return (out_TCD * weight_TC[:, :, None]).sum(axis=1)

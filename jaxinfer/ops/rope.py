@@ -107,7 +107,7 @@ def _dynamic(spec: RopeSpec, scaling: DynamicScaling, max_len: int) -> np.ndarra
 def _llama3(plain: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
     turns = scaling.original_len * plain / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0) if low < high else turns > low
     return keep * plain + (1 - keep) * plain / scaling.factor
 
 

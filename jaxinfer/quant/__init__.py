@@ -1,4 +1,5 @@
 """Weights that are not plain arrays: block formats and their exact meaning in float32.
 
-``ggml``  the block formats of GGUF files, as a table of (elements, bytes, decode).
+``ggml``   the block formats of GGUF files, as a table of (elements, bytes, decode).
+``mxfp4``  four-bit floats as safetensors hold them (gpt-oss).
 """

@@ -21,7 +21,7 @@ from pallas_kernels.ragged_paged_attention import (
     ragged_paged_attention,
 )
 from pallas_kernels.ragged_paged_attention.pages import STORAGE
-from pallas_kernels.ragged_paged_attention.specs import ACCELERATOR_SPECS, SPECS, Spec
+from pallas_kernels.ragged_paged_attention.specs import ACCELERATOR_SPECS, SPECS, WINDOW_SPECS, Spec
 
 
 def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
@@ -93,9 +93,14 @@ def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
 OPERATION = Operation(
     name="ragged_paged_attention",
     specs=SPECS,
-    large_specs=ACCELERATOR_SPECS,
+    large_specs={**ACCELERATOR_SPECS, **WINDOW_SPECS},
     case=case,
-    changes={"pages_dtype": tuple(STORAGE), "page_size": int, "layers": int},
+    changes={
+        "pages_dtype": tuple(STORAGE),
+        "page_size": int,
+        "layers": int,
+        "sliding_window": int,
+    },
 )
 
 if __name__ == "__main__":

@@ -115,7 +115,6 @@ _SMOLLM2: dict[str, Any] = {"num_heads": 9, "num_kv_heads": 3, "head_dim": 64, "
 _GEMMA3_270M: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 1, "head_dim": 256, "layers": 18}
 _LLAMA3_8B: dict[str, Any] = {"num_heads": 32, "num_kv_heads": 8, "head_dim": 128, "layers": 32}
 _GPT_OSS: dict[str, Any] = {"num_heads": 64, "num_kv_heads": 8, "head_dim": 64, "layers": 24}
-
 SPECS = {
     "smollm2-decode-1": Spec(**_SMOLLM2, rows=_decode(1, 128, 256)),
     "smollm2-decode-8": Spec(**_SMOLLM2, rows=_decode(8, 128, 256)),
@@ -145,6 +144,21 @@ SPECS = {
         logit_softcap=50.0,
     ),
 }
+
+_GPT_OSS_WINDOW: dict[str, Any] = {
+    **_GPT_OSS,
+    "layers": 4,
+    "max_len": 8192,
+    "sliding_window": 128,
+    "has_sinks": True,
+}
+
+WINDOW_SPECS = {
+    "gpt-oss-window-at-512": Spec(**_GPT_OSS_WINDOW, rows=((1, 512),) * 8),
+    "gpt-oss-window-at-8k": Spec(**_GPT_OSS_WINDOW, rows=((1, 8192),) * 8),
+}
+"""Tokens far into their contexts, of which the window lets them see little: time must not know how
+far. Only the bench runs them; as shapes they are ``gpt-oss-window-sinks``."""
 
 _LLAMA3_8B_LAYER: dict[str, Any] = {**_LLAMA3_8B, "layers": 1, "page_size": 128, "max_len": 32_768}
 

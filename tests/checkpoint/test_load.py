@@ -1,10 +1,13 @@
-"""Tensors that do not fit their parameters are listed, all in one error."""
+"""Tensors become parameters; those that do not fit are listed, all in one error."""
 
 from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinfer.checkpoint.load import Recipe, Stack, load_params
 from jaxinfer.checkpoint.source import Index
 from jaxinfer.errors import MissingParameters, ShapeMismatch, UnexpectedTensors
 from jaxinfer.models.loading import load_model
@@ -97,3 +100,26 @@ def test_the_tensor_of_each_expert_is_read_once(name: str) -> None:
     source = CountingSource(case.config, case.shapes)
     load_model(source, mesh=make_mesh())
     assert sorted(source.names) == sorted(case.shapes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_matrices_that_are_turned_arrive_whole_however_wide(dtype: str) -> None:
+    source = DictSource({}, {"a": (300, 5), "b": (300, 5), "c": (2, 257, 3)})
+    rules = [
+        Recipe(target="one", source="a", transform=np.transpose),
+        Stack(
+            target="two",
+            parts=tuple(Recipe(target="two", source=s, transform=np.transpose) for s in "ab"),
+        ),
+        Recipe(target="three", source="c", transform=lambda tensor: tensor.swapaxes(1, 2)),
+    ]
+    a, b, c = (source.read(name).astype(jnp.dtype(dtype)) for name in "abc")
+    expected = {"one": a.T, "two": np.stack((a.T, b.T)), "three": c.swapaxes(1, 2)}
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = {
+        path: jax.ShapeDtypeStruct(array.shape, dtype, sharding=where)
+        for path, array in expected.items()
+    }
+    params = load_params(source, rules, abstract)
+    for path, array in expected.items():
+        np.testing.assert_array_equal(params[path], array)

@@ -44,14 +44,20 @@ SMALLEST_GAP = 1e-4
 
 
 def tiny_config(
-    windows: Sequence[int | None], mlps: Sequence[MlpSpec | MoeSpec] | None = None
+    windows: Sequence[int | None],
+    mlps: Sequence[MlpSpec | MoeSpec] | None = None,
+    **mixer: bool,
 ) -> ModelConfig:
-    """One layer a window, with the MLP beside it; two kv heads under four query heads."""
+    """One layer a window, with the MLP beside it; two kv heads under four query heads.
+
+    ``mixer``: further fields of the attention.
+    """
     norm = NormSpec(eps=1e-5)
     rope = RopeSpec(theta=10_000.0, rotary_dim=16)
+    attention = AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=16, rope=rope, **mixer)
     layers = tuple(
         LayerSpec(
-            mixer=AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=16, rope=rope, window=window),
+            mixer=replace(attention, window=window),
             mlp=mlp,
             pre_norm=norm,
         )
@@ -74,10 +80,11 @@ def tiny_model(
     windows: Sequence[int | None],
     devices: int = 1,
     mlps: Sequence[MlpSpec | MoeSpec] | None = None,
+    **mixer: bool,
 ) -> Model:
     """Weights large enough that the best two logits are apart, the same on every mesh."""
     mesh = make_mesh({"model": devices})
-    model = dummy_model(tiny_config(windows, mlps), mesh=mesh, seed=3)
+    model = dummy_model(tiny_config(windows, mlps, **mixer), mesh=mesh, seed=3)
     return replace(model, params=jax.tree.map(lambda leaf: leaf * jnp.float32(1.5), model.params))
 
 
@@ -197,9 +204,11 @@ def prompts(count: int, lengths: Sequence[int], seed: int = 0) -> list[list[int]
 
 
 def house_of(
-    windows: Sequence[int | None], mlps: Sequence[MlpSpec | MoeSpec] | None = None
+    windows: Sequence[int | None],
+    mlps: Sequence[MlpSpec | MoeSpec] | None = None,
+    **mixer: bool,
 ) -> House:
-    model = tiny_model(windows, mlps=mlps)
+    model = tiny_model(windows, mlps=mlps, **mixer)
     shapes = ProgramShapes(
         num_slots=2,
         pages_per_sequence=MAX_LEN // PAGE,

@@ -99,15 +99,22 @@ def _attention(spec: AttentionSpec, params: Params, x_TD: np.ndarray, max_len: i
     v_TNH = heads("v", spec.num_kv_heads).repeat(group, axis=1)
     logits_NTU = np.einsum("TNH,UNH->NTU", q_TNH, k_TNH) * spec.softmax_scale
     logits_NTU = np.where(_mask(spec, len(x_TD)), _softcap(spec.softcap, logits_NTU), -np.inf)
+    if spec.sinks:  # One more column, which everyone sees and which holds nothing.
+        sinks_NT1 = np.tile(params.get("sinks")[:, None, None], (1, len(x_TD), 1))
+        logits_NTU = np.concatenate((logits_NTU, sinks_NT1), axis=-1)
     weights_NTU = np.exp(logits_NTU - logits_NTU.max(axis=-1, keepdims=True))
     weights_NTU /= weights_NTU.sum(axis=-1, keepdims=True)
+    weights_NTU = weights_NTU[:, :, : len(x_TD)]
     out_TNH = np.einsum("NTU,UNH->TNH", weights_NTU, v_TNH)
     return _linear(params["o"], out_TNH.reshape(len(x_TD), -1), spec.out_bias)
 
 
 def _mask(spec: AttentionSpec, length: int) -> np.ndarray:
-    distance = np.arange(length)[:, None] - np.arange(length)
-    return (distance >= 0) & (distance < (spec.window or length))
+    position = np.arange(length)
+    distance = position[:, None] - position
+    is_seen = (distance >= 0) & (distance < (spec.window or length))
+    nth_chunk = position // (spec.chunk or length)
+    return is_seen & (nth_chunk[:, None] == nth_chunk)
 
 
 def _query_scale(spec: QueryTemperature, length: int) -> np.ndarray:
@@ -129,13 +136,16 @@ def _rotate(spec: RopeSpec, x_TNH: np.ndarray, max_len: int) -> np.ndarray:
 
 
 def _moe(spec: MoeSpec, params: Params, x_TD: np.ndarray) -> np.ndarray:
-    logits_TE = _linear(params["router"], x_TD, bias=False)
+    logits_TE = _linear(params["router"], x_TD, spec.router.bias)
     correction_E = params.get("correction") if spec.router.correction else None
     experts = [params["experts"].of_expert(e) for e in range(spec.router.num_experts)]
     out_TD = np.zeros_like(x_TD)
     for out_D, x_D, logits_E in zip(out_TD, x_TD, logits_TE, strict=True):
         for expert, weight in routed(spec.router, logits_E, correction_E).items():
-            out_D += weight * _mlp(spec.expert, experts[expert], x_D)
+            if spec.weigh_input:
+                out_D += _mlp(spec.expert, experts[expert], weight * x_D)
+            else:
+                out_D += weight * _mlp(spec.expert, experts[expert], x_D)
     if spec.shared is not None:
         shared_TD = _mlp(spec.shared, params["shared"], x_TD)
         if spec.shared_gate:
@@ -147,8 +157,11 @@ def _moe(spec: MoeSpec, params: Params, x_TD: np.ndarray) -> np.ndarray:
 def _mlp(spec: MlpSpec, params: Params, x_TD: np.ndarray) -> np.ndarray:
     hidden = _linear(params["up"], x_TD, spec.bias)
     if spec.gated:
-        gate = _linear(params["gate"], x_TD, spec.bias)
-        return _linear(params["down"], _activate(spec.activation, gate) * hidden, spec.bias)
+        gate, limit = _linear(params["gate"], x_TD, spec.bias), spec.limit or np.inf
+        gate, hidden = np.minimum(gate, limit), np.clip(hidden, -limit, limit) + spec.up_offset
+        # Swish of beta x is beta times that of x with this beta.
+        gate = _activate(spec.activation, spec.swish_beta * gate) / spec.swish_beta
+        return _linear(params["down"], gate * hidden, spec.bias)
     return _linear(params["down"], _activate(spec.activation, hidden), spec.bias)
 
 

@@ -40,6 +40,21 @@ def test_a_router_that_cannot_be_is_refused_by_the_name_of_its_field(fields, mes
         RouterSpec(**{"num_experts": 12, "top_k": 2} | fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"limit": 0.0}, "limit = 0.0"),
+        ({"swish_beta": -1.0}, "swish_beta = -1.0"),
+        ({"swish_beta": 1.5, "activation": "gelu"}, "swish_beta = 1.5.*but for 'silu'"),
+        ({"limit": 7.0, "gated": False}, "limit and up_offset"),
+        ({"up_offset": 1.0, "gated": False}, "limit and up_offset"),
+    ],
+)
+def test_an_mlp_that_cannot_be_is_refused_by_the_name_of_its_field(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        MlpSpec(**{"width": 8} | fields)
+
+
 def test_a_gate_without_a_shared_expert_is_refused():
     with pytest.raises(ConfigError, match="shared_gate = True"):
         MoeSpec(
@@ -71,6 +86,20 @@ def test_a_gate_without_a_shared_expert_is_refused():
         ("glm4_moe", {"topk_group": 1}, "topk_group = 1.*with 3 experts to choose among"),
         ("glm4_moe", {"first_k_dense_replace": -1}, "first_k_dense_replace = -1"),
         ("glm4_moe", {"scoring_func": "softmax"}, "scoring_func = 'softmax'"),
+        ("ernie4_5_moe", {"moe_k": 7}, "moe_k = 7.*moe_num_experts = 6"),
+        ("ernie4_5_moe", {"num_experts_per_tok": 2}, "num_experts_per_tok = 2.*None or 3"),
+        ("ernie4_5_moe", {"use_bias": True}, "use_bias = True"),
+        ("ernie4_5_moe", {"moe_gate": "dense"}, "moe_gate = 'dense'"),
+        ("ernie4_5_moe", {"moe_layer_start_index": -1}, "moe_layer_start_index = -1"),
+        ("gpt_oss", {"experts_per_token": 2}, "experts_per_token = 2.*None or 3"),
+        ("gpt_oss", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ("gpt_oss", {"swiglu_limit": 0.0}, "swiglu_limit = 0.0"),
+        ("gpt_oss", {"rope_parameters": None}, "rope_scaling = None.*given"),
+        (
+            "gpt_oss",
+            {"quantization_config": {"quant_method": "mxfp4", "bits": 3}},
+            "quantization_config.bits = 3",
+        ),
     ],
 )
 def test_experts_that_a_family_cannot_have_are_refused_by_the_field(name, fields, message):
@@ -89,6 +118,9 @@ def test_experts_that_a_family_cannot_have_are_refused_by_the_field(name, fields
         ("qwen2_moe", {}, "DEDE"),
         ("glm4_moe", {}, "DEE"),
         ("glm4_moe", {"first_k_dense_replace": 0}, "EEE"),
+        ("ernie4_5_moe", {}, "DED"),
+        ("ernie4_5_moe", {"moe_layer_start_index": 0, "moe_layer_end_index": -1}, "EEE"),
+        ("ernie4_5_moe", {"moe_layer_interval": 2, "moe_layer_end_index": 2}, "DED"),
     ],
 )
 def test_experts_are_in_the_layers_that_have_them(name, fields, layers):
@@ -113,6 +145,11 @@ def test_the_experts_of_glm_are_read_as_they_stand():
         expert=MlpSpec(width=24),
         shared=MlpSpec(width=48),
     )
+
+
+def test_layers_of_gpt_oss_have_a_window_in_turn_where_nothing_else_is_said():
+    config = model_config({**GoldenCase("gpt_oss").config, "layer_types": None})
+    assert [layer.mixer.window for layer in config.layers] == [16, None, 16]
 
 
 def test_the_long_rope_of_phi_moe_has_a_factor_of_its_own():

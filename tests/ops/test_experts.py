@@ -110,8 +110,9 @@ def run(
     step: tuple[jax.Array, Routes, jax.Array],
     devices: int = 1,
     implementation: str | None = None,
+    **options: object,
 ) -> np.ndarray:
-    options = {"mesh": make_mesh({"model": devices}), "implementation": implementation}
+    options |= {"mesh": make_mesh({"model": devices}), "implementation": implementation}
     program = jax.jit(lambda weights, *step: apply_experts(spec, weights, *step, **options))
     return np.asarray(program(weights, *step))
 
@@ -146,6 +147,19 @@ def test_experts_make_the_weighted_sum(spec, devices, implementation, four_devic
     weights, step = random_weights(spec), random_step()
     out_TD = run(spec, weights, step, devices, implementation)
     np.testing.assert_allclose(out_TD, plainly(spec, weights, step), **ROUNDING)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_weights_of_the_input_multiply_what_each_expert_reads(devices, four_devices):
+    weights, (x_TD, routes, is_live_T) = random_weights(WITH_BIASES), random_step()
+    step = (x_TD, routes, is_live_T.at[3].set(False))
+    out_TD = run(WITH_BIASES, weights, step, devices, weigh_input=True)
+    # Every choice as a token of its own that goes to one expert.
+    expert_A1, weight_A1 = routes.expert_TC.reshape(-1, 1), routes.weight_TC.reshape(-1, 1)
+    alone = (x_TD.repeat(C, axis=0) * weight_A1, Routes(expert_A1, jnp.ones((T * C, 1))), None)
+    expected_TD = plainly(WITH_BIASES, weights, alone).reshape(T, C, D).sum(axis=1)
+    expected_TD[3] = 0
+    np.testing.assert_allclose(out_TD, expected_TD, **ROUNDING)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
