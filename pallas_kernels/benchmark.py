@@ -66,6 +66,11 @@ class Operation:
         return {**self.specs, **self.large_specs}
 
 
+def one_layer(spec: Any) -> Any:
+    """The spec with one layer, which has all the kernels of many and compiles sooner."""
+    return dataclasses.replace(spec, layers=1) if hasattr(spec, "layers") else spec
+
+
 class Step:
     """A case compiled for the device that is here, and its arrays."""
 

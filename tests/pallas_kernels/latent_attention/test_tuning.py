@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from pallas_kernels.latent_attention.tuning import Problem, Tiles, heuristic
+from pallas_kernels.latent_attention.tpu_tuning import Problem, Tiles, heuristic
 
 DEEPSEEK = Problem(
+    case="mixed",
     num_heads=128,
     width=640,
     page_size=64,

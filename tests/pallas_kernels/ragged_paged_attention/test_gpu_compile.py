@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pallas_kernels import init_kv_pages, ragged_paged_attention
-from pallas_kernels.ragged_paged_attention.gpu_tuning import GpuProblem, gpu_heuristic
+from pallas_kernels import init_kv_pages, ragged_paged_attention, tile_table
 from tests.chips import REPORT
 
 
@@ -119,15 +118,16 @@ def test_it_compiles_for_hopper_in_registers_and_writes_in_place(
     """That shared memory suffices is what compiling says: more than 227 KiB is an error."""
     monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
     shape = {"tokens": 8 if decode else 512, "num_pages": 20_000, **shape}
-    memory = compiled(hopper_mesh, decode=decode, **shape).memory_analysis()
+    with tile_table.trial("ragged_paged_attention", {}) as asked:
+        memory = compiled(hopper_mesh, decode=decode, **shape).memory_analysis()
+    [question] = asked.values()
     said = "".join(capfd.readouterr())
     [(spill_stores, spill_loads, registers)] = [
         tuple(map(int, found)) for found in REPORT.findall(said)
     ]
     head_dim, dtype = shape.get("head_dim", 128), shape.get("dtype", "bfloat16")
-    tiles = gpu_heuristic(GpuProblem(head_dim=head_dim, pages_dtype=dtype))
-    warpgroups = 1 if decode else tiles.prefill_warpgroups
     assert (spill_stores, spill_loads) == (0, 0), f"with {registers} registers"
+    warpgroups = question.guess.warpgroups(question.problem)
     assert registers <= {1: 255, 2: 168}[warpgroups]
     _, num_kv_heads = shape.get("heads", (8, 2))
     positions = 20_000 * shape.get("page_size", 64)
