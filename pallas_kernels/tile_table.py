@@ -108,22 +108,33 @@ def tiles_for(
     guess = heuristic()
     identity = _identity(implementation, dispatch.chip().kind, key_of(problem))
     trials = _trials.get()
-    if trials is not None and trials.operation == operation:
-        trials.asked[identity] = Question(implementation, problem, guess)
-        return trials.tiles.get(identity, guess)
+    if trials is None or trials.operation != operation:
+        return _known(operation, identity, guess)
+    if trials.tiles is None:
+        tiles = _known(operation, identity, guess)
+    else:
+        tiles = trials.tiles.get(identity, guess)
+    trials.asked[identity] = Question(implementation, problem, tiles)
+    return tiles
+
+
+def tiles_of(entry: Entry, kind: type[Tiles]) -> Tiles:
+    """What stands in an entry, as the kernel takes it."""
+    sizes = {name: tuple(x) if isinstance(x, list) else x for name, x in entry.tiles.items()}
+    return kind(**sizes)
+
+
+def _known(operation: str, identity: tuple, guess: Tiles) -> Tiles:
     found = _by_identity(operation).get(identity)
-    if found is None:
-        return guess
-    sizes = {name: tuple(x) if isinstance(x, list) else x for name, x in found.tiles.items()}
-    return type(guess)(**sizes)
+    return guess if found is None else tiles_of(found, type(guess))
 
 
 class Question(NamedTuple):
-    """What a kernel asked for while it was traced, and what its heuristic said."""
+    """What a kernel asked for while it was traced, and what it got."""
 
     implementation: str
     problem: Any
-    guess: Any
+    tiles: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,14 +142,15 @@ class Trials:
     """Tiles by identity that an operation's kernels take, and all that they ask for."""
 
     operation: str
-    tiles: Mapping[tuple, Any]
+    tiles: Mapping[tuple, Any] | None
     asked: dict[tuple, Question]
 
 
 @contextmanager
-def trial(operation: str, tiles: Mapping[tuple, Any]) -> Iterator[dict[tuple, Question]]:
+def trial(operation: str, tiles: Mapping[tuple, Any] | None) -> Iterator[dict[tuple, Question]]:
     """Within it, calls that are traced take ``tiles`` where they name them, and else what the
-    heuristic says, whatever the table holds. Gives all that was asked, by identity."""
+    heuristic says, whatever the table holds; None changes nothing. Gives all that was asked, by
+    identity."""
     trials = Trials(operation=operation, tiles=tiles, asked={})
     token = _trials.set(trials)
     try:
