@@ -48,8 +48,6 @@ split. A pool or a stack of matrices copied is far more in the specs where these
 # Queries that come as arguments may be brought to VMEM in slices before the kernel starts; the
 # compiler cannot tell what that costs, and its estimate of the program turns negative.
 WHOLE = {"xla_tpu_sliced_prefetch_max_slices": "0"}
-# Half of the time goes into what is around the kernel: after one chip that is hurried through.
-HURRIED = WHOLE | {"exec_time_optimization_effort": -1.0}
 VMEM_LIMIT = re.compile(r"scoped_memory_configs[^}]*size\\22: (\d+)")
 
 
@@ -101,10 +99,10 @@ def assert_is_lean(compiled, case, implementation):
     assert memory.temp_size_in_bytes < times * given + more
 
 
-def compile_for_tpu(operation, name, chip, mesh):
+def compile_for_tpu(operation, name, mesh):
     lowered, case, questions = lower(operation, name, mesh)
     assert len(questions) == 1
-    compiled = lowered.compile(compiler_options=WHOLE if chip == "v6e" else HURRIED)
+    compiled = lowered.compile(compiler_options=WHOLE)
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 1
     # The compiler refuses a kernel that takes more than it asks for.
     (asked_for,) = set(VMEM_LIMIT.findall(lowered.as_text()))
@@ -125,18 +123,18 @@ def threads_of(operation, question):
 
 @pytest.mark.parametrize(("operation", "name", "chip"), pairs(["v6e", "tpu7x"]))
 def test_every_spec_compiles_for_the_newest_tpus(operation, name, chip, tpu_mesh):
-    compile_for_tpu(operation, name, chip, tpu_mesh(chip))
+    compile_for_tpu(operation, name, tpu_mesh(chip))
 
 
 @pytest.mark.parametrize(("operation", "name", "chip"), pairs(["v5e", "v5p"], of_each_kind=True))
 def test_every_kind_compiles_for_the_older_tpus(operation, name, chip, tpu_mesh):
-    compile_for_tpu(operation, name, chip, tpu_mesh(chip))
+    compile_for_tpu(operation, name, tpu_mesh(chip))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("operation", "name", "chip"), pairs(["v5e", "v5p"], of_each_kind=False))
 def test_every_other_pair_compiles(operation, name, chip, tpu_mesh):
-    compile_for_tpu(operation, name, chip, tpu_mesh(chip))
+    compile_for_tpu(operation, name, tpu_mesh(chip))
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,6 @@ def test_it_compiles_for_hopper_and_keeps_its_numbers_in_registers(
 
 
 PROGRAMS = {
-    "decode": {},
     "prefill": {"decode": False},
     "unwritten decode": {"update_kv_cache": False},
 }

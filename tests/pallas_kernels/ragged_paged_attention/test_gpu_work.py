@@ -11,13 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pallas_kernels import tile_table
 from pallas_kernels.ragged_paged_attention import gpu_unwritten, gpu_work
+from pallas_kernels.ragged_paged_attention.bench import OPERATION
 from pallas_kernels.ragged_paged_attention.gpu_limits import HEAD_DIMS, PAGE_DTYPES
 from pallas_kernels.ragged_paged_attention.gpu_pages import allocate_gpu_kv_pages
 from pallas_kernels.ragged_paged_attention.gpu_tiles import GpuProblem
 from pallas_kernels.ragged_paged_attention.gpu_tuning import gpu_candidates, gpu_heuristic
 from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.rows import describe_rows, in_order, token_pages
+from pallas_kernels.ragged_paged_attention.specs import Spec
 
 DECODE = GpuProblem(
     case="decode",
@@ -256,3 +259,35 @@ def test_two_warpgroups_are_no_candidate_where_shared_memory_has_no_room_for_the
     assert {tiles.prefill_warpgroups for tiles in gpu_candidates(wide)} == {1}
     narrow = replace(wide, head_dim=64, pages_dtype="bfloat16")
     assert {tiles.prefill_warpgroups for tiles in gpu_candidates(narrow)} == {1, 2}
+
+
+PADDED = {"num_heads": 8, "num_kv_heads": 2, "head_dim": 64, "num_tokens": 16}
+SPEC = Spec(**PADDED, num_slots=8, rows=((1, 400),) * 8)
+OTHERS = {
+    "prompts": replace(SPEC, rows=((2, 2),) * 8),
+    "mixed": replace(SPEC, rows=((1, 400), (4, 4))),
+    "more slots": replace(SPEC, num_slots=16),
+    "longer rows": replace(SPEC, max_len=8192),
+    "a window": replace(SPEC, sliding_window=128),
+    "fewer heads": replace(SPEC, num_kv_heads=1),
+}
+
+
+def questions(spec):
+    """The problems that a step asks tiles for, as a table knows them."""
+    case = OPERATION.case(spec, "bfloat16", "gpu")
+    carried, arguments = jax.eval_shape(case.make)
+    with tile_table.trial(OPERATION.name, {}) as asked:
+        jax.eval_shape(lambda *x: case.run(*x), carried, *arguments)
+    return {identity: question.problem for identity, question in asked.items()}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_programs_with_other_best_sizes_are_other_questions(other):
+    assert len(questions(SPEC)) == 1
+    assert not questions(SPEC).keys() & questions(other).keys()
+
+
+def test_numbers_up_to_a_power_of_two_are_one_question():
+    seven = replace(SPEC, num_slots=7, rows=SPEC.rows[:7], max_len=450)
+    assert questions(seven).keys() == questions(SPEC).keys()

@@ -180,9 +180,3 @@ def test_chips_share_the_heads_without_moving_pages(tpu_mesh):
     # Each chip has two of the eight heads.
     assert "bf16[1000,2,64,256]" in text
     assert "bf16[1000,8,64,256]" not in text
-
-
-def test_the_compiler_is_told_what_a_call_costs(tpu_mesh):
-    compiled, _ = compile_call(tpu_mesh("v6e"), num_tokens=8)
-    # Where nothing is known of a part, the sum is negative.
-    assert compiled.cost_analysis()["optimal_seconds"] > 0
