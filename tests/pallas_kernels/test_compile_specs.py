@@ -48,6 +48,13 @@ split. A pool or a stack of matrices copied is far more in the specs where these
 # Queries that come as arguments may be brought to VMEM in slices before the kernel starts; the
 # compiler cannot tell what that costs, and its estimate of the program turns negative.
 WHOLE = {"xla_tpu_sliced_prefetch_max_slices": "0"}
+WITHOUT_ESTIMATE = {
+    ("llama3-8b-prefill-8k", "tpu7x"),
+    ("llama3-8b-prefill-16k", "tpu7x"),
+    ("deepseek-v3-prefill", "tpu7x"),
+}
+"""Where the compiler leaves gathers, or another order in memory, of so many queries to the sparse
+core, whose time it cannot tell."""
 VMEM_LIMIT = re.compile(r"scoped_memory_configs[^}]*size\\22: (\d+)")
 
 
@@ -99,17 +106,21 @@ def assert_is_lean(compiled, case, implementation):
     assert memory.temp_size_in_bytes < times * given + more
 
 
-def compile_for_tpu(operation, name, mesh):
+def compile_for_tpu(operation, name, chip, mesh):
     lowered, case, questions = lower(operation, name, mesh)
     assert len(questions) == 1
     compiled = lowered.compile(compiler_options=WHOLE)
-    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 1
+    text = compiled.as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 1
     # The compiler refuses a kernel that takes more than it asks for.
     (asked_for,) = set(VMEM_LIMIT.findall(lowered.as_text()))
     vmem_bytes = TPU_CHIPS[mesh.devices.flat[0].device_kind].vmem_bytes
     assert int(asked_for) <= vmem_bytes * 3 // 4
     # Where nothing is known of a part, the sum is negative.
-    assert compiled.cost_analysis()["optimal_seconds"] > 0
+    if (name, chip) in WITHOUT_ESTIMATE:
+        assert "sparsecore" in text
+    else:
+        assert compiled.cost_analysis()["optimal_seconds"] > 0
     assert_is_lean(compiled, case, "tpu")
 
 
@@ -123,18 +134,18 @@ def threads_of(operation, question):
 
 @pytest.mark.parametrize(("operation", "name", "chip"), pairs(["v6e", "tpu7x"]))
 def test_every_spec_compiles_for_the_newest_tpus(operation, name, chip, tpu_mesh):
-    compile_for_tpu(operation, name, tpu_mesh(chip))
+    compile_for_tpu(operation, name, chip, tpu_mesh(chip))
 
 
 @pytest.mark.parametrize(("operation", "name", "chip"), pairs(["v5e", "v5p"], of_each_kind=True))
 def test_every_kind_compiles_for_the_older_tpus(operation, name, chip, tpu_mesh):
-    compile_for_tpu(operation, name, tpu_mesh(chip))
+    compile_for_tpu(operation, name, chip, tpu_mesh(chip))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("operation", "name", "chip"), pairs(["v5e", "v5p"], of_each_kind=False))
 def test_every_other_pair_compiles(operation, name, chip, tpu_mesh):
-    compile_for_tpu(operation, name, tpu_mesh(chip))
+    compile_for_tpu(operation, name, chip, tpu_mesh(chip))
 
 
 @pytest.mark.parametrize(
