@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Lowered
 
@@ -64,6 +65,27 @@ class Operation:
     @property
     def every(self) -> dict[str, Any]:
         return {**self.specs, **self.large_specs}
+
+
+def one_layer(spec: Any) -> Any:
+    """The spec with one layer, which has all the kernels of many and compiles sooner."""
+    return dataclasses.replace(spec, layers=1) if hasattr(spec, "layers") else spec
+
+
+def repeated(page: Any, num_pages: int) -> Any:
+    """A pool of pages that all hold what the only one of ``page`` holds, a pytree as a pool is.
+
+    Zeros would draw less power, and run faster, than what a model writes.
+    """
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_pages, *leaf.shape[1:])), page)
+
+
+def random_like(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Normal numbers of a dtype that pages hold; as multiples of 1/32 where it is of integers."""
+    x = jax.random.normal(key, shape, jnp.float32)
+    if jnp.issubdtype(dtype, jnp.integer):
+        x = jnp.clip(jnp.round(32 * x), -127, 127)
+    return x.astype(dtype)
 
 
 class Step:

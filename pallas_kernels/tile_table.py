@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,9 +19,14 @@ from pallas_kernels import dispatch
 
 Tiles = TypeVar("Tiles")
 """A frozen dataclass: the tile sizes of one kernel."""
+Problem = TypeVar("Problem", bound=Any)
+"""A frozen dataclass: what the tile sizes depend on."""
 
 PLAIN = (bool, int, float, str, type(None))
-ROUNDED = frozenset({"num_tokens", "num_rows", "max_queries", "num_slots", "pages_per_row"})
+ROUNDED = frozenset(
+    {"num_tokens", "num_rows", "max_queries", "num_slots", "num_positions", "pages_per_row"}
+)
+"""Fields of problems that count what a batch has, whatever the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,8 @@ class Entry:
         tiles: the fields of the kernel's tile sizes.
         microseconds: of one call, measured on that chip; None where the tiles were only compiled
             within its budgets.
+        heuristic_microseconds: the same for the tiles that the kernel would take without a table;
+            None where nothing was measured, or where those tiles do not compile.
         command: what found it.
         jax: the version of JAX that compiled it.
         date: ``YYYY-MM-DD``.
@@ -48,6 +55,7 @@ class Entry:
     command: str
     jax: str
     date: str
+    heuristic_microseconds: float | None = None
 
     @property
     def identity(self) -> tuple:
@@ -76,19 +84,20 @@ def write(operation: str, entries: tuple[Entry, ...]) -> None:
     _by_identity.cache_clear()
 
 
-def key_of(problem: Any) -> dict[str, Any]:
-    """What stands in a table for a problem, a dataclass: its fields, with dtypes by name.
+def rounded(problem: Problem) -> Problem:
+    """The problem that stands for all of its kind: tokens, rows, slots and pages are counted up to
+    the next power of two, so that a table holds for all numbers between two of them."""
+    counts = {field.name for field in fields(problem)} & ROUNDED
+    return replace(
+        problem, **{name: 1 << (getattr(problem, name) - 1).bit_length() for name in counts}
+    )
 
-    Tokens, rows and pages are counted up to the next power of two: a table holds for all numbers
-    between two of them.
-    """
-    key = {}
-    for field in fields(problem):
-        value = getattr(problem, field.name)
-        if field.name in ROUNDED:
-            value = 1 << (value - 1).bit_length()
-        key[field.name] = value if isinstance(value, PLAIN) else np.dtype(value).name
-    return key
+
+def key_of(problem: Any) -> dict[str, Any]:
+    """What stands in a table for a problem, a dataclass: its fields, ``rounded``, with dtypes by
+    name."""
+    values = {field.name: getattr(rounded(problem), field.name) for field in fields(problem)}
+    return {name: x if isinstance(x, PLAIN) else np.dtype(x).name for name, x in values.items()}
 
 
 def tiles_for(
@@ -99,22 +108,33 @@ def tiles_for(
     guess = heuristic()
     identity = _identity(implementation, dispatch.chip().kind, key_of(problem))
     trials = _trials.get()
-    if trials is not None and trials.operation == operation:
-        trials.asked[identity] = Question(implementation, problem, guess)
-        return trials.tiles.get(identity, guess)
+    if trials is None or trials.operation != operation:
+        return _known(operation, identity, guess)
+    if trials.tiles is None:
+        tiles = _known(operation, identity, guess)
+    else:
+        tiles = trials.tiles.get(identity, guess)
+    trials.asked[identity] = Question(implementation, problem, tiles)
+    return tiles
+
+
+def tiles_of(entry: Entry, kind: type[Tiles]) -> Tiles:
+    """What stands in an entry, as the kernel takes it."""
+    sizes = {name: tuple(x) if isinstance(x, list) else x for name, x in entry.tiles.items()}
+    return kind(**sizes)
+
+
+def _known(operation: str, identity: tuple, guess: Tiles) -> Tiles:
     found = _by_identity(operation).get(identity)
-    if found is None:
-        return guess
-    sizes = {name: tuple(x) if isinstance(x, list) else x for name, x in found.tiles.items()}
-    return type(guess)(**sizes)
+    return guess if found is None else tiles_of(found, type(guess))
 
 
 class Question(NamedTuple):
-    """What a kernel asked for while it was traced, and what its heuristic said."""
+    """What a kernel asked for while it was traced, and what it got."""
 
     implementation: str
     problem: Any
-    guess: Any
+    tiles: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +142,15 @@ class Trials:
     """Tiles by identity that an operation's kernels take, and all that they ask for."""
 
     operation: str
-    tiles: Mapping[tuple, Any]
+    tiles: Mapping[tuple, Any] | None
     asked: dict[tuple, Question]
 
 
 @contextmanager
-def trial(operation: str, tiles: Mapping[tuple, Any]) -> Iterator[dict[tuple, Question]]:
+def trial(operation: str, tiles: Mapping[tuple, Any] | None) -> Iterator[dict[tuple, Question]]:
     """Within it, calls that are traced take ``tiles`` where they name them, and else what the
-    heuristic says, whatever the table holds. Gives all that was asked, by identity."""
+    heuristic says, whatever the table holds; None changes nothing. Gives all that was asked, by
+    identity."""
     trials = Trials(operation=operation, tiles=tiles, asked={})
     token = _trials.set(trials)
     try:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, TypeCheckError, jaxtyped
 
 import jaxinfer
 from jaxinfer.presets import find_config
+from pallas_kernels.tune import OPERATIONS
 from sharding import make_mesh
 from tests.conftest import check_shapes
 
@@ -100,7 +101,7 @@ def project_name(requirement: str) -> str:
     return re.split(r"[\[<>=!~; ]", requirement)[0].replace("_", "-").lower()
 
 
-def test_a_wheel_holds_every_source_file_and_every_config(tmp_path):
+def test_a_wheel_holds_every_source_file_every_config_and_every_table(tmp_path):
     build = ["hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run([sys.executable, "-m", *build], cwd=ROOT, check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")
@@ -108,6 +109,9 @@ def test_a_wheel_holds_every_source_file_and_every_config(tmp_path):
     configs = (ROOT / "configs").rglob("*.toml")
     wanted = {str(path.relative_to(ROOT)) for path in SOURCES}
     wanted |= {f"jaxinfer/{path.relative_to(ROOT)}" for path in configs} | {"jaxinfer/py.typed"}
+    tables = {f"pallas_kernels/{name}/tiles.json" for name in OPERATIONS}
+    assert tables == {str(x.relative_to(ROOT)) for x in ROOT.glob("pallas_kernels/*/*.json")}
+    wanted |= tables
     assert wanted <= inside
     assert not [name for name in inside if name.startswith("tests/")]
 

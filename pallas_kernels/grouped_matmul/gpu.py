@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.grouped_matmul import gpu_kernel
+from pallas_kernels.grouped_matmul.gpu_tuning import gpu_tiles_for
 from pallas_kernels.grouped_matmul.problem import Problem
-from pallas_kernels.grouped_matmul.tuning import GpuTiles, tiles_for
 from pallas_kernels.grouped_matmul.visits import list_visits
 
 
@@ -19,7 +19,7 @@ def grouped_matmul(
     interpret: bool = False,
 ) -> jax.Array:
     """Where the rows are no multiple of 8, or fewer than those of a tile, x is copied."""
-    tiles = tiles_for(problem, GpuTiles)
+    tiles = gpu_tiles_for(problem)
     visits = list_visits(
         group_sizes_E,
         problem.num_rows,

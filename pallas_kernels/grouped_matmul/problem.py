@@ -93,6 +93,15 @@ def describe(
     )
 
 
+def divisors(number: int, *, most: int | None = None) -> list[int]:
+    """Divisors of ``number`` that are multiples of 128 and at most ``most``, but never none: the
+    least, or ``number`` itself if it is no multiple of 128."""
+    if number % 128:
+        return [number]
+    every = [n for n in range(128, number + 1, 128) if number % n == 0]
+    return [n for n in every if most is None or n <= max(most, 128)]
+
+
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
     if not condition:
         raise ValueError(f"{name} = {value} is not allowed: it must be {allowed}")

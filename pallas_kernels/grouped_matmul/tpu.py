@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.grouped_matmul.problem import Problem
-from pallas_kernels.grouped_matmul.tuning import VMEM_LIMIT, TpuTiles, tiles_for
+from pallas_kernels.grouped_matmul.tpu_tuning import VMEM_LIMIT, TpuTiles, tpu_tiles_for
 from pallas_kernels.grouped_matmul.visits import group_ends, list_visits
 
 
@@ -30,7 +30,7 @@ def grouped_matmul(
     *,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> jax.Array:
-    tiles = tiles_for(problem, TpuTiles)
+    tiles = tpu_tiles_for(problem)
     visits = list_visits(
         group_sizes_E, problem.num_rows, tiles.rows, align=tiles.rows, has_padding=True
     )

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from pallas_kernels import dispatch
 from pallas_kernels.grouped_matmul.problem import Problem
-from pallas_kernels.grouped_matmul.tuning import XlaTiles, tiles_for
 from pallas_kernels.grouped_matmul.visits import group_ends, list_visits
+from pallas_kernels.grouped_matmul.xla_tuning import xla_tiles_for
 
 
 def grouped_matmul(
@@ -23,7 +23,7 @@ def grouped_matmul(
     platform = dispatch.chip().platform
     if platform == "tpu" and w_scale_EF is None:
         return _ragged_dot(problem, x_TD, w_EDF, group_sizes_E)
-    tiles = tiles_for(problem, XlaTiles)
+    tiles = xla_tiles_for(problem)
     is_cpu = platform == "cpu"
     # A loop that cuts parts of int8 matrices makes XLA:TPU copy all of them to another layout.
     rows, depth = tiles.rows, tiles.depth if is_cpu else problem.depth

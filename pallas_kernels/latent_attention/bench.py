@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.benchmark import Case, Operation, main
+from pallas_kernels.benchmark import Case, Operation, main, random_like, repeated
 from pallas_kernels.latent_attention import LatentPages, init_latent_pages, latent_attention
 from pallas_kernels.latent_attention.pages import STORAGE
 from pallas_kernels.latent_attention.specs import SPECS, Spec
@@ -60,15 +60,19 @@ def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
             (tokens, spec.latent_rank),
             (tokens, spec.rope_dim),
         )
-        keys = jax.random.split(jax.random.key(0), len(shapes))
+        *keys, latent_key, rope_key = jax.random.split(jax.random.key(0), len(shapes) + 2)
         new = (
             jax.random.normal(key, shape, jnp.float32).astype(dtype)
             for key, shape in zip(keys, shapes, strict=True)
         )
-        sizes = (batch.num_pages, spec.page_size, spec.latent_rank, spec.rope_dim)
-        layers = [
-            init_latent_pages(*sizes, spec.pages_dtype, implementation) for _ in range(spec.layers)
-        ]
+        sizes = (spec.page_size, spec.latent_rank, spec.rope_dim)
+        page = init_latent_pages(1, *sizes, spec.pages_dtype, implementation)
+        page = page.write(
+            jnp.zeros(1, jnp.int32),
+            random_like(latent_key, (1, spec.page_size, spec.latent_rank), page.dtype),
+            random_like(rope_key, (1, spec.page_size, spec.rope_dim), page.dtype),
+        )
+        layers = [repeated(page, batch.num_pages) for _ in range(spec.layers)]
         return layers, (*new, {name: jnp.asarray(x) for name, x in described.items()})
 
     return Case(

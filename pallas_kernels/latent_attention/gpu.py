@@ -17,7 +17,9 @@ from pallas_kernels.latent_attention.gpu_pages import GpuLatentPages, write_toke
 from pallas_kernels.ragged_paged_attention import gpu_work
 from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.rows import (
+    Case,
     Rows,
+    case_of,
     describe_rows,
     in_order,
     take,
@@ -56,7 +58,15 @@ def latent_attention(
     dtype = q_latent_TNR.dtype
     q_latent_TNR, q_rope_TNr = (x.astype(latent_pages.dtype) for x in (q_latent_TNR, q_rope_TNr))
     has_singles, has_tiles = gpu_work.launches(distribution_3)
-    call = _Call(q_latent_TNR, q_rope_TNr, options, has_singles, has_tiles, interpret)
+    call = _Call(
+        q_latent_TNR,
+        q_rope_TNr,
+        options,
+        has_singles,
+        has_tiles,
+        case_of(distribution_3),
+        interpret,
+    )
     if latent_TR is None or rope_Tr is None:
         return call.attend(latent_pages, rows, dtype).out_TNR.astype(dtype), latent_pages
     if options.update_kv_cache:
@@ -101,6 +111,7 @@ class _Call(NamedTuple):
     options: Options
     has_singles: bool
     has_tiles: bool
+    case: Case
     interpret: bool
 
     @property
@@ -135,7 +146,7 @@ class _Call(NamedTuple):
     ) -> Average:
         """Rows with one new token, by slot; others' rows mean nothing."""
         num_slots, pages_per_row = rows.page_table_SM.shape
-        plan = self._plan(pages, max_queries=1, out_dtype=jnp.float32)
+        plan = self._plan(pages, rows, max_queries=1, out_dtype=jnp.float32)
         num_positions = pages_per_row * pages.page_size
         splits = gpu_work.max_splits(plan.tiles, num_slots, self.num_groups, num_positions)
         num_splits_S = gpu_work.num_splits(plan.tiles, self.options, rows, is_single_S, splits)
@@ -159,7 +170,7 @@ class _Call(NamedTuple):
         """Rows in tiles of queries, by token; others' tokens mean nothing."""
         num_tokens = self.q_latent_TNR.shape[0]
         out_dtype = pages.dtype if dtype == pages.dtype else jnp.float32
-        plan = self._plan(pages, max_queries=num_tokens, out_dtype=out_dtype)
+        plan = self._plan(pages, rows, max_queries=num_tokens, out_dtype=out_dtype)
         lanes = plan.tiles.queries
         tiles = gpu_work.list_tiles(
             plan.tiles, self.options, rows, pages.page_size, is_tiled_S, lanes
@@ -173,10 +184,17 @@ class _Call(NamedTuple):
             )
         )
 
-    def _plan(self, pages: GpuLatentPages, *, max_queries: int, out_dtype: Any) -> gpu_kernel.Plan:
+    def _plan(
+        self, pages: GpuLatentPages, rows: Rows, *, max_queries: int, out_dtype: Any
+    ) -> gpu_kernel.Plan:
+        num_slots, pages_per_row = rows.page_table_SM.shape
         problem = gpu_tuning.Problem(
-            group_size=self.group_size,
+            case=self.case,
             max_queries=max_queries,
+            num_slots=num_slots,
+            num_positions=pages_per_row * pages.page_size,
+            num_groups=self.num_groups,
+            group_size=self.group_size,
             latent_rank=pages.latent_rank,
             rope_dim=pages.rope_dim,
         )

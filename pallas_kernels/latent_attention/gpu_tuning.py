@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from pallas_kernels import tile_table
 from pallas_kernels.gpu_chips import SHARED_BYTES
+from pallas_kernels.ragged_paged_attention.rows import Case
 
 BLOCK = 64
 """Positions that a step takes: one copy. A page holds one or more."""
@@ -31,11 +32,19 @@ NUM_REGISTERS = 64 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What the sizes depend on. ``max_queries`` is the most tokens that a tile may take (1: decode)
-    and ``group_size`` the heads of one, at most ``TILE``."""
+    """What the sizes of one launch depend on.
 
-    group_size: int
+    A program has a launch for rows with one new token, whose ``max_queries`` is 1, and one for
+    tiles of as many tokens as it has; ``case`` says which rows it is for. ``num_positions``: the
+    most that a token sees. The heads are ``num_groups`` groups of ``group_size``, at most ``TILE``.
+    """
+
+    case: Case
     max_queries: int
+    num_slots: int
+    num_positions: int
+    num_groups: int
+    group_size: int
     latent_rank: int
     rope_dim: int
 
@@ -76,17 +85,22 @@ class Tiles:
 
 def heuristic(problem: Problem) -> Tiles:
     """As many query tokens as fit, as many blocks as fit. Reasoned, not measured."""
-    position_bytes = (problem.latent_rank + problem.rope_dim) * 2
-    # Sums leave from where queries were.
-    row_bytes = max(problem.latent_rank * 2, HALVES * PART * 4) + problem.rope_dim * 2
-    used = TILE * (row_bytes + BLOCK * 2) + OTHER_BYTES
     queries = max(min(TILE // problem.group_size, problem.max_queries), 1)
     queries = 1 << (queries.bit_length() - 1)
     return Tiles(
         queries=queries,
         rows=-(-queries * problem.group_size // 8) * 8,
-        stages=min((SHARED_BYTES - used) // (BLOCK * position_bytes), MAX_STAGES),
+        stages=min(most_stages(problem), MAX_STAGES),
     )
+
+
+def most_stages(problem: Problem) -> int:
+    """Blocks that shared memory holds beside a tile."""
+    position_bytes = (problem.latent_rank + problem.rope_dim) * 2
+    # Sums leave from where queries were.
+    row_bytes = max(problem.latent_rank * 2, HALVES * PART * 4) + problem.rope_dim * 2
+    used = TILE * (row_bytes + BLOCK * 2) + OTHER_BYTES
+    return (SHARED_BYTES - used) // (BLOCK * position_bytes)
 
 
 def tiles_for(problem: Problem) -> Tiles:
@@ -95,9 +109,22 @@ def tiles_for(problem: Problem) -> Tiles:
 
 
 def candidates(problem: Problem) -> Iterator[Tiles]:
-    """Sizes worth measuring, the heuristic's first: fewer tokens a tile, fewer blocks in flight."""
+    """Sizes worth measuring, the heuristic's first: fewer tokens a tile, fewer blocks in flight,
+    and, for rows of one token, other ways to split them. All fit into shared memory, for the
+    heuristic has as many blocks as do."""
     guess = heuristic(problem)
-    for queries, stages in itertools.product((1, 2, 4), range(guess.stages, 1, -1)):
-        if guess.queries % queries == 0:
-            rows = -(-guess.queries // queries * problem.group_size // 8) * 8
-            yield replace(guess, queries=guess.queries // queries, rows=rows, stages=stages)
+    min_splits, units = [guess.min_split], [guess.wanted_units]
+    if problem.max_queries == 1:
+        min_splits, units = [guess.min_split, 2, 8], [guess.wanted_units, 528]
+    for fewer, stages, min_split, wanted_units in itertools.product(
+        (1, 2, 4), range(guess.stages, 1, -1), min_splits, units
+    ):
+        if guess.queries % fewer == 0:
+            yield replace(
+                guess,
+                queries=guess.queries // fewer,
+                rows=-(-guess.queries // fewer * problem.group_size // 8) * 8,
+                stages=stages,
+                min_split=min_split,
+                wanted_units=wanted_units,
+            )

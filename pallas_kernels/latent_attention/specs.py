@@ -67,6 +67,7 @@ SPECS = {
         num_heads=128, rows=tuple((3, n + 2) for _, n in _decode(16, 1000, 2000)), layers=4
     ),
     "deepseek-v2-lite-decode": Spec(num_heads=16, rows=_decode(16, 200, 1000), layers=27),
+    "deepseek-v2-lite-prefill": Spec(num_heads=16, rows=((512, 512),) * 4, layers=27),
     "deepseek-v2-lite-mixed": Spec(
         num_heads=16,
         rows=(*_decode(24, 200, 1000), (256, 256), (200, 700), (1, 90)),

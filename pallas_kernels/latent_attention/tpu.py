@@ -16,16 +16,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.latent_attention import tpu_pages, tuning
+from pallas_kernels.latent_attention import tpu_pages, tpu_tuning, tuning
 from pallas_kernels.latent_attention.tpu_kernel import MAX_PAGES, Block, Refs, Shape, run_kernel
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
 from pallas_kernels.ragged_paged_attention import tpu_rows
 from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.rows import describe_rows, in_order, take
+from pallas_kernels.ragged_paged_attention.rows import (
+    Case,
+    case_of,
+    describe_rows,
+    in_order,
+    take,
+)
 from pallas_kernels.ragged_paged_attention.tpu_pages import LANES, align, rows_of, stored
 
 VMEM_BYTES = 48 * 2**20
@@ -54,10 +59,9 @@ def attend_and_count(
     """Also returns how many pages were fetched to attend over them, int32 ``[1]``."""
     num_tokens, num_heads, latent_rank = q_latent_TNR.shape
     num_slots, pages_per_row = page_table_SM.shape
-    shape = _shape_of(q_latent_TNR, latent_pages, latent_TR is not None, pages_per_row, options)
-    is_decode_only = isinstance(distribution_3, np.ndarray) and bool(
-        distribution_3[0] == distribution_3[2]
-    )
+    case = case_of(distribution_3)
+    has_new = latent_TR is not None
+    shape = _shape_of(q_latent_TNR, latent_pages, case, has_new, pages_per_row, options)
     rows = in_order(
         describe_rows(
             num_tokens,
@@ -91,7 +95,7 @@ def attend_and_count(
         new = take(new_TW, tiles.source_t)
     out, pages, num_fetched_1 = _call(
         shape,
-        is_decode_only or num_tokens <= shape.short.tokens,
+        case == "decode" or num_tokens <= shape.short.tokens,
         pages_per_row,
         interpret,
         order,
@@ -109,6 +113,7 @@ def attend_and_count(
 def _shape_of(
     q_latent_TNR: jax.Array,
     latent_pages: TpuLatentPages,
+    case: Case,
     has_new: bool,
     pages_per_row: int,
     options: Options,
@@ -121,7 +126,8 @@ def _shape_of(
     num_heads = align(num_heads, max(rows_of(compute_dtype), rows_of(out_dtype)))
     page_size = latent_pages.page_size
     tiles = tuning.tiles_for(
-        tuning.Problem(
+        tpu_tuning.Problem(
+            case=case,
             num_heads=num_heads,
             width=latent_pages.latents_PpW.shape[2],
             page_size=page_size,
@@ -129,6 +135,7 @@ def _shape_of(
             q_itemsize=compute_dtype.itemsize,
             num_tokens=num_tokens,
             pages_per_row=pages_per_row,
+            is_unwritten=has_new and not options.update_kv_cache,
         )
     )
     return Shape(

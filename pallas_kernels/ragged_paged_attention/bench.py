@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.benchmark import Case, Operation, main
+from pallas_kernels.benchmark import Case, Operation, main, random_like, repeated
 from pallas_kernels.ragged_paged_attention import (
     KVPages,
     init_kv_pages,
@@ -65,16 +65,20 @@ def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
         return q_TNH, written
 
     def make() -> tuple[list[KVPages], tuple]:
-        keys = jax.random.split(jax.random.key(0), 3)
+        *keys, k_key, v_key = jax.random.split(jax.random.key(0), 5)
         heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
         new = (
             jax.random.normal(key, (spec.tokens, count, spec.head_dim), jnp.float32).astype(dtype)
             for key, count in zip(keys, heads, strict=True)
         )
-        sizes = (spec.num_pages, spec.page_size, spec.num_kv_heads, spec.head_dim)
-        layers = [
-            init_kv_pages(*sizes, spec.pages_dtype, implementation) for _ in range(spec.layers)
-        ]
+        sizes = (spec.page_size, spec.num_kv_heads, spec.head_dim)
+        page = init_kv_pages(1, *sizes, spec.pages_dtype, implementation)
+        page = page.write(
+            jnp.zeros(1, jnp.int32),
+            random_like(k_key, (1, *sizes), page.dtype),
+            random_like(v_key, (1, *sizes), page.dtype),
+        )
+        layers = [repeated(page, spec.num_pages) for _ in range(spec.layers)]
         return layers, (*new, {name: jnp.asarray(x) for name, x in described.items()})
 
     return Case(

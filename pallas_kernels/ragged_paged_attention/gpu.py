@@ -10,20 +10,24 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels.ragged_paged_attention import gpu_kernel, gpu_work
 from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages, write_tokens
-from pallas_kernels.ragged_paged_attention.gpu_plan import (
+from pallas_kernels.ragged_paged_attention.gpu_plan import plan
+from pallas_kernels.ragged_paged_attention.gpu_tiles import (
     WARPGROUP_ROWS,
+    GpuProblem,
     Operands,
     operands_of,
-    plan,
 )
 from pallas_kernels.ragged_paged_attention.gpu_unwritten import beside
 from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.pages import from_storage, stored_tokens
 from pallas_kernels.ragged_paged_attention.rows import (
+    Case,
     Rows,
+    case_of,
     describe_rows,
     in_order,
     take,
@@ -87,19 +91,20 @@ def ragged_paged_attention(
         sinks_KG = sinks_N.astype(jnp.float32).reshape(num_kv_heads, -1) * jnp.float32(LOG2_E)
         sinks_RG = groups.of_heads(sinks_KG[None, :, :, None])[0, :, :, 0]
 
+    case = case_of(distribution_3)
     has_singles, has_tiles = gpu_work.launches(distribution_3)
     is_single_S = (rows.q_lens_S == 1) & has_singles
     out_TRGH = jnp.zeros((num_tokens, *q_TRcGH.shape[1:2], *q_TRcGH.shape[3:]), jnp.float32)
     if has_tiles:
         is_tiled_S = (rows.q_lens_S > 0) & ~is_single_S
         new_TRGH = _attend_tiles(
-            q_TRcGH, pools, rows, is_tiled_S, sinks_RG, options, interpret=interpret
+            q_TRcGH, pools, rows, is_tiled_S, sinks_RG, options, case, interpret=interpret
         )
         is_tiled_T = rows.is_token_T & take(is_tiled_S, rows.row_T)
         out_TRGH = jnp.where(is_tiled_T[:, None, None, None], new_TRGH, out_TRGH)
     if has_singles:
         new_SRGH = _attend_single_rows(
-            q_TRcGH, pools, rows, is_single_S, sinks_RG, options, interpret=interpret
+            q_TRcGH, pools, rows, is_single_S, sinks_RG, options, case, interpret=interpret
         )
         is_single_T = rows.is_token_T & take(is_single_S, rows.row_T)
         new_TRGH = take(new_SRGH, rows.row_T)
@@ -154,21 +159,18 @@ def _attend_single_rows(
     is_single_S: jax.Array,
     sinks_RG: jax.Array | None,
     options: Options,
+    case: Case,
     *,
     interpret: bool,
 ) -> jax.Array:
     """Rows with one new token; float32 ``[S, R, G, H]``, of which others' rows mean nothing."""
     num_slots, pages_per_row = rows.page_table_SM.shape
-    _, num_groups, _, group_size, head_dim = q_TRcGH.shape
+    _, num_groups, _, group_size, _ = q_TRcGH.shape
     page_size = pools[0].page_size
-    launch = plan(
-        group_size,
-        head_dim,
-        pools[0].dtype,
-        max_queries=1,
-        out_dtype=jnp.float32,
-        interpret=interpret,
+    problem = _problem(
+        q_TRcGH, pools, rows, options, case, max_queries=1, out_dtype=jnp.dtype(jnp.float32)
     )
+    launch = plan(problem, interpret=interpret)
     tiles = launch.tiles
     splits = gpu_work.max_splits(tiles, num_slots, num_groups, pages_per_row * page_size)
     num_splits_S = gpu_work.num_splits(tiles, options, rows, is_single_S, splits)
@@ -206,19 +208,17 @@ def _attend_tiles(
     is_tiled_S: jax.Array,
     sinks_RG: jax.Array | None,
     options: Options,
+    case: Case,
     *,
     interpret: bool,
 ) -> jax.Array:
     """Rows in tiles of queries; ``[T, R, G, H]``, of which others' tokens mean nothing."""
     num_tokens, num_groups, parts, group_size, head_dim = q_TRcGH.shape
-    launch = plan(
-        group_size,
-        head_dim,
-        pools[0].dtype,
-        max_queries=num_tokens,
-        out_dtype=jnp.float32 if parts > 1 else q_TRcGH.dtype,
-        interpret=interpret,
+    out_dtype = jnp.dtype(jnp.float32 if parts > 1 else q_TRcGH.dtype)
+    problem = _problem(
+        q_TRcGH, pools, rows, options, case, max_queries=num_tokens, out_dtype=out_dtype
     )
+    launch = plan(problem, interpret=interpret)
     lanes = launch.tile_queries
     listed = gpu_work.list_tiles(launch.tiles, options, rows, pools[0].page_size, is_tiled_S, lanes)
     q_JtRcGH = take(q_TRcGH, listed.token_Jt)
@@ -246,6 +246,32 @@ def _attend_tiles(
         return out_TRGH
     # A sink of weight s among weights of sum w leaves w / (w + s) of the average.
     return out_TRGH * jax.nn.sigmoid((of_tokens(lse) - sinks_RG[None]) * math.log(2))[..., None]
+
+
+def _problem(
+    q_TRcGH: jax.Array,
+    pools: list[GpuKVPages],
+    rows: Rows,
+    options: Options,
+    case: Case,
+    *,
+    max_queries: int,
+    out_dtype: np.dtype,
+) -> GpuProblem:
+    _, num_groups, _, group_size, head_dim = q_TRcGH.shape
+    num_slots, pages_per_row = rows.page_table_SM.shape
+    num_positions = pages_per_row * pools[0].page_size
+    return GpuProblem(
+        case=case,
+        max_queries=max_queries,
+        num_slots=num_slots,
+        num_positions=min(num_positions, options.sliding_window or num_positions),
+        num_groups=num_groups,
+        group_size=group_size,
+        head_dim=head_dim,
+        pages_dtype=pools[0].dtype.name,
+        out_dtype=out_dtype.name,
+    )
 
 
 def _padded(q_XRcQH: jax.Array, rows: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The static shape of a launch of the Hopper kernel, and what shared memory holds for it."""
+"""The static shape of a launch of the Hopper kernel, and its layouts."""
 
 import math
 from dataclasses import dataclass
@@ -9,17 +9,19 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.gpu_chips import NUM_SMS, SHARED_BYTES
-from pallas_kernels.ragged_paged_attention.gpu_tuning import GpuProblem, GpuTiles, gpu_tiles
-
-WARPGROUP_ROWS = 64
-"""Rows of a tile that a warpgroup computes: the least that WGMMA takes."""
+from pallas_kernels.gpu_chips import NUM_SMS
+from pallas_kernels.ragged_paged_attention.gpu_tiles import (
+    WARPGROUP_ROWS,
+    GpuProblem,
+    GpuTiles,
+    Operands,
+    operands_of,
+    power_of_two_to,
+)
+from pallas_kernels.ragged_paged_attention.gpu_tuning import gpu_tiles_for
 
 INTERPRETED_SMS = 2
 """Blocks of the grid in the interpreter, which compiles the kernel for each of them."""
-
-OTHER_BYTES = 3 * 1024
-"""Shared memory for barriers and for sums over warps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class Plan:
         return INTERPRETED_SMS if self.interpret else NUM_SMS
 
     @property
-    def operands(self) -> "Operands":
+    def operands(self) -> Operands:
         return operands_of(self.pages_dtype)
 
     def shared(self, shape: tuple[int, ...], dtype: Any, tile_columns: int | None = None) -> Any:
@@ -78,60 +80,19 @@ class Plan:
         return plgpu.layout_cast(x, plgpu.Layout.WGMMA_UPCAST_2X)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Operands:
-    """What the tensor cores multiply for pages of a dtype: ``parts`` arrays, whose sum is meant."""
-
-    dtype: np.dtype
-    parts: int
-    is_converted: bool
-
-
-def operands_of(pages_dtype: np.dtype) -> Operands:
-    """Numbers of 16 bits as they are; of 8 bits as bfloat16, which holds them all; float32 as the
-    sum of two bfloat16, the second of which is what the first has rounded away."""
-    if pages_dtype.itemsize == 2:
-        return Operands(dtype=pages_dtype, parts=1, is_converted=False)
-    parts = 2 if pages_dtype == jnp.float32 else 1
-    return Operands(dtype=jnp.dtype(jnp.bfloat16), parts=parts, is_converted=True)
-
-
-def plan(
-    group_size: int,
-    head_dim: int,
-    pages_dtype: np.dtype,
-    *,
-    max_queries: int,
-    out_dtype: Any,
-    interpret: bool = False,
-) -> Plan:
-    """The launch for tiles of at most ``max_queries`` tokens (1: decode) of ``group_size`` heads,
-    64 at most."""
-    tiles = gpu_tiles(GpuProblem(head_dim=head_dim, pages_dtype=pages_dtype.name))
-    operands = operands_of(pages_dtype)
-    fits_one = _power_of_two_up_to(max_queries) * group_size <= WARPGROUP_ROWS
-    warpgroups = 1 if fits_one else tiles.prefill_warpgroups
-    rows = warpgroups * WARPGROUP_ROWS
-    tile_queries = _power_of_two_up_to(max(min(rows // group_size, max_queries), 1))
-    out_dtype = jnp.dtype(out_dtype)
-    matrix_bytes = operands.parts * operands.dtype.itemsize * head_dim
-    per_tile = rows * (matrix_bytes + tiles.columns * out_dtype.itemsize + 4)
-    if operands.is_converted:
-        per_tile += warpgroups * tiles.block * matrix_bytes
-    per_stage = tiles.block * head_dim * pages_dtype.itemsize
-    free = SHARED_BYTES - per_tile - OTHER_BYTES
+def plan(problem: GpuProblem, *, interpret: bool = False) -> Plan:
+    """The launch for a problem, with the tiles of the table or of the heuristic."""
+    tiles = gpu_tiles_for(problem)
+    rows = tiles.warpgroups(problem) * WARPGROUP_ROWS
+    tile_queries = power_of_two_to(max(min(rows // problem.group_size, problem.max_queries), 1))
     return Plan(
         tiles=tiles,
         tile_queries=tile_queries,
-        tile_rows=min(-(-tile_queries * group_size // 8) * 8, rows),
-        head_dim=head_dim,
-        warpgroups=warpgroups,
-        stages=max(min(free // per_stage, tiles.max_stages), 1),
-        pages_dtype=pages_dtype,
-        out_dtype=out_dtype,
+        tile_rows=min(-(-tile_queries * problem.group_size // 8) * 8, rows),
+        head_dim=problem.head_dim,
+        warpgroups=tiles.warpgroups(problem),
+        stages=max(tiles.stages(problem), 1),
+        pages_dtype=jnp.dtype(problem.pages_dtype),
+        out_dtype=jnp.dtype(problem.out_dtype),
         interpret=interpret,
     )
-
-
-def _power_of_two_up_to(number: int) -> int:
-    return 1 << (number.bit_length() - 1)

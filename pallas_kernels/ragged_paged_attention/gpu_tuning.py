@@ -1,66 +1,23 @@
-"""Sizes that decide how fast a kernel is and never what it returns, and the rules that choose them.
+"""Sizes that decide how fast the Hopper kernel is and never what it returns, and who chooses them.
 
 They are reasoned from the sizes of memories and registers: no chip has measured them.
 """
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pallas_kernels import tile_table
+from pallas_kernels.ragged_paged_attention.gpu_tiles import GpuProblem, GpuTiles
+
+__all__ = ["GpuProblem", "GpuTiles", "gpu_candidates", "gpu_heuristic", "gpu_tiles_for"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class GpuProblem:
-    """What the sizes of the Hopper kernel depend on; ``pages_dtype`` by its name."""
-
-    head_dim: int
-    pages_dtype: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class GpuTiles:
-    """Sizes of the Hopper kernel. Raises ``ValueError`` for those it cannot have."""
-
-    columns: int
-    """Columns of the head dim that one accumulator of weighted values has."""
-
-    prefill_warpgroups: int
-    """Warpgroups that compute a tile of a prompt, 64 rows each: two leave a thread 168 registers,
-    one leaves it 255."""
-
-    block: int = 64
-    """Positions that a step takes: one copy of keys, one of values. A page holds one or more, and
-    the rows of its register layouts are 64."""
-
-    max_stages: int = 12
-    """Blocks of keys or of values in flight: enough to hide the latency of memory."""
-
-    min_split: int = 4
-    """Blocks that a part of a split row has at least."""
-
-    splits: tuple[int, int] = (4, 32)
-    """The least and the largest number of parts that a row may be split into."""
-
-    wanted_units: int = 264
-    """Units of work that keep all multiprocessors of an H100 or H200 busy: two for each of 132."""
-
-    def __post_init__(self) -> None:
-        for name, is_allowed, allowed in (
-            ("block", self.block == 64, "64"),
-            (
-                "columns",
-                self.columns % 16 == 0 and 0 < self.columns <= 128,
-                "a multiple of 16 up to 128",
-            ),
-            ("prefill_warpgroups", self.prefill_warpgroups in (1, 2), "1 or 2"),
-            ("max_stages", self.max_stages > 0, "1 or more"),
-            ("min_split", self.min_split > 0, "1 or more"),
-            ("wanted_units", self.wanted_units > 0, "1 or more"),
-            ("splits", 0 < self.splits[0] <= self.splits[1], "two rising numbers above 0"),
-        ):
-            if not is_allowed:
-                raise ValueError(f"{name} = {getattr(self, name)} is not {allowed}")
+def gpu_tiles_for(problem: GpuProblem) -> GpuTiles:
+    """The sizes that the kernel is compiled with: of the table, or else of the heuristic."""
+    return tile_table.tiles_for(
+        "ragged_paged_attention", "gpu", problem, lambda: gpu_heuristic(problem)
+    )
 
 
 def gpu_heuristic(problem: GpuProblem) -> GpuTiles:
@@ -73,26 +30,32 @@ def gpu_heuristic(problem: GpuProblem) -> GpuTiles:
     )
 
 
-def gpu_tiles(problem: GpuProblem) -> GpuTiles:
-    """The sizes that the Hopper kernel is compiled with: of the table, or else of the heuristic."""
-    return tile_table.tiles_for(
-        "ragged_paged_attention", "gpu", problem, lambda: gpu_heuristic(problem)
-    )
-
-
 def gpu_candidates(problem: GpuProblem) -> Iterator[GpuTiles]:
-    """Sizes worth measuring, the heuristic's first."""
+    """Sizes worth measuring, the heuristic's first: all that shared memory has room for, in every
+    direction that this launch has."""
     guess = gpu_heuristic(problem)
     yield guess
-    for warpgroups, stages, min_split, units in itertools.product(
-        (guess.prefill_warpgroups, 3 - guess.prefill_warpgroups), (12, 8, 4), (4, 2, 8), (264, 528)
+    warpgroups, min_splits, units = (
+        [guess.prefill_warpgroups],
+        [guess.min_split],
+        [guess.wanted_units],
+    )
+    if problem.max_queries == 1:  # Only rows of one token are split.
+        min_splits, units = [guess.min_split, 2, 8], [guess.wanted_units, 528]
+    elif not problem.fits_one:
+        warpgroups.append(3 - guess.prefill_warpgroups)
+    for count, stages, min_split, wanted_units in itertools.product(
+        warpgroups, (guess.max_stages, 8, 4, 2), min_splits, units
     ):
         tiles = replace(
             guess,
-            prefill_warpgroups=warpgroups,
+            prefill_warpgroups=count,
             max_stages=stages,
             min_split=min_split,
-            wanted_units=units,
+            wanted_units=wanted_units,
         )
-        if tiles != guess:
+        fitting = replace(tiles, max_stages=guess.max_stages).stages(problem)
+        # As many stages as fit, or more, are the same kernel again.
+        is_new = tiles != guess and (stages == guess.max_stages or stages < fitting)
+        if is_new and fitting > 0:
             yield tiles

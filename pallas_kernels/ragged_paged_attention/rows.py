@@ -1,9 +1,24 @@
 """Who is who in a ragged batch: the row and the position of every token."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+Case = Literal["decode", "prefill", "mixed"]
+"""What a program is for: rows of few tokens, whole prompts, or both."""
+
+
+def case_of(distribution_3: object) -> Case:
+    """What is known when the program is compiled: a NumPy array says it, a traced one does not."""
+    if not isinstance(distribution_3, np.ndarray):
+        return "mixed"
+    num_decode, num_prefill, num_rows = distribution_3.tolist()
+    if num_decode == num_rows:
+        return "decode"
+    return "prefill" if num_decode == 0 and num_prefill == num_rows else "mixed"
 
 
 @jax.tree_util.register_dataclass

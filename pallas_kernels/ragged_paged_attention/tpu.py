@@ -21,10 +21,16 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.ragged_paged_attention import tpu_pages, tpu_rows
 from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.rows import describe_rows, in_order, take
+from pallas_kernels.ragged_paged_attention.rows import (
+    Case,
+    case_of,
+    describe_rows,
+    in_order,
+    take,
+)
 from pallas_kernels.ragged_paged_attention.tpu_kernel import Refs, Shape, run_kernel
 from pallas_kernels.ragged_paged_attention.tpu_pages import LANES, TpuKVPages
-from pallas_kernels.ragged_paged_attention.tpu_tiles import Case, TpuCall, case_of, tpu_vmem_bytes
+from pallas_kernels.ragged_paged_attention.tpu_tiles import TpuCall, tpu_vmem_bytes
 from pallas_kernels.ragged_paged_attention.tpu_tuning import tpu_tiles_for
 
 

@@ -2,29 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.ragged_paged_attention import tpu_pages
+from pallas_kernels.ragged_paged_attention.rows import Case
 from pallas_kernels.ragged_paged_attention.tpu_pages import LANES
 
 MAX_PAGES = 32
 """Pages of a block: one bit each in an int32 says which were fetched."""
-
-Case = Literal["decode", "prefill", "mixed"]
-"""What a program is for: rows of few tokens, whole prompts, or both."""
-
-
-def case_of(distribution_3: object) -> Case:
-    """What is known when the program is compiled: a NumPy array says it, a traced one does not."""
-    if not isinstance(distribution_3, np.ndarray):
-        return "mixed"
-    num_decode, num_prefill, num_rows = distribution_3.tolist()
-    if num_decode == num_rows:
-        return "decode"
-    return "prefill" if num_decode == 0 and num_prefill == num_rows else "mixed"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,10 @@ def test_tiles_on_trial_come_before_the_table_and_all_that_is_asked_is_known():
         assert tiles_for(case="prefill") == Tiles(rows=1, columns=(1,))
     first, second = asked.values()
     assert ENTRY.identity in asked
-    assert (first.problem, first.guess) == (Problem(), Tiles(rows=1, columns=(1,)))
+    assert (first.problem, first.tiles) == (Problem(), tried)
     assert second.problem == Problem(case="prefill")
+    assert second.tiles == Tiles(rows=1, columns=(1,))
+    with tile_table.trial("an_operation", None) as asked:
+        assert tiles_for() == asked[ENTRY.identity].tiles == Tiles(rows=8, columns=(256, 512))
     with tile_table.trial("another", {ENTRY.identity: tried}):
         assert tiles_for() == Tiles(rows=8, columns=(256, 512))

@@ -27,6 +27,7 @@ class Problem:
 @dataclass(frozen=True, kw_only=True)
 class Spec:
     size: int = 3
+    layers: int = 1
 
 
 TOO_LARGE = 64
@@ -44,10 +45,11 @@ def case(spec, dtype, implementation):
     def make():
         return jnp.zeros((), jnp.int32), (jnp.ones((), jnp.int32),)
 
-    return Case(run=run, make=make, num_bytes=1, flops=1, facts={})
+    return Case(run=run, make=make, num_bytes=1, flops=1, facts={"layers": spec.layers})
 
 
-FAKE = Operation(name="fake", specs={"small": Spec()}, large_specs={}, case=case, changes={})
+SPECS = {"small": Spec(), "deep": Spec(layers=10)}
+FAKE = Operation(name="fake", specs=SPECS, large_specs={}, case=case, changes={})
 
 
 @pytest.fixture(autouse=True)
@@ -59,10 +61,10 @@ def fake_tuning(monkeypatch):
     monkeypatch.setattr(tune, "seconds_of", lambda step, repeats: [float(step()[0]), 100.0])
 
 
-def search(**changed):
+def search(spec="small", **changed):
     mesh = Mesh(np.array(jax.devices()[:1]), ("chip",))
     settings = {"operation": FAKE, "mesh": mesh, "is_here": True} | changed
-    return list(tune.Search(**settings).entries(["small"], "a command"))
+    return list(tune.Search(**settings).entries([spec], "a command"))
 
 
 def test_the_fastest_candidate_that_can_be_made_is_taken():
@@ -70,6 +72,24 @@ def test_the_fastest_candidate_that_can_be_made_is_taken():
     assert entry.tiles == {"rows": 2}
     assert entry.microseconds == 2e6
     assert (entry.key, entry.command) == ({"size": 3}, "a command")
+
+
+def test_the_time_of_the_heuristic_is_written_beside_it(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "CANDIDATES", [Tiles(rows=4), Tiles(rows=2)])
+    (entry,) = search()
+    assert (entry.microseconds, entry.heuristic_microseconds) == (2e6, 4e6)
+    (entry,) = search(is_here=False)
+    assert (entry.microseconds, entry.heuristic_microseconds) == (None, None)
+
+
+def test_a_heuristic_that_does_not_compile_has_no_time():
+    (entry,) = search()
+    assert entry.heuristic_microseconds is None
+
+
+def test_the_time_is_that_of_one_layer():
+    (entry,) = search("deep")
+    assert entry.microseconds == 2e5
 
 
 def test_no_more_candidates_are_tried_than_asked_for():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pallas_kernels import grouped_matmul
-from pallas_kernels.grouped_matmul.tuning import TpuTiles, XlaTiles
+from pallas_kernels.grouped_matmul.tpu_tuning import TpuTiles
+from pallas_kernels.grouped_matmul.xla_tuning import XlaTiles
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import NoImplementation, grouped_matmul
 from pallas_kernels.grouped_matmul import tpu
 from pallas_kernels.grouped_matmul.problem import describe
-from pallas_kernels.grouped_matmul.tuning import TpuTiles
+from pallas_kernels.grouped_matmul.tpu_tuning import TpuTiles
 
 
 @pytest.mark.interpreted

@@ -1,4 +1,5 @@
-"""The TPU kernel compiled by the real compiler, for chips that are not here."""
+"""The TPU kernel compiled by the real compiler, for chips that are not here: what no spec has. The
+specs are compiled in ``test_compile_specs.py``."""
 
 import jax
 import jax.numpy as jnp
@@ -43,17 +44,6 @@ def assert_is_lean(compiled, spec):
     assert 0 < costs["flops"] < 1.01 * 2 * spec.rows * spec.depth * spec.columns
     # Where nothing is known of a part, the sum is negative.
     assert costs["optimal_seconds"] > 0
-
-
-@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.routing == "random"])
-def test_every_spec_compiles_for_v6e(name, tpu_mesh):
-    assert_is_lean(compile_spec(tpu_mesh("v6e"), SPECS[name]), SPECS[name])
-
-
-@pytest.mark.parametrize("name", ["64-experts", "mixtral-8x7b-down"])
-@pytest.mark.parametrize("chip", ["v5e", "v5p", "tpu7x"])
-def test_every_chip_gets_a_kernel(chip, name, tpu_mesh):
-    assert_is_lean(compile_spec(tpu_mesh(chip), SPECS[name]), SPECS[name])
 
 
 KINDS = {

@@ -1,7 +1,9 @@
 """The bench and the specs it shares with the tests."""
 
 import json
+from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -54,3 +56,18 @@ def test_work_counts_every_visible_position_once():
 
 def test_the_scale_is_that_of_the_heads_before_absorption():
     assert SPECS["deepseek-v3-decode"].scale == 192**-0.5
+
+
+@pytest.mark.parametrize(("implementation", "rank"), [("xla", 16), ("tpu", 16), ("gpu", 256)])
+def test_pages_are_full_of_numbers(implementation, rank):
+    """Zeros draw less power, and run faster, than what a model writes."""
+    spec = replace(TINY, latent_rank=rank, rope_dim=32, page_size=64, max_len=64)
+    layers, _ = OPERATION.case(spec, "bfloat16", implementation).make()
+    assert len(layers) == 2
+    ids = jnp.arange(spec.batch.num_pages, dtype=jnp.int32)
+    for pages in layers:
+        for x in pages.read(ids, jnp.ones(ids.shape, bool)):
+            numbers = np.asarray(x, np.float32)
+            # In each page, and not one number again and again.
+            assert (numbers.reshape(ids.size, -1).std(axis=1) > 0.5).all()
+            assert (numbers != 0).mean() > 0.9

@@ -1,4 +1,5 @@
-"""The TPU kernel compiled by the real compiler, for chips that are not here."""
+"""The TPU kernel compiled by the real compiler, for a chip that is not here: what no spec has. The
+specs are compiled in ``test_compile_specs.py``."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +8,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import init_latent_pages, latent_attention
-from pallas_kernels.latent_attention.specs import SPECS, Spec
+from pallas_kernels.latent_attention.specs import Spec
 
-# Queries that come as arguments may be brought to VMEM in slices before the kernel starts; the
-# compiler cannot tell what that costs, and its estimate of the program turns negative.
-WHOLE = {"xla_tpu_sliced_prefetch_max_slices": "0"}
 SMALL = Spec(num_heads=16, rows=((1, 900), (40, 40)), max_len=1024, num_slots=8, num_tokens=64)
 DECODE = Spec(num_heads=16, rows=((1, 900),) * 8, max_len=1024)
 SHAPES = {
@@ -91,8 +89,7 @@ def compile_call(
         array("int32", 3),
     )
     with jax.set_mesh(mesh):
-        traced = jax.jit(call, donate_argnums=0).lower(*arguments)
-        compiled = traced.compile(compiler_options=WHOLE)
+        compiled = jax.jit(call, donate_argnums=0).lower(*arguments).compile()
     return compiled, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pool))
 
 
@@ -101,18 +98,6 @@ def with_changes(spec, shape):
     own = {name: x for name, x in shape.items() if name in spec.__dataclass_fields__}
     rest = {name: x for name, x in shape.items() if name not in own}
     return type(spec)(**{**vars(spec), **own}), rest
-
-
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_every_spec_compiles_for_v6e_and_writes_in_place(spec, tpu_mesh):
-    compiled, pool_bytes = compile_call(tpu_mesh("v6e"), spec, num_pages=spec.batch.num_pages)
-    memory = compiled.memory_analysis()
-    assert memory.alias_size_in_bytes == pool_bytes
-    # Beside the new latents, the rotary part of the queries is widened to whole registers.
-    rope_bytes = spec.batch.tokens * spec.num_heads * 128 * 2
-    assert memory.temp_size_in_bytes < rope_bytes + 8 * 2**20
-    # Where nothing is known of a part, the sum is negative.
-    assert compiled.cost_analysis()["optimal_seconds"] > 0
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -129,14 +114,7 @@ def test_a_decode_program_has_no_long_rows(tpu_mesh):
     assert 0 < sizes[1] < sizes[0]
 
 
-@pytest.mark.parametrize("chip", ["v5e", "v5p", "tpu7x"])
-def test_every_chip_gets_a_kernel(chip, tpu_mesh):
-    compiled, pool_bytes = compile_call(tpu_mesh(chip), SPECS["deepseek-v2-lite-mixed"])
-    assert compiled.memory_analysis().alias_size_in_bytes == pool_bytes
-    assert compiled.cost_analysis()["optimal_seconds"] > 0
-
-
-@pytest.mark.parametrize("pages_dtype", ["float32", "bfloat16", "float8_e4m3fn"])
+@pytest.mark.parametrize("pages_dtype", ["float32", "float8_e4m3fn"])
 def test_temporaries_do_not_grow_with_the_pool(pages_dtype, tpu_mesh):
     few, few_bytes = compile_call(tpu_mesh("v6e"), DECODE, pages_dtype=pages_dtype)
     many, many_bytes = compile_call(

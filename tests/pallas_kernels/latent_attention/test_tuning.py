@@ -2,11 +2,17 @@
 
 from dataclasses import replace
 
+import jax
 import pytest
 
-from pallas_kernels.latent_attention.tuning import Problem, Tiles, heuristic
+from pallas_kernels import tile_table
+from pallas_kernels.latent_attention import gpu_tuning
+from pallas_kernels.latent_attention.bench import OPERATION
+from pallas_kernels.latent_attention.specs import Spec
+from pallas_kernels.latent_attention.tpu_tuning import Problem, Tiles, candidates, heuristic
 
 DEEPSEEK = Problem(
+    case="mixed",
     num_heads=128,
     width=640,
     page_size=64,
@@ -49,3 +55,71 @@ def test_the_heuristic_fills_what_it_may(changes, short_positions, long_tokens, 
     assert heuristic(replace(DEEPSEEK, **changes)) == Tiles(
         short_positions=short_positions, long_tokens=long_tokens, long_positions=long_positions
     )
+
+
+@pytest.mark.parametrize(
+    ("case", "fixed"),
+    [
+        ("decode", {"long_tokens", "long_positions"}),
+        ("prefill", {"short_positions"}),
+        ("mixed", {}),
+    ],
+)
+def test_candidates_differ_in_what_the_program_has(case, fixed):
+    problem = replace(DEEPSEEK, case=case)
+    first, *others = candidates(problem)
+    assert first == heuristic(problem)
+    assert len({first, *others}) == 1 + len(others) > 1
+    varied = {name for tiles in others for name, x in vars(tiles).items() if x != vars(first)[name]}
+    assert varied == {"short_positions", "long_tokens", "long_positions"} - set(fixed)
+
+
+@pytest.mark.parametrize("group_size", [16, 64])
+@pytest.mark.parametrize("max_queries", [1, 512])
+@pytest.mark.parametrize("latent_rank", [256, 512])
+def test_gpu_candidates_fit_into_shared_memory_and_do_not_repeat(
+    latent_rank, max_queries, group_size
+):
+    problem = gpu_tuning.Problem(
+        case="mixed",
+        max_queries=max_queries,
+        num_slots=8,
+        num_positions=8192,
+        num_groups=1,
+        group_size=group_size,
+        latent_rank=latent_rank,
+        rope_dim=64,
+    )
+    first, *others = gpu_tuning.candidates(problem)
+    assert first == gpu_tuning.heuristic(problem)
+    assert len({first, *others}) == 1 + len(others)
+    for tiles in (first, *others):
+        # Queries, or sums on their way out; weights; blocks of latents.
+        queries = 64 * (max(latent_rank * 2, 1024) + 64 * 2) + 64 * 64 * 2
+        assert queries + tiles.stages * 64 * (latent_rank + 64) * 2 <= 224 * 1024
+
+
+PADDED = {"num_heads": 16, "num_slots": 8, "num_tokens": 16, "max_len": 1024}
+KINDS = {
+    "decode": Spec(**PADDED, rows=((1, 900),) * 8),
+    "prefill": Spec(**PADDED, rows=((2, 2),) * 8),
+    "mixed": Spec(**PADDED, rows=((1, 900), (4, 4))),
+}
+
+
+@pytest.mark.parametrize("implementation", ["tpu", "gpu"])
+def test_programs_of_one_shape_for_different_rows_are_different_questions(implementation):
+    asked = {kind: questions(spec, implementation) for kind, spec in KINDS.items()}
+    for kind, problems in asked.items():
+        assert {problem.case for problem in problems} == {kind}
+    keys = [str(tile_table.key_of(problem)) for problems in asked.values() for problem in problems]
+    assert len(set(keys)) == len(keys) == {"tpu": 3, "gpu": 4}[implementation]
+
+
+def questions(spec, implementation):
+    """The problems that a step asks tiles for."""
+    case = OPERATION.case(spec, "bfloat16", implementation)
+    carried, arguments = jax.eval_shape(case.make)
+    with tile_table.trial(OPERATION.name, {}) as asked:
+        jax.eval_shape(lambda *x: case.run(*x), carried, *arguments)
+    return [question.problem for question in asked.values()]

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -66,3 +67,32 @@ def test_the_specs_of_accelerators_leave_room_on_a_chip_of_16_gigabytes():
         pages = spec.layers * spec.num_pages * spec.page_size * position
         assert pages < 5e9
         assert max(length for _, length in spec.rows) <= spec.max_len
+
+
+@pytest.mark.parametrize(
+    ("implementation", "page_size", "head_dim"), [("xla", 8, 8), ("tpu", 32, 64), ("gpu", 64, 64)]
+)
+@pytest.mark.parametrize("pages_dtype", ["bfloat16", "int8", "float8_e4m3fn"])
+def test_pages_are_full_of_numbers(pages_dtype, implementation, page_size, head_dim):
+    """Zeros draw less power, and run faster, than what a model writes."""
+    spec = Spec(
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=head_dim,
+        rows=((1, 9), (3, 100)),
+        page_size=page_size,
+        max_len=128,
+        layers=2,
+        pages_dtype=pages_dtype,
+    )
+    layers, _ = OPERATION.case(spec, "bfloat16", implementation).make()
+    assert len(layers) == 2
+    ids = jnp.arange(spec.num_pages, dtype=jnp.int32)
+    for pages in layers:
+        assert (pages.num_pages, pages.dtype) == (spec.num_pages, jnp.dtype(pages_dtype))
+        for x in pages.read(ids, jnp.ones(ids.shape, bool)):
+            numbers = np.asarray(x, np.float32)
+            assert np.isfinite(numbers).all()
+            # In each page, and not one number again and again.
+            assert (numbers.reshape(spec.num_pages, -1).std(axis=1) > 0.5).all()
+            assert (numbers != 0).mean() > 0.9

@@ -1,4 +1,5 @@
-"""The TPU kernel compiled by the real compiler, for chips that are not here."""
+"""The TPU kernel compiled by the real compiler, for chips that are not here: what no spec has. The
+specs are compiled in ``test_compile_specs.py``."""
 
 import re
 
@@ -9,21 +10,16 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import init_kv_pages, kv_pages_spec, ragged_paged_attention
-from pallas_kernels.ragged_paged_attention.specs import ACCELERATOR_SPECS
 
 REPLICATED = PartitionSpec()
 SHAPES = {
-    "llama3, decode and prefill": {"num_tokens": 256},
-    "decode only": {"num_tokens": 8, "zones": (8, 8, 8)},
-    "two values a register": {"num_heads": 9, "num_kv_heads": 3, "head_dim": 64},
-    "gemma3, local": {
+    "small pages": {
         "num_heads": 4,
         "num_kv_heads": 1,
         "head_dim": 256,
         "page_size": 16,
         "sliding_window": 512,
     },
-    "gpt-oss": {"num_heads": 64, "head_dim": 64, "sliding_window": 128, "has_sinks": True},
     "softcap, large pages": {"logit_softcap": 30.0, "page_size": 256},
     "many heads of 80": {"num_kv_heads": 32, "head_dim": 80},
     "large pages of 64 heads": {
@@ -36,7 +32,6 @@ SHAPES = {
         "num_tokens": 16,
         "num_pages": 64,
     },
-    "prefill only": {"zones": (0, 8, 8)},
     "heads of 192": {"num_heads": 16, "num_kv_heads": 16, "head_dim": 192},
     "float32": {"pages_dtype": "float32", "q_dtype": "float32"},
     "float16 queries": {"q_dtype": "float16"},
@@ -134,39 +129,14 @@ def test_every_shape_compiles_for_v6e_and_writes_in_place(shape, tpu_mesh):
     assert memory.temp_size_in_bytes < 32 * 2**20
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["llama3-8b-decode-256", "llama3-8b-decode-64-fp8", "llama3-8b-prefill-16k", "llama3-8b-mixed"],
-)
-def test_what_the_bench_runs_on_an_accelerator_compiles(name, tpu_mesh):
-    spec = ACCELERATOR_SPECS[name]
-    zones = spec.describe(np.random.default_rng(0))["distribution_3"]
-    compiled, pool_bytes = compile_call(
-        tpu_mesh("v6e"),
-        num_tokens=spec.tokens,
-        num_slots=spec.slots,
-        num_heads=spec.num_heads,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
-        page_size=spec.page_size,
-        pages_per_row=spec.pages_per_row,
-        num_pages=spec.num_pages,
-        pages_dtype=spec.pages_dtype,
-        zones=zones,
-    )
-    assert compiled.memory_analysis().alias_size_in_bytes == pool_bytes
-
-
-@pytest.mark.parametrize("pages_dtype", ["bfloat16", "int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("pages_dtype", ["int8", "float8_e4m3fn"])
 @pytest.mark.parametrize("chip", ["v5e", "v5p", "tpu7x"])
-def test_every_chip_gets_a_kernel(chip, pages_dtype, tpu_mesh):
-    compiled, pool_bytes = compile_call(
-        tpu_mesh(chip), pages_dtype=pages_dtype, has_scales=pages_dtype != "bfloat16"
-    )
+def test_every_chip_reads_pages_of_bytes(chip, pages_dtype, tpu_mesh):
+    compiled, pool_bytes = compile_call(tpu_mesh(chip), pages_dtype=pages_dtype, has_scales=True)
     assert compiled.memory_analysis().alias_size_in_bytes == pool_bytes
 
 
-@pytest.mark.parametrize("pages_dtype", ["float32", "bfloat16", "int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("pages_dtype", ["float32", "int8"])
 def test_temporaries_do_not_grow_with_the_pool(pages_dtype, tpu_mesh):
     sizes = {"num_tokens": 8, "pages_dtype": pages_dtype, "has_scales": True}
     few, few_bytes = compile_call(tpu_mesh("v6e"), **sizes)
@@ -210,9 +180,3 @@ def test_chips_share_the_heads_without_moving_pages(tpu_mesh):
     # Each chip has two of the eight heads.
     assert "bf16[1000,2,64,256]" in text
     assert "bf16[1000,8,64,256]" not in text
-
-
-def test_the_compiler_is_told_what_a_call_costs(tpu_mesh):
-    compiled, _ = compile_call(tpu_mesh("v6e"), num_tokens=8)
-    # Where nothing is known of a part, the sum is negative.
-    assert compiled.cost_analysis()["optimal_seconds"] > 0
