@@ -197,6 +197,20 @@ def _load(plan: Plan, gmem: _Refs, shared: _Shared) -> None:
                     shared.q_ready,
                 )
 
+        def bring(
+            pools: Sequence[Any], page: jax.Array, offset: jax.Array, target: Any, ready: Any
+        ) -> None:
+            def copy(pool: Any, page: jax.Array) -> None:
+                source = pool.at[page, head, pl.ds(offset, block_len)]
+                plgpu.copy_gmem_to_smem(source, target, ready)
+
+            if len(pools) == 1:
+                copy(pools[0], page)
+                return
+            num_pages = pools[0].shape[0]
+            pl.when(page < num_pages)(functools.partial(copy, pools[0], page))
+            pl.when(page >= num_pages)(functools.partial(copy, pools[1], page - num_pages))
+
         def load_block(index: jax.Array, step: jax.Array) -> jax.Array:
             block = item["first_block"] + index
             page = gmem.page_table_SM[item["row"], jax.lax.div(block, blocks_per_page)]
@@ -205,22 +219,12 @@ def _load(plan: Plan, gmem: _Refs, shared: _Shared) -> None:
             for turn, pools in enumerate((gmem.keys_PKpH, gmem.values_PKpH)):
                 slot = jax.lax.rem(2 * step + turn, jnp.int32(plan.stages))
 
-                def bring(pool: Any, page: jax.Array, slot: jax.Array = slot) -> None:
-                    plgpu.copy_gmem_to_smem(
-                        pool.at[page, head, pl.ds(offset, block_len)],
-                        shared.stage.at[slot],
-                        shared.stage_ready.at[slot],
-                    )
-
                 is_taken = 2 * step + turn >= plan.stages
                 pl.when(is_taken)(functools.partial(plgpu.barrier_wait, shared.stage_free.at[slot]))
-                if len(pools) == 1:
-                    bring(pools[0], page)
-                else:
-                    num_pages = pools[0].shape[0]
-                    is_first = page < num_pages
-                    pl.when(is_first)(functools.partial(bring, pools[0], page))
-                    pl.when(~is_first)(functools.partial(bring, pools[1], page - num_pages))
+                target, ready = shared.stage.at[slot], shared.stage_ready.at[slot]
+                pl.when(page > 0)(functools.partial(bring, pools, page, offset, target, ready))
+                # What the memory held before stays, and is not seen.
+                pl.when(page <= 0)(functools.partial(plgpu.barrier_arrive, ready))
             return step + 1
 
         return jax.lax.fori_loop(0, item["num_blocks"], load_block, step)

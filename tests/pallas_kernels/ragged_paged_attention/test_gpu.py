@@ -1,5 +1,6 @@
 """The Hopper kernel in the interpreter of Mosaic GPU, against the meaning, on small batches."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import gather_kv_pages
-from pallas_kernels.ragged_paged_attention import gpu_plan
+from pallas_kernels.ragged_paged_attention import gpu_kernel, gpu_plan
 
 pytest.importorskip("absl", reason="the interpreter of Mosaic GPU needs absl-py")
 
@@ -110,6 +111,32 @@ def test_a_position_in_no_page_is_not_seen(window, batch_of, check):
     batch = small(batch_of, [(1, 190), (6, 180)])
     table = batch.page_table_SM.at[0, 2].set(0).at[1, 1].set(9_999)
     check(batch.where(page_table_SM=table), sliding_window=window)
+
+
+@pytest.fixture
+def fetched(monkeypatch):
+    """The pages that the kernel's copies ask for, as it runs."""
+    pages, copy = set(), gpu_kernel.plgpu.copy_gmem_to_smem
+
+    def observed(source, target, barrier):
+        page, *rest = source.transforms[0].indices
+        if len(rest) == 3:  # Queries have one axis more.
+            jax.debug.callback(lambda page: pages.add(int(page)), page)
+        return copy(source, target, barrier)
+
+    monkeypatch.setattr(gpu_kernel.plgpu, "copy_gmem_to_smem", observed)
+    return pages
+
+
+def test_pages_that_nobody_sees_are_not_fetched(fetched, batch_of, attend):
+    """Which are holes, what lies before the window and what lies beyond the row."""
+    # Sizes of no other test: a program that exists already would not be observed.
+    batch = small(batch_of, [(1, 190), (6, 180), (1, 250)], num_slots=3)
+    table = batch.page_table_SM.at[0, 2].set(0).at[1, 1].set(9_999)
+    attend("gpu", batch.where(page_table_SM=table), sliding_window=70)
+    jax.effects_barrier()
+    table = np.asarray(batch.page_table_SM)
+    assert fetched == {table[0, 1], table[1, 2], table[2, 2], table[2, 3]}
 
 
 def test_a_window_behind_more_than_a_thousand_pages(batch_of, check):
