@@ -1,6 +1,6 @@
-"""Which tests of kernels run when."""
+"""What the tests of all kernels share: how long interpreters compile, and what they tell."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import pytest
@@ -14,3 +14,14 @@ def interpreter_compiles_quickly(request: pytest.FixtureRequest) -> Iterator[Non
     jax.config.update("jax_disable_most_optimizations", is_interpreted or before)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def has_raced(capfd: pytest.CaptureFixture[str]) -> Callable[[], bool]:
+    """``has_raced()``: whether a TPU kernel raced that was run with ``detect_races`` since it was
+    last asked. The interpreter has no other public way to tell than to print it."""
+
+    def ask() -> bool:
+        return "RACE DETECTED" in capfd.readouterr().out
+
+    return ask
