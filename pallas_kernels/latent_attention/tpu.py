@@ -102,7 +102,6 @@ def attend_and_count(
         latent_pages.latents_PpW,
     )
     out_TNR = out.reshape(num_tokens, shape.num_heads, -1)[:, :num_heads, :latent_rank]
-    out_TNR = jnp.where(rows.is_token_T[:, None, None], out_TNR, jnp.zeros((), out_TNR.dtype))
     return out_TNR.astype(q_latent_TNR.dtype), latent_pages.replace(pages), num_fetched_1
 
 
@@ -192,21 +191,25 @@ def _call(
         tiles.first_W,
         tiles.last_W,
     )
-    inputs = (table, new, *queries, pages)
-    num_inputs = len(prefetched) + len(inputs)
-    hbm = pl.BlockSpec(memory_space=pl.ANY)
     out = jax.ShapeDtypeStruct((queries[0].shape[0], shape.value_width), shape.out_dtype)
+    # What no row writes stays zero. To blank it afterwards would read and write all results once
+    # more, in memory that some compilers do not share with them.
+    nothing = jnp.zeros(out.shape, out.dtype)
+    inputs = (table, new, *queries, pages, nothing)
+    num_inputs = len(prefetched) + len(inputs)
+    pages_place, out_place = num_inputs - 2, num_inputs - 1
+    hbm = pl.BlockSpec(memory_space=pl.ANY)
     outputs = [out, jax.ShapeDtypeStruct((1,), jnp.int32)]
     out_specs = [hbm, pl.BlockSpec(memory_space=pltpu.SMEM)]
-    aliases = {}
+    aliases = {out_place: 0}
     if shape.writes:
         outputs.append(jax.ShapeDtypeStruct(pages.shape, pages.dtype))
         out_specs.append(hbm)
-        aliases = {num_inputs - 1: 2}
+        aliases[pages_place] = 2
 
     def kernel(*refs: Any) -> None:
-        first_query = num_inputs - 1 - len(queries)
-        query_refs, pages_ref = refs[first_query : num_inputs - 1], refs[num_inputs - 1]
+        first_query = pages_place - len(queries)
+        query_refs, pages_ref = refs[first_query:pages_place], refs[pages_place]
         out_ref, num_fetched_ref, *written = refs[num_inputs:]
         # Pages that are written are read where they are written.
         pages_ref = written[0] if shape.writes else pages_ref
