@@ -9,7 +9,7 @@ from pallas_kernels.latent_attention import gpu_limits, tpu_pages
 from pallas_kernels.latent_attention.gpu_pages import GpuLatentPages
 from pallas_kernels.latent_attention.pages import LatentPages as PlainLatentPages
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
-from pallas_kernels.ragged_paged_attention.options import Options
+from pallas_kernels.paging.options import Options
 
 LatentPages = PlainLatentPages | TpuLatentPages | GpuLatentPages
 """The pages of one layer: an opaque pytree, whose layout is that of an implementation."""

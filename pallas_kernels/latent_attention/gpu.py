@@ -14,16 +14,16 @@ import jax.numpy as jnp
 
 from pallas_kernels.latent_attention import gpu_aside, gpu_kernel, gpu_tuning
 from pallas_kernels.latent_attention.gpu_pages import GpuLatentPages, write_tokens
-from pallas_kernels.ragged_paged_attention import gpu_work
-from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.rows import (
+from pallas_kernels.paging import gpu_work
+from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.rows import (
     Rows,
     describe_rows,
     in_order,
     take,
     token_pages,
 )
-from pallas_kernels.ragged_paged_attention.softmax import NO_TOP
+from pallas_kernels.paging.softmax import NO_TOP
 
 
 def latent_attention(

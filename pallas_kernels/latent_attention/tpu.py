@@ -6,8 +6,7 @@ the online softmax of arXiv 1805.02867 in float32. While a block is computed, th
 way, be it of the same row or of the next.
 
 Queries and results are copied where they lie: the heads of a token fill whole registers, so that a
-row may begin anywhere. Only the new latents are laid out anew, by ``tpu_rows.py`` of
-``ragged_paged_attention``.
+row may begin anywhere. Only the new latents are laid out anew, by ``paging/tpu_rows.py``.
 """
 
 import functools
@@ -21,12 +20,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.latent_attention import tpu_pages, tuning
-from pallas_kernels.latent_attention.tpu_kernel import MAX_PAGES, Block, Refs, Shape, run_kernel
+from pallas_kernels.latent_attention.tpu_kernel import Block, Refs, Shape, run_kernel
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
-from pallas_kernels.ragged_paged_attention import tpu_rows
-from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.rows import describe_rows, in_order, take
-from pallas_kernels.ragged_paged_attention.tpu_pages import LANES, align, rows_of, stored
+from pallas_kernels.paging import tpu_rows
+from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.pool import rounded_tokens
+from pallas_kernels.paging.rows import describe_rows, in_order, take
+from pallas_kernels.paging.tpu_registers import LANES, align, rows_of
+from pallas_kernels.paging.tpu_walk import MAX_PAGES
 
 VMEM_BYTES = 48 * 2**20
 """What the kernel may take: three quarters of the smallest VMEM among the chips it is for."""
@@ -86,7 +87,8 @@ def attend_and_count(
         new = jnp.zeros((shape.tile, LANES), latent_pages.dtype)
     else:
         new_TW = tpu_pages.join(
-            stored(latent_TR, latent_pages.dtype, None), stored(rope_Tr, latent_pages.dtype, None)
+            rounded_tokens(latent_TR, latent_pages.dtype, None),
+            rounded_tokens(rope_Tr, latent_pages.dtype, None),
         )
         new = take(new_TW, tiles.source_t)
     out, pages, num_fetched_1 = _call(

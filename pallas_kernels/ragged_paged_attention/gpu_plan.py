@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.gpu_chips import NUM_SMS, SHARED_BYTES
+from pallas_kernels.paging import gpu_units
+from pallas_kernels.powers import power_of_two_to
 from pallas_kernels.ragged_paged_attention.gpu_tuning import GpuProblem, GpuTiles, gpu_tiles
 
 WARPGROUP_ROWS = 64
@@ -62,14 +64,7 @@ class Plan:
         return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(swizzle)))
 
     def in_tile_layout(self, x: jax.Array) -> jax.Array:
-        """``x [rows, columns]``, or one number a row, spread over threads as WGMMA does it.
-
-        The inference of layouts needs these hints; the interpreter does not know them.
-        """
-        if self.interpret:
-            return x
-        layout = plgpu.Layout.WGMMA
-        return plgpu.layout_cast(x, layout if x.ndim == 2 else layout.reduce(1))
+        return gpu_units.in_tile_layout(x, interpret=self.interpret)
 
     def in_stored_layout(self, x: jax.Array) -> jax.Array:
         """``x [block, columns]`` spread so that a thread has 32 bits of the pages in a row."""
@@ -109,10 +104,10 @@ def plan(
     64 at most."""
     tiles = gpu_tiles(GpuProblem(head_dim=head_dim, pages_dtype=pages_dtype.name))
     operands = operands_of(pages_dtype)
-    fits_one = _power_of_two_up_to(max_queries) * group_size <= WARPGROUP_ROWS
+    fits_one = power_of_two_to(max_queries) * group_size <= WARPGROUP_ROWS
     warpgroups = 1 if fits_one else tiles.prefill_warpgroups
     rows = warpgroups * WARPGROUP_ROWS
-    tile_queries = _power_of_two_up_to(max(min(rows // group_size, max_queries), 1))
+    tile_queries = power_of_two_to(max(min(rows // group_size, max_queries), 1))
     out_dtype = jnp.dtype(out_dtype)
     matrix_bytes = operands.parts * operands.dtype.itemsize * head_dim
     per_tile = rows * (matrix_bytes + tiles.columns * out_dtype.itemsize + 4)
@@ -131,7 +126,3 @@ def plan(
         out_dtype=out_dtype,
         interpret=interpret,
     )
-
-
-def _power_of_two_up_to(number: int) -> int:
-    return 1 << (number.bit_length() - 1)

@@ -10,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import NoImplementation, init_latent_pages, latent_attention
 from pallas_kernels.latent_attention import tpu, tuning
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
-from pallas_kernels.ragged_paged_attention.options import Options
+from pallas_kernels.paging.options import Options
 
 TILES = tuning.Tiles(short_positions=16, long_tokens=4, long_positions=16)
 

@@ -11,15 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.ragged_paged_attention import gpu_unwritten, gpu_work
+from pallas_kernels.paging import gpu_work
+from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.rows import describe_rows, in_order, token_pages
+from pallas_kernels.ragged_paged_attention import gpu_unwritten
 from pallas_kernels.ragged_paged_attention.gpu_pages import allocate_gpu_kv_pages
 from pallas_kernels.ragged_paged_attention.gpu_tuning import (
     GpuProblem,
     gpu_candidates,
     gpu_heuristic,
 )
-from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.rows import describe_rows, in_order, token_pages
 
 TILES = gpu_heuristic(GpuProblem(head_dim=128, pages_dtype="bfloat16"))
 LANES = 8

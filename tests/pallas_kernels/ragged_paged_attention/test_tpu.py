@@ -10,8 +10,8 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import NoImplementation, init_kv_pages, ragged_paged_attention
+from pallas_kernels.paging.options import Options
 from pallas_kernels.ragged_paged_attention import tpu, tpu_pages
-from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.tpu_tiles import TpuTiles
 
 
