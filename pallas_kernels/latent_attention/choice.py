@@ -74,7 +74,7 @@ def choose(wanted: Wanted, implementation: str | None) -> str:
         return foreign(PlainLatentPages)
 
     refusals = {"tpu": tpu, "gpu": gpu, "xla": plain, "reference": plain}
-    return dispatch.choose("latent_attention", refusals, implementation)
+    return dispatch.choose("latent_attention", refusals, implementation, chip)
 
 
 LAYOUTS: dict[type, str] = {
