@@ -65,7 +65,7 @@ def choose(
     """
     if named is not None and named not in NAMES:
         raise ValueError(f"implementation = {named!r} is not one of None, {', '.join(NAMES)}")
-    reasons = {}
+    reasons: dict[str, str] = {}
     for name in NAMES if named is None else (named,):
         reason = refusals[name]() if name in refusals else f"no {name} kernel in this build"
         if reason is None:
