@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pallas_kernels import gather_kv_pages
 from pallas_kernels.ragged_paged_attention import gpu_kernel, gpu_plan
+from tests.pallas_kernels.batches import tokens_of
 
 pytest.importorskip("absl", reason="the interpreter of Mosaic GPU needs absl-py")
 
@@ -160,11 +161,6 @@ def ragged_rows(draw):
 @given(rows=ragged_rows(), seed=st.integers(0, 99))
 def test_any_ragged_batch(rows, seed, batch_of, check):
     check(small(batch_of, rows, seed=seed))
-
-
-def tokens_of(rows, row):
-    start = sum(new for new, _ in rows[:row])
-    return slice(start, start + rows[row][0])
 
 
 def test_a_row_alone_equals_itself_among_others_bit_for_bit(batch_of, attend):
