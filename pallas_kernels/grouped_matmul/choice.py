@@ -24,4 +24,4 @@ def choose(problem: Problem, implementation: str | None) -> str:
         return None
 
     answers = {"tpu": tpu, "gpu": gpu, "xla": can, "reference": can}
-    return dispatch.choose("grouped_matmul", answers, implementation)
+    return dispatch.choose("grouped_matmul", answers, implementation, chip)

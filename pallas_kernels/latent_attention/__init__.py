@@ -25,8 +25,8 @@ from pallas_kernels.latent_attention.pages import (
     scatter_latent_pages,
 )
 from pallas_kernels.latent_attention.tpu_pages import allocate_tpu_latent_pages
-from pallas_kernels.ragged_paged_attention.arguments import check_row_values
-from pallas_kernels.ragged_paged_attention.options import Options
+from pallas_kernels.paging.arguments import check_row_values
+from pallas_kernels.paging.options import Options
 
 __all__ = [
     "LatentPages",

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.latent_attention.pages import Pages
-from pallas_kernels.ragged_paged_attention.arguments import QUERY_DTYPES, check_rows, require
+from pallas_kernels.paging.arguments import QUERY_DTYPES, check_rows, require
 
 
 def check_arguments(

@@ -9,7 +9,7 @@ from pallas_kernels.latent_attention import gpu_limits, tpu_pages
 from pallas_kernels.latent_attention.gpu_pages import GpuLatentPages
 from pallas_kernels.latent_attention.pages import LatentPages as PlainLatentPages
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
-from pallas_kernels.ragged_paged_attention.options import Options
+from pallas_kernels.paging.options import Options
 
 LatentPages = PlainLatentPages | TpuLatentPages | GpuLatentPages
 """The pages of one layer: an opaque pytree, whose layout is that of an implementation."""
@@ -74,7 +74,7 @@ def choose(wanted: Wanted, implementation: str | None) -> str:
         return foreign(PlainLatentPages)
 
     refusals = {"tpu": tpu, "gpu": gpu, "xla": plain, "reference": plain}
-    return dispatch.choose("latent_attention", refusals, implementation)
+    return dispatch.choose("latent_attention", refusals, implementation, chip)
 
 
 LAYOUTS: dict[type, str] = {

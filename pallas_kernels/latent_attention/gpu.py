@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from pallas_kernels.latent_attention import gpu_aside, gpu_kernel, gpu_tuning
 from pallas_kernels.latent_attention.gpu_pages import GpuLatentPages, write_tokens
-from pallas_kernels.ragged_paged_attention import gpu_work
-from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.rows import (
+from pallas_kernels.paging import gpu_work
+from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.rows import (
     Case,
     Rows,
     case_of,
@@ -25,7 +25,7 @@ from pallas_kernels.ragged_paged_attention.rows import (
     take,
     token_pages,
 )
-from pallas_kernels.ragged_paged_attention.softmax import NO_TOP
+from pallas_kernels.paging.softmax import NO_TOP
 
 
 def latent_attention(

@@ -15,7 +15,6 @@ work, and a decode row is cut into several items (split-KV) that are joined outs
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +26,10 @@ import jax.numpy as jnp
 from pallas_kernels import compat
 from pallas_kernels.gpu_chips import NUM_SMS
 from pallas_kernels.latent_attention.gpu_tuning import BLOCK, HALVES, PART, TILE, Tiles
-from pallas_kernels.ragged_paged_attention.gpu_kernel import FIELDS, along_rows
-from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.softmax import LOG2_E, NO_TOP
+from pallas_kernels.paging import gpu_units
+from pallas_kernels.paging.gpu_units import Item, along_rows, for_each_unit, owned_end
+from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.softmax import LOG2_E, NO_TOP
 
 SCORER, LOADER = HALVES, HALVES + 1
 """The warpgroups after those that sum."""
@@ -59,14 +59,7 @@ class Plan:
         return self.latent_rank // PART
 
     def in_tile_layout(self, x: jax.Array) -> jax.Array:
-        """``x [rows, columns]``, or one number a row, spread over threads as WGMMA does it.
-
-        The inference of layouts needs these hints; the interpreter does not know them.
-        """
-        if self.interpret:
-            return x
-        layout = plgpu.Layout.WGMMA
-        return plgpu.layout_cast(x, layout if x.ndim == 2 else layout.reduce(1))
+        return gpu_units.in_tile_layout(x, interpret=self.interpret)
 
 
 def attend(
@@ -125,6 +118,10 @@ class _Refs:
     rope_Ppr: Any
     out_YGQR: Any
     lse_YGQ: Any
+
+    def for_each_unit(self, num_blocks: int, take: Any) -> tuple[jax.Array, jax.Array]:
+        num_groups = self.q_latent_XGQR.shape[1]
+        return for_each_unit(self.num_items_1, self.items_I8, num_groups, num_blocks, take)
 
 
 @dataclass(frozen=True)
@@ -213,37 +210,12 @@ def _swizzled(shape: tuple[int, ...], dtype: Any) -> Any:
     return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
-def _for_each_unit(
-    plan: Plan,
-    gmem: _Refs,
-    take: Callable[[jax.Array, dict[str, jax.Array], jax.Array, jax.Array], jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    """``step = take(count, item, group, step)`` for all units of this block of the grid.
-
-    ``count`` counts the units, ``step`` the blocks of positions of all units so far. Returns both.
-    """
-    num_groups = jnp.int32(gmem.q_latent_XGQR.shape[1])
-    first = jax.lax.axis_index("block")
-    left = gmem.num_items_1[0] * num_groups - first
-    num_units = jax.lax.div(
-        jnp.maximum(left, 0) + (plan.num_blocks - 1), jnp.int32(plan.num_blocks)
-    )
-
-    def take_unit(count: jax.Array, step: jax.Array) -> jax.Array:
-        unit = first + count * plan.num_blocks
-        index = jax.lax.div(unit, num_groups)
-        item = {name: gmem.items_I8[index, field] for field, name in enumerate(FIELDS)}
-        return take(count, item, jax.lax.rem(unit, num_groups), step)
-
-    return num_units, jax.lax.fori_loop(0, num_units, take_unit, jnp.int32(0))
-
-
 def _load(plan: Plan, gmem: _Refs, shared: _Shared) -> None:
     """The warpgroup that copies."""
     blocks_per_page = jnp.int32(gmem.latent_PpR.shape[1] // BLOCK)
     parts = [pl.ds(part * PART, PART) for part in range(plan.parts)]
 
-    def load_queries(item: dict[str, jax.Array], group: jax.Array) -> None:
+    def load_queries(item: Item, group: jax.Array) -> None:
         place = (item["query"], group)
         for part, columns in enumerate(parts):
             plgpu.copy_gmem_to_smem(
@@ -288,7 +260,7 @@ def _load(plan: Plan, gmem: _Refs, shared: _Shared) -> None:
         load_queries(item, group)
         return jax.lax.fori_loop(ahead, item["num_blocks"], load_block, step)
 
-    num_units, steps = _for_each_unit(plan, gmem, load_unit)
+    num_units, steps = gmem.for_each_unit(plan.num_blocks, load_unit)
     pl.when(num_units > 0)(lambda: plgpu.barrier_wait(shared.q_free))
 
     @pl.loop(0, jnp.minimum(steps, plan.tiles.stages))
@@ -314,7 +286,7 @@ def _score(plan: Plan, options: Options, gmem: _Refs, shared: _Shared) -> None:
             top, total = carry
             slot = jax.lax.rem(step + index, jnp.int32(plan.tiles.stages))
             place = (item["first_block"] + index) * BLOCK
-            end = _end(gmem, item, place)
+            end = owned_end(gmem.page_table_SM, gmem.latent_PpR.shape[1], item, place)
             plgpu.barrier_wait(shared.block_ready.at[slot])
             logits = _logits(plan, shared, slot) * (options.scale * LOG2_E)
             logits = jnp.where(_sees(plan, options, item, place, end), logits, -jnp.inf)
@@ -339,7 +311,7 @@ def _score(plan: Plan, options: Options, gmem: _Refs, shared: _Shared) -> None:
         plgpu.copy_smem_to_gmem(_top(plan, shared.lse), gmem.lse_YGQ.at[item["out"], group])
         return step + num_blocks
 
-    num_units, _ = _for_each_unit(plan, gmem, score_unit)
+    num_units, _ = gmem.for_each_unit(plan.num_blocks, score_unit)
     pl.when(num_units > 0)(lambda: plgpu.barrier_wait(shared.weights_free))
     plgpu.wait_smem_to_gmem(0)
 
@@ -382,7 +354,7 @@ def _sum(plan: Plan, gmem: _Refs, shared: _Shared, half: jax.Array) -> None:
         plgpu.barrier_arrive(shared.q_free)
         return step + item["num_blocks"]
 
-    _for_each_unit(plan, gmem, sum_unit)
+    gmem.for_each_unit(plan.num_blocks, sum_unit)
     plgpu.wait_smem_to_gmem(0)
 
 
@@ -391,23 +363,7 @@ def _top(plan: Plan, tile: Any) -> Any:
     return tile if plan.tiles.rows == TILE else tile.at[pl.ds(0, plan.tiles.rows)]
 
 
-def _end(gmem: _Refs, item: dict[str, jax.Array], place: jax.Array) -> jax.Array:
-    """The first position that may not be seen from the block at ``place`` on.
-
-    It and all behind it may hold NaN. A row with holes looks up whether somebody owns the page.
-    """
-    page_size = gmem.latent_PpR.shape[1]
-
-    def owned_end() -> jax.Array:
-        page = gmem.page_table_SM[item["row"], jax.lax.div(place, jnp.int32(page_size))]
-        return jnp.where(page > 0, item["kv_len"], 0)
-
-    return jax.lax.cond(item["is_whole"] > 0, lambda: item["kv_len"], owned_end)
-
-
-def _sees(
-    plan: Plan, options: Options, item: dict[str, jax.Array], place: jax.Array, end: jax.Array
-) -> jax.Array:
+def _sees(plan: Plan, options: Options, item: Item, place: jax.Array, end: jax.Array) -> jax.Array:
     """Which of the positions from ``place`` on the rows of a tile see."""
     shape = (TILE, BLOCK)
     position = item["position"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from pallas_kernels import tile_table
 from pallas_kernels.gpu_chips import SHARED_BYTES
-from pallas_kernels.ragged_paged_attention.rows import Case
+from pallas_kernels.paging.rows import Case
 
 BLOCK = 64
 """Positions that a step takes: one copy. A page holds one or more."""

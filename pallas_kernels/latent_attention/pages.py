@@ -1,8 +1,8 @@
 """Paged latents: one layer's pool, an opaque pytree for everyone outside this folder.
 
 A position is one row of ``R + r`` numbers, its latent followed by its rotary part. 16-bit floats
-are stored as uint16 and fp8 as uint8, for the reason given in ``ragged_paged_attention/pages.py``.
-To the companions there, a pool of latents is a pool with one kv head, whose key is the whole row.
+are stored as uint16 and fp8 as uint8, for the reason given in ``paging/pool.py``. To what is
+shared, a pool of latents is a pool with one kv head, whose key is the whole row.
 """
 
 from dataclasses import dataclass, field
@@ -13,18 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from pallas_kernels.ragged_paged_attention import pages as kv
+from pallas_kernels.paging import pool
+from pallas_kernels.paging.pool import copy_pages, fill_pages
 
-STORAGE = {name: storage for name, storage in kv.STORAGE.items() if name != "int8"}
+STORAGE = {name: storage for name, storage in pool.STORAGE.items() if name != "int8"}
 """The dtypes a page can hold, and the dtype of the array that holds them. Int8 would need scales,
 which the contract does not have."""
 
 
-class Pages(kv.Pages, Protocol):
+class Pages(pool.Pages, Protocol):
     """What the companions ask of a pool, whatever its layout: a pytree whose leaves begin with P.
 
     ``read`` and ``write`` take latents ``[n, page_size, R]`` and rotary parts ``[n, page_size, r]``
-    where those of ``kv.Pages`` take keys and values.
+    where those of ``pool.Pages`` take keys and values.
     """
 
     @property
@@ -74,7 +75,7 @@ class LatentPages:
     def read(self, ids_n: jax.Array, keep_n: jax.Array) -> tuple[jax.Array, jax.Array]:
         nothing = jnp.zeros((), self.latents_PpW.dtype)
         bits_npW = jnp.where(keep_n[:, None, None], self.latents_PpW[ids_n], nothing)
-        x_npW = kv.from_storage(bits_npW, self.dtype)
+        x_npW = pool.from_storage(bits_npW, self.dtype)
         return x_npW[..., : self.latent_rank], x_npW[..., self.latent_rank :]
 
     def write(self, ids_n: jax.Array, latent_npR: jax.Array, rope_npr: jax.Array) -> "LatentPages":
@@ -83,7 +84,7 @@ class LatentPages:
         return self.replace(self.latents_PpW.at[ids_n].set(bits_npW, mode="drop"))
 
     def element(self, value: float) -> jax.Array:
-        return kv.to_storage(jnp.float32(value), self.dtype)
+        return pool.to_storage(jnp.float32(value), self.dtype)
 
     def replace(self, latents_PpW: jax.Array) -> "LatentPages":
         return LatentPages(
@@ -141,18 +142,13 @@ def write_tokens(
 def stored_tokens(latent_TR: jax.Array, rope_Tr: jax.Array, dtype: np.dtype) -> jax.Array:
     """New latents and rotary parts as the bits a page would hold, side by side."""
     return jnp.concatenate(
-        [kv.stored_tokens(latent_TR, dtype, None), kv.stored_tokens(rope_Tr, dtype, None)], axis=-1
+        [pool.stored_tokens(latent_TR, dtype, None), pool.stored_tokens(rope_Tr, dtype, None)],
+        axis=-1,
     )
 
 
-def copy_latent_pages(pages: AnyPages, src_n: jax.Array, dst_n: jax.Array) -> AnyPages:
-    """Copies page ``src_n[i]`` onto page ``dst_n[i]`` (copy-on-write); all are read before any is
-    written.
-
-    Int32 ids ``[n]``. A pair whose ``src`` or ``dst`` is not in 1..P-1 is ignored, so ``(0, 0)``
-    pads.
-    """
-    return kv.copy_kv_pages(pages, src_n, dst_n)
+copy_latent_pages = copy_pages
+fill_latent_pages = fill_pages
 
 
 def gather_latent_pages(pages: Pages, ids_n: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -161,7 +157,7 @@ def gather_latent_pages(pages: Pages, ids_n: jax.Array) -> tuple[jax.Array, jax.
 
     An id that is not in 1..P-1 reads as zeros.
     """
-    return kv.gather_kv_pages(pages, ids_n)
+    return pool.gather_pages(pages, ids_n)
 
 
 def scatter_latent_pages(
@@ -172,12 +168,4 @@ def scatter_latent_pages(
 
     An id that is not in 1..P-1 is ignored. The arrays must have the pool's dtype.
     """
-    for name, x in (("latents", latent_npR), ("rotary parts", rope_npr)):
-        if x.dtype != pages.dtype:
-            raise ValueError(f"{name} have dtype {x.dtype}: the pages hold {pages.dtype}")
-    return kv.scatter_kv_pages(pages, ids_n, latent_npR, rope_npr)
-
-
-def fill_latent_pages(pages: AnyPages, ids_n: jax.Array, value: float) -> AnyPages:
-    """Fills pages ``ids_n`` (page 0 too) with ``value``: NaN poisons what must not be read."""
-    return kv.fill_kv_pages(pages, ids_n, value)
+    return pool.scatter_pages(pages, ids_n, **{"latents": latent_npR, "rotary parts": rope_npr})

@@ -13,8 +13,8 @@ from pallas_kernels.latent_attention.pages import (
     stored_tokens,
     write_tokens,
 )
-from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.rows import describe_rows, token_pages
+from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.rows import describe_rows, token_pages
 
 
 def latent_attention(

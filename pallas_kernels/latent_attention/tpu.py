@@ -6,8 +6,7 @@ the online softmax of arXiv 1805.02867 in float32. While a block is computed, th
 way, be it of the same row or of the next.
 
 Queries and results are copied where they lie: the heads of a token fill whole registers, so that a
-row may begin anywhere. Only the new latents are laid out anew, by ``tpu_rows.py`` of
-``ragged_paged_attention``.
+row may begin anywhere. Only the new latents are laid out anew, by ``paging/tpu_rows.py``.
 """
 
 import functools
@@ -20,18 +19,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.latent_attention import tpu_pages, tpu_tuning, tuning
-from pallas_kernels.latent_attention.tpu_kernel import MAX_PAGES, Block, Refs, Shape, run_kernel
+from pallas_kernels.latent_attention.tpu_kernel import Block, Refs, Shape, run_kernel
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
-from pallas_kernels.ragged_paged_attention import tpu_rows
-from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.rows import (
-    Case,
-    case_of,
-    describe_rows,
-    in_order,
-    take,
-)
-from pallas_kernels.ragged_paged_attention.tpu_pages import LANES, align, rows_of, stored
+from pallas_kernels.paging import tpu_rows
+from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.pool import rounded_tokens
+from pallas_kernels.paging.rows import Case, case_of, describe_rows, in_order, take
+from pallas_kernels.paging.tpu_registers import LANES, align, rows_of
+from pallas_kernels.paging.tpu_walk import MAX_PAGES
 
 VMEM_BYTES = 48 * 2**20
 """What the kernel may take: three quarters of the smallest VMEM among the chips it is for."""
@@ -90,7 +85,8 @@ def attend_and_count(
         new = jnp.zeros((shape.tile, LANES), latent_pages.dtype)
     else:
         new_TW = tpu_pages.join(
-            stored(latent_TR, latent_pages.dtype, None), stored(rope_Tr, latent_pages.dtype, None)
+            rounded_tokens(latent_TR, latent_pages.dtype, None),
+            rounded_tokens(rope_Tr, latent_pages.dtype, None),
         )
         new = take(new_TW, tiles.source_t)
     out, pages, num_fetched_1 = _call(
@@ -106,7 +102,6 @@ def attend_and_count(
         latent_pages.latents_PpW,
     )
     out_TNR = out.reshape(num_tokens, shape.num_heads, -1)[:, :num_heads, :latent_rank]
-    out_TNR = jnp.where(rows.is_token_T[:, None, None], out_TNR, jnp.zeros((), out_TNR.dtype))
     return out_TNR.astype(q_latent_TNR.dtype), latent_pages.replace(pages), num_fetched_1
 
 
@@ -199,21 +194,25 @@ def _call(
         tiles.first_W,
         tiles.last_W,
     )
-    inputs = (table, new, *queries, pages)
-    num_inputs = len(prefetched) + len(inputs)
-    hbm = pl.BlockSpec(memory_space=pl.ANY)
     out = jax.ShapeDtypeStruct((queries[0].shape[0], shape.value_width), shape.out_dtype)
+    # What no row writes stays zero. To blank it afterwards would read and write all results once
+    # more, in memory that some compilers do not share with them.
+    nothing = jnp.zeros(out.shape, out.dtype)
+    inputs = (table, new, *queries, pages, nothing)
+    num_inputs = len(prefetched) + len(inputs)
+    pages_place, out_place = num_inputs - 2, num_inputs - 1
+    hbm = pl.BlockSpec(memory_space=pl.ANY)
     outputs = [out, jax.ShapeDtypeStruct((1,), jnp.int32)]
     out_specs = [hbm, pl.BlockSpec(memory_space=pltpu.SMEM)]
-    aliases = {}
+    aliases = {out_place: 0}
     if shape.writes:
         outputs.append(jax.ShapeDtypeStruct(pages.shape, pages.dtype))
         out_specs.append(hbm)
-        aliases = {num_inputs - 1: 2}
+        aliases[pages_place] = 2
 
     def kernel(*refs: Any) -> None:
-        first_query = num_inputs - 1 - len(queries)
-        query_refs, pages_ref = refs[first_query : num_inputs - 1], refs[num_inputs - 1]
+        first_query = pages_place - len(queries)
+        query_refs, pages_ref = refs[first_query:pages_place], refs[pages_place]
         out_ref, num_fetched_ref, *written = refs[num_inputs:]
         # Pages that are written are read where they are written.
         pages_ref = written[0] if shape.writes else pages_ref

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.ragged_paged_attention.pages import from_storage, to_storage
-from pallas_kernels.ragged_paged_attention.tpu_pages import LANES, align, rows_of
+from pallas_kernels.paging.pool import from_storage, to_storage
+from pallas_kernels.paging.tpu_registers import LANES, align, rows_of
 
 DTYPES = ("float32", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 """What a page can hold. The compiler knows no float16."""

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pallas_kernels import tile_table
-from pallas_kernels.ragged_paged_attention.rows import Case
-from pallas_kernels.ragged_paged_attention.tpu_tiles import power_of_two_to
+from pallas_kernels.paging.rows import Case
+from pallas_kernels.powers import power_of_two_to
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,18 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.latent_attention.pages import LatentPages, stored_tokens, write_tokens
-from pallas_kernels.ragged_paged_attention import softmax
-from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.pages import take_pages, to_float32
-from pallas_kernels.ragged_paged_attention.rows import (
+from pallas_kernels.paging import softmax
+from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.pool import take_pages, to_float32
+from pallas_kernels.paging.rows import (
     Rows,
     describe_rows,
     divide_up,
     take,
     token_pages,
 )
-from pallas_kernels.ragged_paged_attention.softmax import Softmax
-from pallas_kernels.ragged_paged_attention.tiles import list_tiles
+from pallas_kernels.paging.softmax import Softmax
+from pallas_kernels.paging.tiles import list_tiles
 
 BLOCK_POSITIONS = 256
 """Positions that a step of a tile reads; a larger page is read whole."""

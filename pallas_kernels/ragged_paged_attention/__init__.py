@@ -11,7 +11,9 @@ from collections.abc import Callable
 
 import jax
 
-from pallas_kernels.ragged_paged_attention.arguments import check_arguments, check_row_values
+from pallas_kernels.paging.arguments import check_row_values
+from pallas_kernels.paging.options import Options
+from pallas_kernels.ragged_paged_attention.arguments import check_arguments
 from pallas_kernels.ragged_paged_attention.choice import (
     XLA_PAGE_SIZES,
     KVPages,
@@ -20,7 +22,6 @@ from pallas_kernels.ragged_paged_attention.choice import (
     page_sizes,
 )
 from pallas_kernels.ragged_paged_attention.gpu_pages import allocate_gpu_kv_pages
-from pallas_kernels.ragged_paged_attention.options import Options
 from pallas_kernels.ragged_paged_attention.pages import (
     allocate_kv_pages,
     check_pool,

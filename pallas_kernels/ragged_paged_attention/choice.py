@@ -47,12 +47,13 @@ def page_sizes(num_kv_heads: int, head_dim: int, dtype: jax.typing.DTypeLike) ->
     takers: dict[str, list[int]] = {}
     for size in XLA_PAGE_SIZES:
         wanted = Wanted(page_size=size, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype)
-        takers.setdefault(choose(wanted, None), []).append(size)
+        takers.setdefault(choose(wanted, None, tells=False), []).append(size)
     return tuple(takers[min(takers, key=dispatch.NAMES.index)])
 
 
-def choose(wanted: Wanted, implementation: str | None) -> str:
-    """The name of the implementation; errors as those of ``dispatch.choose``."""
+def choose(wanted: Wanted, implementation: str | None, *, tells: bool = True) -> str:
+    """The name of the implementation; errors as those of ``dispatch.choose``, and its warning if it
+    ``tells``."""
     kind = (wanted.page_size, wanted.num_kv_heads, wanted.head_dim, jnp.dtype(wanted.dtype))
     # A name is taken at its word: what is compiled ahead of time may be for other machines.
     # Pages that exist were made for the chip they are on.
@@ -84,7 +85,8 @@ def choose(wanted: Wanted, implementation: str | None) -> str:
         return foreign(PlainKVPages)
 
     refusals = {"tpu": tpu, "gpu": gpu, "xla": xla, "reference": reference}
-    return dispatch.choose("ragged_paged_attention", refusals, implementation)
+    told = chip if tells else None
+    return dispatch.choose("ragged_paged_attention", refusals, implementation, told)
 
 
 LAYOUTS = {PlainKVPages: "xla", TpuKVPages: "tpu", GpuKVPages: "gpu"}

@@ -12,7 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.ragged_paged_attention import gpu_kernel, gpu_work
+from pallas_kernels.paging import gpu_work
+from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.pool import from_storage, stored_tokens
+from pallas_kernels.paging.rows import (
+    Case,
+    Rows,
+    case_of,
+    describe_rows,
+    in_order,
+    take,
+    token_pages,
+)
+from pallas_kernels.paging.softmax import LOG2_E, NO_TOP
+from pallas_kernels.ragged_paged_attention import gpu_kernel
 from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages, write_tokens
 from pallas_kernels.ragged_paged_attention.gpu_plan import plan
 from pallas_kernels.ragged_paged_attention.gpu_tiles import (
@@ -22,18 +35,6 @@ from pallas_kernels.ragged_paged_attention.gpu_tiles import (
     operands_of,
 )
 from pallas_kernels.ragged_paged_attention.gpu_unwritten import beside
-from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.pages import from_storage, stored_tokens
-from pallas_kernels.ragged_paged_attention.rows import (
-    Case,
-    Rows,
-    case_of,
-    describe_rows,
-    in_order,
-    take,
-    token_pages,
-)
-from pallas_kernels.ragged_paged_attention.softmax import LOG2_E, NO_TOP
 
 
 def ragged_paged_attention(

@@ -10,7 +10,7 @@ others compute, as in FlashAttention-3 (arXiv 2407.08608). A decode row is cut i
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from pallas_kernels import compat
+from pallas_kernels.paging.gpu_units import Item, along_rows, for_each_unit, owned_end
+from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.softmax import LOG2_E, NO_TOP
 from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages
 from pallas_kernels.ragged_paged_attention.gpu_plan import WARPGROUP_ROWS, Plan
 from pallas_kernels.ragged_paged_attention.gpu_products import (
@@ -30,11 +33,6 @@ from pallas_kernels.ragged_paged_attention.gpu_products import (
     logits_of,
     split,
 )
-from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.softmax import LOG2_E, NO_TOP
-
-FIELDS = ("out", "query", "row", "first_block", "num_blocks", "position", "kv_len", "is_whole")
-"""Columns of the array of items; ``position`` is that of the first query."""
 
 
 def attend(
@@ -96,6 +94,10 @@ class _Refs:
     def page_size(self) -> int:
         return self.keys_PKpH[0].shape[2]
 
+    def for_each_unit(self, num_blocks: int, take: Any) -> tuple[jax.Array, jax.Array]:
+        items = (self.num_items_1, self.items_I8)
+        return for_each_unit(*items, self.num_groups, num_blocks, take)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Shared:
@@ -154,37 +156,12 @@ def _kernel(plan: Plan, options: Options, *refs: Any) -> None:
     pl.run_scoped(run, collective_axes="warpgroup", **scratch)
 
 
-def _for_each_unit(
-    gmem: _Refs,
-    num_blocks: int,
-    take: Callable[[jax.Array, dict[str, jax.Array], jax.Array, jax.Array], jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    """``step = take(count, item, group, step)`` for all units of this block of the grid.
-
-    ``count`` counts the units, ``step`` the blocks of positions of all units so far. Returns both.
-    """
-    num_groups = gmem.num_groups
-    first = jax.lax.axis_index("block")
-    left = gmem.num_items_1[0] * num_groups - first
-    num_units = jax.lax.div(jnp.maximum(left, 0) + (num_blocks - 1), jnp.int32(num_blocks))
-
-    def take_unit(count: jax.Array, step: jax.Array) -> jax.Array:
-        unit = first + count * num_blocks
-        index = jax.lax.div(unit, jnp.int32(num_groups))
-        item = {name: gmem.items_I8[index, field] for field, name in enumerate(FIELDS)}
-        return take(count, item, jax.lax.rem(unit, jnp.int32(num_groups)), step)
-
-    return num_units, jax.lax.fori_loop(0, num_units, take_unit, jnp.int32(0))
-
-
 def _load(plan: Plan, gmem: _Refs, shared: _Shared) -> None:
     """The warpgroup that copies."""
     block_len = plan.tiles.block
     blocks_per_page = jnp.int32(gmem.page_size // block_len)
 
-    def load_unit(
-        count: jax.Array, item: dict[str, jax.Array], group: jax.Array, step: jax.Array
-    ) -> jax.Array:
+    def load_unit(count: jax.Array, item: Item, group: jax.Array, step: jax.Array) -> jax.Array:
         head = jax.lax.div(group, jnp.int32(gmem.groups_per_head))
         pl.when(count > 0)(lambda: plgpu.barrier_wait(shared.q_free))
         for warpgroup in range(plan.warpgroups):
@@ -197,6 +174,20 @@ def _load(plan: Plan, gmem: _Refs, shared: _Shared) -> None:
                     shared.q_ready,
                 )
 
+        def bring(
+            pools: Sequence[Any], page: jax.Array, offset: jax.Array, target: Any, ready: Any
+        ) -> None:
+            def copy(pool: Any, page: jax.Array) -> None:
+                source = pool.at[page, head, pl.ds(offset, block_len)]
+                plgpu.copy_gmem_to_smem(source, target, ready)
+
+            if len(pools) == 1:
+                copy(pools[0], page)
+                return
+            num_pages = pools[0].shape[0]
+            pl.when(page < num_pages)(functools.partial(copy, pools[0], page))
+            pl.when(page >= num_pages)(functools.partial(copy, pools[1], page - num_pages))
+
         def load_block(index: jax.Array, step: jax.Array) -> jax.Array:
             block = item["first_block"] + index
             page = gmem.page_table_SM[item["row"], jax.lax.div(block, blocks_per_page)]
@@ -205,27 +196,17 @@ def _load(plan: Plan, gmem: _Refs, shared: _Shared) -> None:
             for turn, pools in enumerate((gmem.keys_PKpH, gmem.values_PKpH)):
                 slot = jax.lax.rem(2 * step + turn, jnp.int32(plan.stages))
 
-                def bring(pool: Any, page: jax.Array, slot: jax.Array = slot) -> None:
-                    plgpu.copy_gmem_to_smem(
-                        pool.at[page, head, pl.ds(offset, block_len)],
-                        shared.stage.at[slot],
-                        shared.stage_ready.at[slot],
-                    )
-
                 is_taken = 2 * step + turn >= plan.stages
                 pl.when(is_taken)(functools.partial(plgpu.barrier_wait, shared.stage_free.at[slot]))
-                if len(pools) == 1:
-                    bring(pools[0], page)
-                else:
-                    num_pages = pools[0].shape[0]
-                    is_first = page < num_pages
-                    pl.when(is_first)(functools.partial(bring, pools[0], page))
-                    pl.when(~is_first)(functools.partial(bring, pools[1], page - num_pages))
+                target, ready = shared.stage.at[slot], shared.stage_ready.at[slot]
+                pl.when(page > 0)(functools.partial(bring, pools, page, offset, target, ready))
+                # What the memory held before stays, and is not seen.
+                pl.when(page <= 0)(functools.partial(plgpu.barrier_arrive, ready))
             return step + 1
 
         return jax.lax.fori_loop(0, item["num_blocks"], load_block, step)
 
-    num_units, steps = _for_each_unit(gmem, plan.num_blocks, load_unit)
+    num_units, steps = gmem.for_each_unit(plan.num_blocks, load_unit)
     pl.when(num_units > 0)(lambda: plgpu.barrier_wait(shared.q_free))
 
     @pl.loop(0, jnp.minimum(2 * steps, plan.stages))
@@ -248,9 +229,7 @@ def _compute(
         first = warpgroup * parts + _unseen_zero(place)
         return [buffer.at[first + part] for part in range(parts)]
 
-    def attend_unit(
-        count: jax.Array, item: dict[str, jax.Array], group: jax.Array, step: jax.Array
-    ) -> jax.Array:
+    def attend_unit(count: jax.Array, item: Item, group: jax.Array, step: jax.Array) -> jax.Array:
         del count
         plgpu.barrier_wait(shared.q_ready)
 
@@ -330,7 +309,7 @@ def _compute(
                 _store(plan, lse, gmem.lse_YRQ, place, warpgroup)
         return step + item["num_blocks"]
 
-    _for_each_unit(gmem, plan.num_blocks, attend_unit)
+    gmem.for_each_unit(plan.num_blocks, attend_unit)
     plgpu.wait_smem_to_gmem(0)
 
 
@@ -359,19 +338,13 @@ def _top(tile: Any, rows: int) -> Any:
 
 
 def _held(
-    options: Options, gmem: _Refs, item: dict[str, jax.Array], place: jax.Array
+    options: Options, gmem: _Refs, item: Item, place: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The positions ``first <= position < last`` that may be seen of the block at ``place``.
 
-    All others may hold NaN. A row with holes looks up whether somebody owns the page.
+    All others may hold NaN.
     """
-    page_size = gmem.page_size
-
-    def owned_len() -> jax.Array:
-        page = gmem.page_table_SM[item["row"], jax.lax.div(place, jnp.int32(page_size))]
-        return jnp.where(page > 0, item["kv_len"], 0)
-
-    last = jax.lax.cond(item["is_whole"] > 0, lambda: item["kv_len"], owned_len)
+    last = owned_end(gmem.page_table_SM, gmem.page_size, item, place)
     if options.sliding_window is None:
         return jnp.int32(0), last
     return item["position"] - (options.sliding_window - 1), last
@@ -445,8 +418,3 @@ def _unseen_zero(x: jax.Array) -> jax.Array:
     change in a loop, it keeps addresses from being computed ahead of the loop: they would fill the
     registers meanwhile."""
     return x >> 31
-
-
-def along_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """One number a row as an array of ``shape``."""
-    return jax.lax.broadcast_in_dim(x, shape, [0])

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.ragged_paged_attention.pages import from_storage, to_storage
+from pallas_kernels.paging.pool import from_storage, to_storage
 
 
 @jax.tree_util.register_dataclass

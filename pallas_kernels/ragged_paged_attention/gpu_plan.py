@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.gpu_chips import NUM_SMS
+from pallas_kernels.paging import gpu_units
+from pallas_kernels.powers import power_of_two_to
 from pallas_kernels.ragged_paged_attention.gpu_tiles import (
     WARPGROUP_ROWS,
     GpuProblem,
     GpuTiles,
     Operands,
     operands_of,
-    power_of_two_to,
 )
 from pallas_kernels.ragged_paged_attention.gpu_tuning import gpu_tiles_for
 
@@ -64,14 +65,7 @@ class Plan:
         return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(swizzle)))
 
     def in_tile_layout(self, x: jax.Array) -> jax.Array:
-        """``x [rows, columns]``, or one number a row, spread over threads as WGMMA does it.
-
-        The inference of layouts needs these hints; the interpreter does not know them.
-        """
-        if self.interpret:
-            return x
-        layout = plgpu.Layout.WGMMA
-        return plgpu.layout_cast(x, layout if x.ndim == 2 else layout.reduce(1))
+        return gpu_units.in_tile_layout(x, interpret=self.interpret)
 
     def in_stored_layout(self, x: jax.Array) -> jax.Array:
         """``x [block, columns]`` spread so that a thread has 32 bits of the pages in a row."""

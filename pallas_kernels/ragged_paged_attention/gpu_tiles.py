@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.gpu_chips import SHARED_BYTES
-from pallas_kernels.ragged_paged_attention.rows import Case
+from pallas_kernels.paging.rows import Case
+from pallas_kernels.powers import power_of_two_to
 
 WARPGROUP_ROWS = 64
 """Rows of a tile that a warpgroup computes: the least that WGMMA takes."""
@@ -120,8 +121,3 @@ class GpuTiles:
             per_tile += warpgroups * self.block * matrix_bytes
         per_stage = self.block * problem.head_dim * pages_dtype.itemsize
         return min((SHARED_BYTES - per_tile - OTHER_BYTES) // per_stage, self.max_stages)
-
-
-def power_of_two_to(number: int) -> int:
-    """The largest power of two that is not above ``number``, for ``number >= 1``."""
-    return 1 << (number.bit_length() - 1)

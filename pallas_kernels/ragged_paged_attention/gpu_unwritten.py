@@ -5,8 +5,8 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.paging.rows import Rows, divide, divide_up, take, token_pages
 from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages, write_tokens
-from pallas_kernels.ragged_paged_attention.rows import Rows, divide, divide_up, take, token_pages
 
 
 def beside(

@@ -7,14 +7,14 @@ replaced before they are used, not multiplied by zero: unwritten memory may hold
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.ragged_paged_attention.options import Options
+from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.pool import stored_tokens
+from pallas_kernels.paging.rows import describe_rows, token_pages
 from pallas_kernels.ragged_paged_attention.pages import (
     KVPages,
     gather_kv_pages,
-    stored_tokens,
     write_tokens,
 )
-from pallas_kernels.ragged_paged_attention.rows import describe_rows, token_pages
 
 
 def ragged_paged_attention(

@@ -6,7 +6,7 @@ fill one register) and long rows walk over the blocks of positions that they can
 online softmax of arXiv 1805.02867 in float32. While a block is computed, the next one is on its
 way, be it of the same row or of the next.
 
-What is copied is whole registers and whole pages; ``tpu_rows.py`` says where from.
+What is copied is whole registers and whole pages; ``paging/tpu_rows.py`` says where from.
 """
 
 import functools
@@ -19,17 +19,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.ragged_paged_attention import tpu_pages, tpu_rows
-from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.rows import (
-    Case,
-    case_of,
-    describe_rows,
-    in_order,
-    take,
-)
+from pallas_kernels.paging import tpu_rows
+from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.pool import rounded_tokens
+from pallas_kernels.paging.rows import Case, case_of, describe_rows, in_order, take
+from pallas_kernels.paging.tpu_registers import LANES, SUBLANES
+from pallas_kernels.ragged_paged_attention import tpu_pages
 from pallas_kernels.ragged_paged_attention.tpu_kernel import Refs, Shape, run_kernel
-from pallas_kernels.ragged_paged_attention.tpu_pages import LANES, TpuKVPages
+from pallas_kernels.ragged_paged_attention.tpu_pages import TpuKVPages
 from pallas_kernels.ragged_paged_attention.tpu_tiles import TpuCall, tpu_vmem_bytes
 from pallas_kernels.ragged_paged_attention.tpu_tuning import tpu_tiles_for
 
@@ -109,8 +106,8 @@ def attend_and_count(
         new = jnp.zeros((call.num_kv_heads, shape.tile, LANES), kv_pages.dtype)
     else:
         new_TKW = tpu_pages.join(
-            tpu_pages.stored(k_TKH, kv_pages.dtype, k_scale_K),
-            tpu_pages.stored(v_TKH, kv_pages.dtype, v_scale_K),
+            rounded_tokens(k_TKH, kv_pages.dtype, k_scale_K),
+            rounded_tokens(v_TKH, kv_pages.dtype, v_scale_K),
         )
         new = take(new_TKW, tiles.source_t).transpose((1, 0, 2))
     out, pages, num_fetched_1 = _call(
@@ -182,7 +179,7 @@ def _sinks(sinks_N: jax.Array | None, shape: Shape) -> jax.Array:
     """The sink of every row of the matrix of queries of a short block: ``[K, rows, 128]``."""
     rows = shape.call.short_rows
     if sinks_N is None:
-        return jnp.zeros((shape.call.num_kv_heads, tpu_pages.SUBLANES, LANES), jnp.float32)
+        return jnp.zeros((shape.call.num_kv_heads, SUBLANES, LANES), jnp.float32)
     sinks_KG = sinks_N.astype(jnp.float32).reshape(shape.call.num_kv_heads, -1)
     sinks_KG = jnp.pad(sinks_KG, ((0, 0), (0, shape.group - sinks_KG.shape[1])))
     sinks_Kr = jnp.tile(sinks_KG, (1, shape.short_tokens))

@@ -12,11 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.ragged_paged_attention.pages import from_storage, stored_tokens, to_storage
-
-LANES = 128
-SUBLANES = 8
-"""Rows of 32 bits in a register; narrower dtypes pack several rows into each."""
+from pallas_kernels.paging.pool import from_storage, to_storage
+from pallas_kernels.paging.tpu_registers import LANES, align, rows_of
 
 PAGE_BYTES = 2**20
 """The largest page of one kv head: a few of them are in VMEM, and must leave room for the rest."""
@@ -50,11 +47,6 @@ class Lanes(NamedTuple):
         return self.value_start - self.value_register
 
 
-def align(x: int, multiple: int) -> int:
-    """The least multiple that is not below ``x``."""
-    return -(-x // multiple) * multiple
-
-
 def lanes_of(head_dim: int) -> Lanes:
     """Key and value each in registers of their own, unless joining them saves one."""
     key_width = align(head_dim, LANES)
@@ -62,16 +54,6 @@ def lanes_of(head_dim: int) -> Lanes:
     if joined < 2 * key_width:
         return Lanes(joined, key_width, head_dim)
     return Lanes(2 * key_width, key_width, key_width)
-
-
-def rows_of(dtype: jax.typing.DTypeLike) -> int:
-    """Positions in one register, the least that can be copied on their own."""
-    return SUBLANES * packing_of(dtype)
-
-
-def packing_of(dtype: jax.typing.DTypeLike) -> int:
-    """Positions that share a word of 32 bits."""
-    return 4 // jnp.dtype(dtype).itemsize
 
 
 def refuse_pages(
@@ -153,8 +135,3 @@ def join(keys: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.concatenate(
         [pad(keys, lanes.value_start), pad(values, lanes.width - lanes.value_start)], axis=-1
     )
-
-
-def stored(x_TKH: jax.Array, dtype: np.dtype, scale_K: jax.Array | None) -> jax.Array:
-    """New keys or values as a page would hold them, divided by their scale."""
-    return from_storage(stored_tokens(x_TKH, dtype, scale_K), dtype)

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.paging.rows import Case
+from pallas_kernels.paging.tpu_registers import LANES, rows_of
+from pallas_kernels.paging.tpu_walk import MAX_PAGES
+from pallas_kernels.powers import power_of_two_from, power_of_two_to
 from pallas_kernels.ragged_paged_attention import tpu_pages
-from pallas_kernels.ragged_paged_attention.rows import Case
-from pallas_kernels.ragged_paged_attention.tpu_pages import LANES
-
-MAX_PAGES = 32
-"""Pages of a block: one bit each in an int32 says which were fetched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class TpuCall:
     @property
     def short_tokens(self) -> int:
         """Tokens whose queries fill one register: a row of no more is short."""
-        register = tpu_pages.rows_of(jnp.bfloat16 if self.is_narrow else jnp.float32)
+        register = rows_of(jnp.bfloat16 if self.is_narrow else jnp.float32)
         return max(1, register // self.group)
 
     @property
@@ -112,17 +111,7 @@ def tpu_vmem_bytes(call: TpuCall, tiles: TpuTiles) -> int:
     if call.case != "decode":
         parts.append(walk(max(tiles.long_rows, call.short_rows), tiles.long_positions))
     if not call.is_unwritten:
-        tile = tpu_pages.rows_of(call.pages_dtype) * call.position_bytes
+        tile = rows_of(call.pages_dtype) * call.position_bytes
         parts.append(2 * tiles.writes * tiles.kv_heads * tile)
     sinks = 2 * tiles.kv_heads * call.short_rows * LANES * 4
     return max(parts) + sinks + 2**20
-
-
-def power_of_two_from(x: int) -> int:
-    """The least power of two that is not below ``x``, for ``x >= 1``."""
-    return 1 << (x - 1).bit_length()
-
-
-def power_of_two_to(x: int) -> int:
-    """The largest power of two that is not above ``x``; 1 for ``x < 1``."""
-    return 1 << max(x, 1).bit_length() - 1

@@ -14,16 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.ragged_paged_attention import softmax
-from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.pages import (
-    KVPages,
-    stored_tokens,
-    take_pages,
-    to_float32,
-    write_tokens,
-)
-from pallas_kernels.ragged_paged_attention.rows import (
+from pallas_kernels.paging import softmax
+from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.pool import stored_tokens, take_pages, to_float32
+from pallas_kernels.paging.rows import (
     Rows,
     count_ends,
     describe_rows,
@@ -32,8 +26,9 @@ from pallas_kernels.ragged_paged_attention.rows import (
     take,
     token_pages,
 )
-from pallas_kernels.ragged_paged_attention.softmax import Softmax
-from pallas_kernels.ragged_paged_attention.tiles import list_tiles
+from pallas_kernels.paging.softmax import Softmax
+from pallas_kernels.paging.tiles import list_tiles
+from pallas_kernels.ragged_paged_attention.pages import KVPages, write_tokens
 
 CHUNK_BYTES = 3 << 20
 """Size of the float32 keys that a trip over items reads."""

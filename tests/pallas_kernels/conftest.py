@@ -1,9 +1,20 @@
-"""Which tests of kernels run when."""
+"""What the tests of all kernels share: how interpreters compile, and what makes results equal."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
+
+TOLERANCE = {
+    "float32": 2e-5,
+    "bfloat16": 2.0**-7,
+    "float16": 2.0**-10,
+    # Of float32, the Hopper kernel of ragged paged attention multiplies the 16 leading bits.
+    "two bfloat16": 2.0**-14,
+}
+"""What rounding of results of a dtype, and of sums in float32, may make of equal numbers."""
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +25,40 @@ def interpreter_compiles_quickly(request: pytest.FixtureRequest) -> Iterator[Non
     jax.config.update("jax_disable_most_optimizations", is_interpreted or before)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def has_raced(capfd: pytest.CaptureFixture[str]) -> Callable[[], bool]:
+    """``has_raced()``: whether a TPU kernel raced that was run with ``detect_races`` since it was
+    last asked. The interpreter has no other public way to tell than to print it."""
+
+    def ask() -> bool:
+        return "RACE DETECTED" in capfd.readouterr().out
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[..., None]:
+    """Equality up to the rounding of a dtype; ``atol`` if zeros are further off than its own."""
+
+    def check(
+        out: np.ndarray, expected: np.ndarray, dtype: str = "float32", atol: float | None = None
+    ) -> None:
+        rtol = TOLERANCE[dtype]
+        np.testing.assert_allclose(out, expected, rtol=rtol, atol=rtol if atol is None else atol)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_same_pages() -> Callable[[Any, Any], None]:
+    """Equality of pools bit for bit, NaN included."""
+
+    def check(pages: Any, expected: Any) -> None:
+        for leaf, wanted in zip(jax.tree.leaves(pages), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(
+                np.asarray(leaf).view(np.uint8), np.asarray(wanted).view(np.uint8)
+            )
+
+    return check

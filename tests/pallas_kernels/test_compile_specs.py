@@ -17,8 +17,8 @@ from pallas_kernels.benchmark import lower_for, one_layer
 from pallas_kernels.dispatch import NoImplementation
 from pallas_kernels.grouped_matmul.bench import OPERATION as GROUPED
 from pallas_kernels.latent_attention.bench import OPERATION as LATENT
+from pallas_kernels.paging.rows import case_of
 from pallas_kernels.ragged_paged_attention.bench import OPERATION as RAGGED
-from pallas_kernels.ragged_paged_attention.rows import case_of
 from pallas_kernels.tpu_chips import TPU_CHIPS
 from tests.chips import REPORT
 

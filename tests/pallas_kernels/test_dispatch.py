@@ -1,9 +1,20 @@
 """The rule by which an implementation is chosen."""
 
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 import pallas_kernels
+from pallas_kernels import dispatch
 from pallas_kernels.dispatch import NAMES, NoImplementation, choose
+from pallas_kernels.ragged_paged_attention import page_sizes
+
+V6E, H200, A100 = ("tpu", "TPU v6 lite"), ("gpu", "NVIDIA H200"), ("gpu", "NVIDIA A100")
+CPU = ("cpu", "cpu")
 
 
 def test_the_first_implementation_that_can_is_chosen():
@@ -36,3 +47,89 @@ def test_an_unknown_name_is_refused_with_the_names_that_exist():
 
 def test_every_public_name_exists():
     assert all(hasattr(pallas_kernels, name) for name in pallas_kernels.__all__)
+
+
+@pytest.fixture
+def told_on(caplog):
+    """``told_on(chip, call)``: what a call on a chip that is not here writes into the log."""
+    dispatch._tell_of_fall.cache_clear()
+
+    def warnings(chip, call):
+        caplog.clear()
+        platform, kind = chip
+        device = AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
+        mesh = AbstractMesh((1,), ("chip",), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            jax.eval_shape(call)
+        assert all(record.levelname == "WARNING" for record in caplog.records)
+        return caplog.messages
+
+    yield warnings
+    dispatch._tell_of_fall.cache_clear()
+
+
+def kv_pages(head_dim=64, dtype="bfloat16", page_size=64, **options):
+    return lambda: pallas_kernels.init_kv_pages(3, page_size, 1, head_dim, dtype, **options)
+
+
+def latent_pages():
+    return pallas_kernels.init_latent_pages(3, 64, 512, 64, "float16")
+
+
+def product():
+    x_TD, w_EDF = jnp.zeros((8, 72)), jnp.zeros((2, 72, 128))
+    return pallas_kernels.grouped_matmul(x_TD, w_EDF, jnp.asarray([3, 4], jnp.int32))
+
+
+FALLS = {
+    "head dim on Hopper": (H200, kv_pages(72), "ragged_paged_attention", "head_dim = 72"),
+    "float16 on TPU": (V6E, kv_pages(dtype="float16"), "ragged_paged_attention", "float16"),
+    "float16 latents on TPU": (V6E, latent_pages, "latent_attention", "float16"),
+    "products of odd depth on TPU": (V6E, product, "grouped_matmul", "72"),
+    "an older GPU": (A100, kv_pages(), "ragged_paged_attention", "no Hopper GPU"),
+}
+
+
+@pytest.mark.parametrize(("chip", "call", "operation", "reason"), FALLS.values(), ids=FALLS)
+def test_who_falls_to_a_slower_implementation_is_told_why_and_once(
+    chip, call, operation, reason, told_on
+):
+    [message] = told_on(chip, call)
+    platform, kind = chip
+    assert message.startswith(f"{operation} runs as xla on {kind}, not as the {platform} kernel: ")
+    assert reason in message
+    assert told_on(chip, call) == []
+
+
+def test_another_reason_is_told_as_well(told_on):
+    assert told_on(H200, kv_pages(72)) != told_on(H200, kv_pages(72, page_size=32)) != []
+
+
+def test_nobody_is_told_of_what_is_no_fall(told_on):
+    assert told_on(H200, kv_pages()) == []
+    assert told_on(H200, kv_pages(72, implementation="xla")) == []
+    assert told_on(CPU, kv_pages(72)) == []
+    # Which sizes there are is a question, not a call.
+    assert told_on(H200, lambda: page_sizes(1, 64, "bfloat16") and ()) == []
+    # Nor is a call on pages that were made before.
+    assert told_on(H200, lambda: call_on(kv_pages(72, implementation="xla")())) == []
+
+
+def call_on(pages):
+    none = jnp.zeros((1,), jnp.int32)
+    return pallas_kernels.ragged_paged_attention(
+        jnp.zeros((1, 1, 72)),
+        None,
+        None,
+        pages,
+        none,
+        jnp.zeros((1, 1), jnp.int32),
+        jnp.zeros((2,), jnp.int32),
+        jnp.zeros((3,), jnp.int32),
+        scale=1.0,
+    )
+
+
+def test_who_imports_the_operations_loads_no_kernel_language():
+    code = "import sys, pallas_kernels; assert 'jax.experimental.pallas' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -104,17 +104,13 @@ def multiply() -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def assert_equals_the_reference(multiply) -> Callable[..., None]:
+def assert_equals_the_reference(multiply, assert_close) -> Callable[..., None]:
     """Equality up to the rounding of sums in float32, after which two bfloat16 are neighbours."""
-    tolerance = {"float32": 2e-5, "bfloat16": 2.0**-7}
 
     def check(implementation: str, call: Call, **options) -> None:
         expected = multiply("reference", call, **options)
         out = multiply(implementation, call, **options)
         assert out.dtype == expected.dtype
-        rtol = tolerance[out.dtype.name]
-        np.testing.assert_allclose(
-            out.astype(np.float32), expected.astype(np.float32), rtol=rtol, atol=2e-4
-        )
+        assert_close(out.astype(np.float32), expected.astype(np.float32), out.dtype.name, atol=2e-4)
 
     return check

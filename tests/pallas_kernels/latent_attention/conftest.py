@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from pallas_kernels import (
     scatter_latent_pages,
 )
 from pallas_kernels.latent_attention import tuning, xla
+from tests.pallas_kernels.batches import Batch, Content, Layout
 
 SMALL_TILES = tuning.Tiles(short_positions=16, long_tokens=4, long_positions=16)
 """So that small batches have many blocks."""
@@ -25,8 +26,9 @@ SMALL_BLOCK, SMALL_TILE = 16, (12, 12)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
-    """The arguments of one call. All memory that no row has written holds NaN."""
+class LatentBatch(Batch):
+    PAGES, NEW = "latent_pages", ("latent_TR", "rope_Tr")
+    QUERIES = ("q_latent_TNR", "q_rope_TNr")
 
     q_latent_TNR: jax.Array
     q_rope_TNr: jax.Array
@@ -37,13 +39,6 @@ class Batch:
     page_table_SM: jax.Array
     cu_q_lens_S1: jax.Array
     distribution_3: jax.Array
-
-    @property
-    def arguments(self) -> tuple:
-        return tuple(getattr(self, name) for name in self.__dataclass_fields__)
-
-    def where(self, **changes) -> "Batch":
-        return replace(self, **changes)
 
 
 def make_batch(
@@ -60,53 +55,42 @@ def make_batch(
     num_pages: int | None = None,
     pages_dtype: str = "float32",
     q_dtype: str = "float32",
-    content: Callable[[int], np.random.Generator] | None = None,
+    content: Content | None = None,
     page_seed: int = 0,
-) -> Batch:
-    """A batch of ``(new tokens, length after)`` rows, ``(n, 0)`` for an idle one.
-
-    ``content`` gives each row its own generator of values, so that a row can move between batches.
-    """
-    content = content or (lambda row: np.random.default_rng((seed, row)))
-    num_pages = num_pages or 1 + num_slots * pages_per_row
-    width = latent_rank + rope_dim
+) -> LatentBatch:
+    """A batch of ``(new tokens, length after)`` rows, ``(n, 0)`` for an idle one."""
+    layout = Layout(
+        rows=rows,
+        num_slots=num_slots,
+        page_size=page_size,
+        pages_per_row=pages_per_row,
+        num_pages=num_pages or 1 + num_slots * pages_per_row,
+        page_seed=page_seed,
+        content=content or (lambda row: np.random.default_rng((seed, row))),
+    )
+    num_pages, width = layout.num_pages, latent_rank + rope_dim
     q = np.full((num_tokens, num_heads, width), np.nan, np.float32)
     new = np.full((num_tokens, width), np.nan, np.float32)
     pool = np.full((num_pages, page_size, width), np.nan, np.float32)
-    kv_lens = np.zeros(num_slots, np.int32)
-    borders = np.zeros(num_slots + 1, np.int32)
-    table = np.zeros((num_slots, pages_per_row), np.int32)
-    ids = list(np.random.default_rng(page_seed).permutation(num_pages - 1) + 1)
-    for row, (num_new, length) in enumerate(rows):
-        start, cached = borders[row], length - num_new
-        borders[row + 1 :] += num_new
-        kv_lens[row] = length
-        if length == 0:
-            continue
-        for page in range(-(-length // page_size)):
-            table[row, page] = ids.pop()
-        rng = content(row)
-        latents = rng.normal(size=(length, width))
-        place = table[row, np.arange(cached) // page_size], np.arange(cached) % page_size
-        pool[place] = latents[:cached]
-        new[start : start + num_new] = latents[cached:]
-        q[start : start + num_new] = rng.normal(size=(length, num_heads, width))[cached:]
+    for row in layout:
+        cached = row.num_cached
+        latents = row.rng.normal(size=(row.length, width))
+        pool[row.page, row.offset] = latents[:cached]
+        new[row.tokens] = latents[cached:]
+        q[row.tokens] = row.rng.normal(size=(row.length, num_heads, width))[cached:]
     pages = init_latent_pages(num_pages, page_size, latent_rank, rope_dim, pages_dtype)
     all_ids = np.arange(num_pages, dtype=np.int32)
     stored = jnp.asarray(pool, pages_dtype)
     pages = scatter_latent_pages(
         pages, all_ids, stored[..., :latent_rank], stored[..., latent_rank:]
     )
-    return Batch(
+    return LatentBatch(
         q_latent_TNR=jnp.asarray(q[..., :latent_rank], q_dtype),
         q_rope_TNr=jnp.asarray(q[..., latent_rank:], q_dtype),
         latent_TR=jnp.asarray(new[..., :latent_rank], q_dtype),
         rope_Tr=jnp.asarray(new[..., latent_rank:], q_dtype),
         latent_pages=fill_latent_pages(pages, all_ids[:1], np.nan),
-        kv_lens_S=jnp.asarray(kv_lens),
-        page_table_SM=jnp.asarray(table),
-        cu_q_lens_S1=jnp.asarray(borders),
-        distribution_3=jnp.asarray([0, 0, len(rows)], jnp.int32),
+        **layout.arguments(),
     )
 
 
@@ -127,7 +111,7 @@ def in_layout_of(implementation: str, pages: LatentPages) -> LatentPages:
 
 
 @pytest.fixture(scope="session")
-def batch_of() -> Callable[..., Batch]:
+def batch_of() -> Callable[..., LatentBatch]:
     return make_batch
 
 
@@ -136,7 +120,7 @@ def attend() -> Callable[..., tuple[np.ndarray, LatentPages]]:
     """``attend(implementation, batch, **options)``. A batch and the pages that come back have the
     layout of ``reference``, whatever ran. Tiles of TPU and plain XLA are small."""
 
-    def call(implementation: str, batch: Batch, **options) -> tuple[np.ndarray, LatentPages]:
+    def call(implementation: str, batch: LatentBatch, **options) -> tuple[np.ndarray, LatentPages]:
         if implementation in ("tpu", "gpu"):
             batch = batch.where(latent_pages=in_layout_of(implementation, batch.latent_pages))
         with pytest.MonkeyPatch.context() as patch:
@@ -152,27 +136,3 @@ def attend() -> Callable[..., tuple[np.ndarray, LatentPages]]:
         return np.asarray(out, np.float32), pages
 
     return call
-
-
-@pytest.fixture(scope="session")
-def assert_close() -> Callable[[np.ndarray, np.ndarray, str], None]:
-    """Equality up to the rounding of the queries' dtype."""
-    tolerance = {"float32": 2e-5, "bfloat16": 2.0**-7, "float16": 2.0**-10}
-
-    def check(out: np.ndarray, expected: np.ndarray, dtype: str = "float32") -> None:
-        np.testing.assert_allclose(out, expected, rtol=tolerance[dtype], atol=tolerance[dtype])
-
-    return check
-
-
-@pytest.fixture(scope="session")
-def assert_same_pages() -> Callable[[LatentPages, LatentPages], None]:
-    """Equality bit for bit, NaN included."""
-
-    def check(pages: LatentPages, expected: LatentPages) -> None:
-        for leaf, wanted in zip(jax.tree.leaves(pages), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_array_equal(
-                np.asarray(leaf).view(np.uint8), np.asarray(wanted).view(np.uint8)
-            )
-
-    return check

@@ -6,7 +6,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from pallas_kernels import NoImplementation, init_latent_pages, latent_attention
 from pallas_kernels.latent_attention.choice import LAYOUTS, Wanted, choose
-from pallas_kernels.ragged_paged_attention.options import Options
+from pallas_kernels.paging.options import Options
 
 CHIPS = {
     "tpu": ("tpu", "TPU v6 lite"),

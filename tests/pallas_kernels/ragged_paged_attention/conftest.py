@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,14 @@ from pallas_kernels import (
 )
 from pallas_kernels.ragged_paged_attention import tpu, xla
 from pallas_kernels.ragged_paged_attention.tpu_tiles import TpuTiles
+from tests.pallas_kernels.batches import Batch, Content, Layout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
-    """The arguments of one call. All memory that no row has written holds NaN (127 in int8)."""
+class KVBatch(Batch):
+    """Of int8 pages, what is not written holds 127."""
+
+    PAGES, NEW, QUERIES = "kv_pages", ("k_TKH", "v_TKH"), ("q_TNH",)
 
     q_TNH: jax.Array
     k_TKH: jax.Array | None
@@ -32,13 +35,6 @@ class Batch:
     page_table_SM: jax.Array
     cu_q_lens_S1: jax.Array
     distribution_3: jax.Array
-
-    @property
-    def arguments(self) -> tuple:
-        return tuple(getattr(self, name) for name in self.__dataclass_fields__)
-
-    def where(self, **changes) -> "Batch":
-        return replace(self, **changes)
 
 
 def make_batch(
@@ -55,43 +51,33 @@ def make_batch(
     num_pages: int | None = None,
     pages_dtype: str = "float32",
     q_dtype: str = "float32",
-    content: Callable[[int], np.random.Generator] | None = None,
+    content: Content | None = None,
     page_seed: int = 0,
-) -> Batch:
-    """A batch of ``(new tokens, length after)`` rows, ``(n, 0)`` for an idle one.
-
-    ``content`` gives each row its own generator of values, so that a row can move between batches.
-    """
-    content = content or (lambda row: np.random.default_rng((seed, row)))
-    num_pages = num_pages or 1 + num_slots * pages_per_row
-    kv_shape = (num_kv_heads, head_dim)
+) -> KVBatch:
+    """A batch of ``(new tokens, length after)`` rows, ``(n, 0)`` for an idle one."""
+    layout = Layout(
+        rows=rows,
+        num_slots=num_slots,
+        page_size=page_size,
+        pages_per_row=pages_per_row,
+        num_pages=num_pages or 1 + num_slots * pages_per_row,
+        page_seed=page_seed,
+        content=content or (lambda row: np.random.default_rng((seed, row))),
+    )
+    num_pages, kv_shape = layout.num_pages, (num_kv_heads, head_dim)
     q = np.full((num_tokens, num_kv_heads * group_size, head_dim), np.nan, np.float32)
     k, v = (np.full((num_tokens, *kv_shape), np.nan, np.float32) for _ in range(2))
     unwritten = 127.0 if pages_dtype == "int8" else np.nan
     pool_k, pool_v = (
         np.full((num_pages, page_size, *kv_shape), unwritten, np.float32) for _ in range(2)
     )
-    kv_lens = np.zeros(num_slots, np.int32)
-    borders = np.zeros(num_slots + 1, np.int32)
-    table = np.zeros((num_slots, pages_per_row), np.int32)
-    ids = list(np.random.default_rng(page_seed).permutation(num_pages - 1) + 1)
     stored_scale = 40.0 if pages_dtype == "int8" else 1.0
-    for row, (new, length) in enumerate(rows):
-        start, cached = borders[row], length - new
-        borders[row + 1 :] += new
-        kv_lens[row] = length
-        if length == 0:
-            continue
-        for page in range(-(-length // page_size)):
-            table[row, page] = ids.pop()
-        rng = content(row)
-        keys, values = rng.normal(size=(2, length, *kv_shape))
-        place = table[row, np.arange(cached) // page_size], np.arange(cached) % page_size
+    for row in layout:
+        cached, place = row.num_cached, (row.page, row.offset)
+        keys, values = row.rng.normal(size=(2, row.length, *kv_shape))
         pool_k[place], pool_v[place] = keys[:cached] * stored_scale, values[:cached] * stored_scale
-        tokens = slice(start, start + new)
-        k[tokens], v[tokens] = keys[cached:], values[cached:]
-        queries = rng.normal(size=(length, *q.shape[1:]))
-        q[tokens] = queries[cached:]
+        k[row.tokens], v[row.tokens] = keys[cached:], values[cached:]
+        q[row.tokens] = row.rng.normal(size=(row.length, *q.shape[1:]))[cached:]
     pages = init_kv_pages(num_pages, page_size, num_kv_heads, head_dim, pages_dtype)
     all_ids = np.arange(num_pages, dtype=np.int32)
     stored_k, stored_v = (
@@ -101,15 +87,12 @@ def make_batch(
     pages = fill_kv_pages(
         scatter_kv_pages(pages, all_ids, stored_k, stored_v), all_ids[:1], unwritten
     )
-    return Batch(
+    return KVBatch(
         q_TNH=jnp.asarray(q, q_dtype),
         k_TKH=jnp.asarray(k, q_dtype),
         v_TKH=jnp.asarray(v, q_dtype),
         kv_pages=pages,
-        kv_lens_S=jnp.asarray(kv_lens),
-        page_table_SM=jnp.asarray(table),
-        cu_q_lens_S1=jnp.asarray(borders),
-        distribution_3=jnp.asarray([0, 0, len(rows)], jnp.int32),
+        **layout.arguments(),
     )
 
 
@@ -148,7 +131,7 @@ def layout_changer() -> Callable[[str, KVPages], KVPages]:
 
 
 @pytest.fixture(scope="session")
-def batch_of() -> Callable[..., Batch]:
+def batch_of() -> Callable[..., KVBatch]:
     return make_batch
 
 
@@ -160,7 +143,7 @@ def attend() -> Callable[..., tuple[np.ndarray, KVPages]]:
     the pages that come back have the layout of ``reference``, whatever ran.
     """
 
-    def call(implementation: str, batch: Batch, **options) -> tuple[np.ndarray, KVPages]:
+    def call(implementation: str, batch: KVBatch, **options) -> tuple[np.ndarray, KVPages]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(xla, "BLOCK_POSITIONS", 16)
             patch.setattr(xla, "CHUNK_BYTES", 4096)
@@ -177,29 +160,3 @@ def attend() -> Callable[..., tuple[np.ndarray, KVPages]]:
         return np.asarray(out, np.float32), pages
 
     return call
-
-
-@pytest.fixture(scope="session")
-def assert_close() -> Callable[[np.ndarray, np.ndarray, str], None]:
-    """Equality up to the rounding of the queries' dtype."""
-    tolerance = {"float32": 2e-5, "bfloat16": 2.0**-7, "float16": 2.0**-10}
-    # Of float32, the Hopper kernel multiplies the 16 leading bits.
-    tolerance["two bfloat16"] = 2.0**-14
-
-    def check(out: np.ndarray, expected: np.ndarray, dtype: str = "float32") -> None:
-        np.testing.assert_allclose(out, expected, rtol=tolerance[dtype], atol=tolerance[dtype])
-
-    return check
-
-
-@pytest.fixture(scope="session")
-def assert_same_pages() -> Callable[[KVPages, KVPages], None]:
-    """Equality bit for bit, NaN included."""
-
-    def check(pages: KVPages, expected: KVPages) -> None:
-        for leaf, wanted in zip(jax.tree.leaves(pages), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_array_equal(
-                np.asarray(leaf).view(np.uint8), np.asarray(wanted).view(np.uint8)
-            )
-
-    return check

@@ -1,5 +1,6 @@
 """The Hopper kernel in the interpreter of Mosaic GPU, against the meaning, on small batches."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import gather_kv_pages
-from pallas_kernels.ragged_paged_attention import gpu_plan
+from pallas_kernels.ragged_paged_attention import gpu_kernel, gpu_plan
+from tests.pallas_kernels.batches import tokens_of
 
 pytest.importorskip("absl", reason="the interpreter of Mosaic GPU needs absl-py")
 
@@ -112,6 +114,32 @@ def test_a_position_in_no_page_is_not_seen(window, batch_of, check):
     check(batch.where(page_table_SM=table), sliding_window=window)
 
 
+@pytest.fixture
+def fetched(monkeypatch):
+    """The pages that the kernel's copies ask for, as it runs."""
+    pages, copy = set(), gpu_kernel.plgpu.copy_gmem_to_smem
+
+    def observed(source, target, barrier):
+        page, *rest = source.transforms[0].indices
+        if len(rest) == 3:  # Queries have one axis more.
+            jax.debug.callback(lambda page: pages.add(int(page)), page)
+        return copy(source, target, barrier)
+
+    monkeypatch.setattr(gpu_kernel.plgpu, "copy_gmem_to_smem", observed)
+    return pages
+
+
+def test_pages_that_nobody_sees_are_not_fetched(fetched, batch_of, attend):
+    """Which are holes, what lies before the window and what lies beyond the row."""
+    # Sizes of no other test: a program that exists already would not be observed.
+    batch = small(batch_of, [(1, 190), (6, 180), (1, 250)], num_slots=3)
+    table = batch.page_table_SM.at[0, 2].set(0).at[1, 1].set(9_999)
+    attend("gpu", batch.where(page_table_SM=table), sliding_window=70)
+    jax.effects_barrier()
+    table = np.asarray(batch.page_table_SM)
+    assert fetched == {table[0, 1], table[1, 2], table[2, 2], table[2, 3]}
+
+
 def test_a_window_behind_more_than_a_thousand_pages(batch_of, check):
     sizes = {"num_slots": 2, "num_tokens": 6, "num_kv_heads": 1, "pages_per_row": 1_100}
     check(small(batch_of, [(1, 70_001), (5, 70_300)], **sizes), sliding_window=70)
@@ -133,11 +161,6 @@ def ragged_rows(draw):
 @given(rows=ragged_rows(), seed=st.integers(0, 99))
 def test_any_ragged_batch(rows, seed, batch_of, check):
     check(small(batch_of, rows, seed=seed))
-
-
-def tokens_of(rows, row):
-    start = sum(new for new, _ in rows[:row])
-    return slice(start, start + rows[row][0])
 
 
 def test_a_row_alone_equals_itself_among_others_bit_for_bit(batch_of, attend):

@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import tile_table
-from pallas_kernels.ragged_paged_attention import gpu_unwritten, gpu_work
+from pallas_kernels.paging import gpu_work
+from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.rows import describe_rows, in_order, token_pages
+from pallas_kernels.ragged_paged_attention import gpu_unwritten
 from pallas_kernels.ragged_paged_attention.bench import OPERATION
 from pallas_kernels.ragged_paged_attention.gpu_limits import HEAD_DIMS, PAGE_DTYPES
 from pallas_kernels.ragged_paged_attention.gpu_pages import allocate_gpu_kv_pages
 from pallas_kernels.ragged_paged_attention.gpu_tiles import GpuProblem
 from pallas_kernels.ragged_paged_attention.gpu_tuning import gpu_candidates, gpu_heuristic
-from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.rows import describe_rows, in_order, token_pages
 from pallas_kernels.ragged_paged_attention.specs import Spec
 
 DECODE = GpuProblem(

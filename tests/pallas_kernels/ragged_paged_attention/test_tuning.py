@@ -8,7 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from pallas_kernels.dispatch import Chip
-from pallas_kernels.ragged_paged_attention.rows import case_of
+from pallas_kernels.paging.rows import case_of
 from pallas_kernels.ragged_paged_attention.tpu_tiles import tpu_vmem_bytes
 from pallas_kernels.ragged_paged_attention.tpu_tuning import (
     TpuCall,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.ragged_paged_attention.rows import Rows, count_ends, divide_up, take
+from pallas_kernels.paging.rows import Rows, count_ends, divide_up, take
 
 
 class Tiles(NamedTuple):

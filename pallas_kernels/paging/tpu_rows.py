@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.ragged_paged_attention.rows import Rows, divide, divide_up, take
-from pallas_kernels.ragged_paged_attention.tpu_pages import LANES, align
+from pallas_kernels.paging.rows import Rows, divide, divide_up, take
+from pallas_kernels.paging.tpu_registers import LANES, align
 
 
 class Order(NamedTuple):

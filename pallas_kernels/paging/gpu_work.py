@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.ragged_paged_attention.gpu_kernel import FIELDS
-from pallas_kernels.ragged_paged_attention.options import Options
-from pallas_kernels.ragged_paged_attention.rows import Rows, count_ends, divide, divide_up, take
+from pallas_kernels.paging.gpu_units import FIELDS
+from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.rows import Rows, count_ends, divide, divide_up, take
 
 
 class Sizes(Protocol):
-    """What the lists depend on, among the tile sizes of a kernel; see ``gpu_tuning.GpuTiles``."""
+    """What the lists depend on, among the tile sizes of a kernel; as in ``GpuTiles``."""
 
     @property
     def block(self) -> int: ...
@@ -31,7 +31,7 @@ class Sizes(Protocol):
 
 
 class Work(NamedTuple):
-    """The items of one launch: ``items_I8`` has the columns ``gpu_kernel.FIELDS``."""
+    """The items of one launch: ``items_I8`` has the columns ``gpu_units.FIELDS``."""
 
     num_items_1: jax.Array
     items_I8: jax.Array
