@@ -20,8 +20,8 @@ import numpy as np
 
 from pallas_kernels import compat
 from pallas_kernels.gpu_chips import NUM_SMS
+from pallas_kernels.grouped_matmul.gpu_tuning import GpuTiles
 from pallas_kernels.grouped_matmul.problem import Problem
-from pallas_kernels.grouped_matmul.tuning import GpuTiles
 
 WARPGROUP_ROWS = 64
 """Rows that one WGMMA computes."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.latent_attention import tpu_pages, tpu_tuning, tuning
+from pallas_kernels.latent_attention import tpu_pages, tpu_tuning
 from pallas_kernels.latent_attention.tpu_kernel import Block, Refs, Shape, run_kernel
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
 from pallas_kernels.paging import tpu_rows
@@ -120,7 +120,7 @@ def _shape_of(
     out_dtype = narrow if is_narrow else wide
     num_heads = align(num_heads, max(rows_of(compute_dtype), rows_of(out_dtype)))
     page_size = latent_pages.page_size
-    tiles = tuning.tiles_for(
+    tiles = tpu_tuning.tiles_for(
         tpu_tuning.Problem(
             case=case,
             num_heads=num_heads,

@@ -4,9 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from pallas_kernels.latent_attention import gpu_tuning, tpu_tuning
-from pallas_kernels.latent_attention.tpu_tuning import Tiles, tiles_for
-
-__all__ = ["Tiles", "candidates", "tiles_for"]
 
 
 def candidates(implementation: str, problem: Any) -> Iterable[Any]:

@@ -16,10 +16,10 @@ from pallas_kernels import (
     latent_attention,
     scatter_latent_pages,
 )
-from pallas_kernels.latent_attention import tuning, xla
+from pallas_kernels.latent_attention import tpu_tuning, xla
 from tests.pallas_kernels.batches import Batch, Content, Layout
 
-SMALL_TILES = tuning.Tiles(short_positions=16, long_tokens=4, long_positions=16)
+SMALL_TILES = tpu_tuning.Tiles(short_positions=16, long_tokens=4, long_positions=16)
 """So that small batches have many blocks."""
 SMALL_BLOCK, SMALL_TILE = 16, (12, 12)
 """The same for plain XLA: positions of a block, and heads times tokens of a tile."""
@@ -124,7 +124,7 @@ def attend() -> Callable[..., tuple[np.ndarray, LatentPages]]:
         if implementation in ("tpu", "gpu"):
             batch = batch.where(latent_pages=in_layout_of(implementation, batch.latent_pages))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tuning, "tiles_for", lambda _: SMALL_TILES)
+            patch.setattr(tpu_tuning, "tiles_for", lambda _: SMALL_TILES)
             patch.setattr(xla, "BLOCK_POSITIONS", SMALL_BLOCK)
             patch.setattr(xla, "TILE_ROWS", SMALL_TILE)
             # The interpreter calls back into Python, and must find the threads of the CPU free.

@@ -8,11 +8,11 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import NoImplementation, init_latent_pages, latent_attention
-from pallas_kernels.latent_attention import tpu, tuning
+from pallas_kernels.latent_attention import tpu, tpu_tuning
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
 from pallas_kernels.paging.options import Options
 
-TILES = tuning.Tiles(short_positions=16, long_tokens=4, long_positions=16)
+TILES = tpu_tuning.Tiles(short_positions=16, long_tokens=4, long_positions=16)
 
 
 def attend_and_count(batch, interpret=True, tiles=TILES, **options):
@@ -23,7 +23,7 @@ def attend_and_count(batch, interpret=True, tiles=TILES, **options):
     ids = jnp.arange(theirs.num_pages, dtype=jnp.int32)
     pages = pages.write(ids, *theirs.read(ids, jnp.ones(ids.shape, bool)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "tiles_for", lambda _: tiles)
+        patch.setattr(tpu_tuning, "tiles_for", lambda _: tiles)
         arguments = batch.where(latent_pages=pages).arguments
         call = jax.jit(
             lambda *a: tpu.attend_and_count(*a, Options(scale=0.25, **options), interpret)
@@ -69,9 +69,9 @@ def test_no_copy_races_another(updates, latent_rank, batch_of, has_raced):
 @pytest.mark.parametrize(
     "tiles",
     [
-        tuning.Tiles(short_positions=64, long_tokens=1, long_positions=8),
-        tuning.Tiles(short_tokens=2, short_positions=8, long_tokens=8, long_positions=32),
-        tuning.Tiles(short_tokens=4, short_positions=32, long_tokens=32, long_positions=64),
+        tpu_tuning.Tiles(short_positions=64, long_tokens=1, long_positions=8),
+        tpu_tuning.Tiles(short_tokens=2, short_positions=8, long_tokens=8, long_positions=32),
+        tpu_tuning.Tiles(short_tokens=4, short_positions=32, long_tokens=32, long_positions=64),
     ],
     ids=str,
 )
@@ -95,7 +95,7 @@ def test_positions_beyond_sixteen_bits_are_not_folded(batch_of, attend, assert_c
         pages_per_row=260,
     )
     expected, _ = attend("reference", batch)
-    tiles = tuning.Tiles(short_positions=8192, long_tokens=4, long_positions=8192)
+    tiles = tpu_tuning.Tiles(short_positions=8192, long_tokens=4, long_positions=8192)
     out, _, _ = attend_and_count(batch, tiles=tiles)
     assert_close(np.asarray(out), expected)
 
