@@ -2,16 +2,16 @@
 
 Layers whose pages live equally long share a group: all full-attention layers are one, and all
 layers with the same sliding window are one. A group's layers use the same page ids; each layer has
-its own pool array, so that no layer is ever sliced out of a stacked one.
+its own pool array, so that no layer is ever sliced out of a stacked one. A layer that reads another
+one's keys and values (``LayerSpec.kv_from``) belongs to that layer's group and has no pool.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import jax
-import numpy as np
 
-from jaxinfer.config import AttentionSpec, ModelConfig
+from jaxinfer.config import ModelConfig
 from pallas_kernels import KVPages, copy_kv_pages, init_kv_pages
 from pallas_kernels.ragged_paged_attention import page_sizes
 
@@ -25,8 +25,8 @@ class LayerGroup:
     layers: tuple[int, ...]
 
 
-#: The cache: one pool a layer, in the order of the layers.
-Cache = tuple[KVPages, ...]
+#: The cache: one pool a layer, in the order of the layers; None where a layer reads another's.
+Cache = tuple[KVPages | None, ...]
 
 
 def layer_groups(config: ModelConfig) -> tuple[LayerGroup, ...]:
@@ -77,6 +77,8 @@ def init_cache(
         init_kv_pages(
             num_pages[group], page_size, layer.mixer.num_kv_heads, layer.mixer.head_dim, dtype
         )
+        if layer.kv_from is None
+        else None
         for group, layer in zip(groups, config.layers, strict=True)
     )
 
@@ -87,20 +89,23 @@ def copy_pages(
     """Copies up to C pages in each group, in every layer of it; a pair of zeros copies nothing."""
     groups = group_of_layer(config)
     return tuple(
-        copy_kv_pages(pages, source_GC[group], target_GC[group])
+        None if pages is None else copy_kv_pages(pages, source_GC[group], target_GC[group])
         for group, pages in zip(groups, cache, strict=True)
     )
 
 
-def bytes_per_token(mixer: AttentionSpec, dtype: jax.typing.DTypeLike) -> int:
-    """Bytes one token takes in one layer: a key and a value for every kv head."""
-    return 2 * mixer.num_kv_heads * mixer.head_dim * np.dtype(dtype).itemsize
+def layer_page_bytes(
+    config: ModelConfig, page_size: int, dtype: jax.typing.DTypeLike
+) -> tuple[int, ...]:
+    """Bytes of one page of each layer, as ``init_cache`` allocates it; 0 where none is owned."""
+    one_each = (1,) * len(layer_groups(config))
+    pools = jax.eval_shape(lambda: init_cache(config, one_each, page_size, dtype))
+    return tuple(
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pages)) for pages in pools
+    )
 
 
 def page_bytes(config: ModelConfig, page_size: int, dtype: jax.typing.DTypeLike) -> tuple[int, ...]:
     """Bytes of one page of each group, over all layers of the group."""
-    return tuple(
-        page_size
-        * sum(bytes_per_token(config.layers[layer].mixer, dtype) for layer in group.layers)
-        for group in layer_groups(config)
-    )
+    sizes = layer_page_bytes(config, page_size, dtype)
+    return tuple(sum(sizes[i] for i in group.layers) for group in layer_groups(config))

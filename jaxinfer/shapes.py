@@ -6,7 +6,8 @@
     H  head dim                 F  mlp width            V  vocabulary      W  = ceil(V / 32) words
     E  experts                  C  experts a token goes to                 A  = T * C
     R  latent rank              Z  recurrent state
-    L  layers                   B  batch
+    L  layers                   B  batch                I  width of a layer's own input
+    U  residual streams
 
 ``q_TNH`` is an array of shape ``[T, N, H]``; ``kv_lens_S`` one length a row.
 """

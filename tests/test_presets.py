@@ -3,7 +3,10 @@
 import pytest
 
 from jaxinfer.errors import ModelNotFound
+from jaxinfer.models.model import blank_model
+from jaxinfer.models.registry import model_config
 from jaxinfer.presets import config_names, find_config
+from sharding import make_mesh
 
 # As each model's safetensors headers count them.
 PUBLISHED_PARAMETERS = {
@@ -16,6 +19,16 @@ PUBLISHED_PARAMETERS = {
     "qwen3-0.6b": 596_049_920,
     "qwen3-30b-a3b": 30_532_122_624,
     "smollm2-135m": 134_515_008,
+}
+
+#: As transformers 5.19 counts the parameters of the language part, and the scalar of each layer.
+COUNTED_BY_TRANSFORMERS = {
+    "gemma3n-e2b": 4_435_182_688,
+    "gemma3n-e4b": 6_835_235_568,
+    "gemma4-26b-a4b": 25_233_141_760 + 30,
+    "gemma4-31b": 30_697_345_280 + 60,
+    "gemma4-e2b": 4_628_569_344 + 35,
+    "gemma4-e4b": 7_463_013_376 + 42,
 }
 
 
@@ -40,13 +53,19 @@ def count_parameters(config: dict) -> int:
     return tables * config["vocab_size"] * width + layers + width
 
 
-@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
 def test_every_config_has_as_many_parameters_as_its_model(name):
     assert count_parameters(find_config(name)) == PUBLISHED_PARAMETERS[name]
 
 
-def test_names_are_those_of_the_published_sizes():
-    assert config_names() == tuple(sorted(PUBLISHED_PARAMETERS))
+@pytest.mark.parametrize("name", COUNTED_BY_TRANSFORMERS)
+def test_decoders_have_as_many_parameters_as_those_of_transformers(name):
+    model = blank_model(model_config(find_config(name)), mesh=make_mesh())
+    assert model.num_params == COUNTED_BY_TRANSFORMERS[name]
+
+
+def test_names_are_those_of_the_known_sizes():
+    assert config_names() == tuple(sorted(PUBLISHED_PARAMETERS | COUNTED_BY_TRANSFORMERS))
 
 
 def test_layer_types_name_every_layer():
@@ -58,5 +77,5 @@ def test_layer_types_name_every_layer():
 
 @pytest.mark.parametrize("name", ["", "llama", "../pyproject", "/etc/passwd", "llama-3.1-8b.toml"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name):
-    with pytest.raises(ModelNotFound, match=r"there are gemma3-270m, gpt-oss-20b, llama-3\.1-8b"):
+    with pytest.raises(ModelNotFound, match=r"there are gemma3-270m, gemma3n-e2b, .*llama-3\.1-8b"):
         find_config(name)

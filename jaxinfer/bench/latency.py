@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxinfer.bench.device import copy_bandwidth
 from jaxinfer.bench.latencies import drain, request_times, statistics
 from jaxinfer.bench.workload import random_workload
-from jaxinfer.cache import page_bytes
+from jaxinfer.cache import layer_groups, layer_page_bytes
 from jaxinfer.errors import InvalidParameter
 from jaxinfer.llm import LLM
 from jaxinfer.outputs import RequestOutput
@@ -90,18 +90,22 @@ def _limit(llm: LLM, report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _multiplied_bytes(llm: LLM) -> int:
-    """All weights once, but for an embedding of its own, of which a step reads single rows."""
-    config, weights = llm.config, llm.weight_bytes
-    if config.tied_head:
-        return weights
-    return weights - config.vocab_size * config.width * jnp.dtype(llm.dtype).itemsize
+    """All weights once, but for tables of which a step reads single rows."""
+    config, rows = llm.config, 0
+    if not config.tied_head:
+        rows += config.vocab_size * config.width
+    if config.layer_input is not None:
+        rows += config.layer_input.vocab_size * config.layer_input.width * len(config.layers)
+    return llm.weight_bytes - rows * jnp.dtype(llm.dtype).itemsize
 
 
 def _cached_bytes(llm: LLM, context: float) -> float:
-    """Keys and values of one sequence, as far back as each layer looks."""
-    sizes = page_bytes(llm.config, 1, llm.kv_cache_dtype)
-    windows = [group.window for group in llm.engine.runner.groups]
+    """Keys and values of one sequence, as far back as each layer looks, its own or another's."""
+    config = llm.config
+    sizes = layer_page_bytes(config, 1, llm.kv_cache_dtype)
     return sum(
-        size * (context if window is None else min(context, window))
-        for size, window in zip(sizes, windows, strict=True)
+        sizes[config.kv_owner(layer)]
+        * (context if group.window is None else min(context, group.window))
+        for group in layer_groups(config)
+        for layer in group.layers
     )

@@ -24,7 +24,16 @@ def add_parser(commands: Any, name: str) -> None:
     parser.add_argument("--kv-cache-dtype", default="auto", help="of the KV cache")
     parser.add_argument("--page-size", type=int, default=64, help="tokens a page of the KV cache")
     parser.add_argument(
-        "--memory", type=_nbytes, metavar="BYTES", help="such as 16G: how long may a context be?"
+        "--memory",
+        type=_nbytes,
+        metavar="BYTES",
+        help="such as 80GiB: how long may a context be, how large a batch?",
+    )
+    parser.add_argument(
+        "--context",
+        type=_num_tokens,
+        metavar="TOKENS",
+        help="of each sequence of the batch (default: the longest)",
     )
 
 
@@ -41,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
             kv_dtype=args.kv_cache_dtype,
             page_size=args.page_size,
             memory_bytes=args.memory,
+            context=args.context,
         )
     finally:
         opened.close()
@@ -54,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 def _rows(facts: "ModelFacts") -> list[tuple[str, str]]:
     rows = [
         ("model", f"{facts.model_type}, {facts.num_layers} layers of width {facts.width}"),
-        ("parameters", f"{facts.num_params:,}"),
+        ("parameters", _parameters(facts)),
         ("vocabulary", f"{facts.vocab_size:,}"),
         ("context", f"{facts.max_len:,} tokens"),
         ("weights", ", ".join(f"{name} {gibibytes(n)}" for name, n in facts.weight_bytes.items())),
@@ -65,7 +75,9 @@ def _rows(facts: "ModelFacts") -> list[tuple[str, str]]:
         rows.append(("stored as", stored))
     for group in facts.groups:
         reach = "every token" if group.window is None else f"a window of {group.window:,} tokens"
-        rows.append(("layers", f"{group.num_layers} see {reach}"))
+        shared = group.num_layers - group.num_owners
+        read = f", {shared} of them through the keys and values of another" if shared else ""
+        rows.append(("layers", f"{group.num_layers} see {reach}{read}"))
         rows.append(
             (
                 "  KV cache",
@@ -73,11 +85,20 @@ def _rows(facts: "ModelFacts") -> list[tuple[str, str]]:
                 f"{gibibytes(group.page_bytes)} a page of {facts.page_size}",
             )
         )
+    of_context = f"of {facts.context:,} tokens"
+    rows.append(("a sequence", f"{of_context} holds {gibibytes(facts.sequence_bytes)} of pages"))
     if facts.memory_bytes is not None:
-        longest = f"{facts.longest_context:,} tokens in {gibibytes(facts.memory_bytes)}"
-        rows.append(("longest context", f" {longest}"))
+        memory = f"in {gibibytes(facts.memory_bytes)}, weights included"
+        rows.append(("longest context", f" {facts.longest_context:,} tokens {memory}"))
+        rows.append(("largest batch", f"{facts.largest_batch:,} sequences {of_context} {memory}"))
     rows.append(("tokenizer", _tokenizer_row(facts.tokenizer)))
     return rows
+
+
+def _parameters(facts: "ModelFacts") -> str:
+    if facts.num_active_params == facts.num_params:
+        return f"{facts.num_params:,}"
+    return f"{facts.num_params:,}, of which a token uses {facts.num_active_params:,}"
 
 
 def _tokenizer_row(facts: "TokenizerFacts | None") -> str:
@@ -94,9 +115,25 @@ def _tokenizer_row(facts: "TokenizerFacts | None") -> str:
 
 
 def _nbytes(text: str) -> int:
-    number = text.upper().removesuffix("B").removesuffix("I")
-    unit = number[-1:] if number[-1:] in "KMGT" else ""
-    nbytes = float(number.removesuffix(unit)) * _UNITS[unit]
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    unit = number[-1:] if number[-1:] in _UNITS else ""
+    try:
+        nbytes = float(number.removesuffix(unit)) * _UNITS[unit]
+    except ValueError:
+        nbytes = math.nan
     if not 0 <= nbytes < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of bytes: it must be 0 or more, with K, M, G or T behind it"
+            " for powers of 1024, such as 80GiB"
+        )
     return int(nbytes)
+
+
+def _num_tokens(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens: it must be 1 or more")
+    return number

@@ -7,6 +7,8 @@ spec checks itself when it is made and raises ``ConfigError`` with the field's n
 """
 
 from jaxinfer.config.attention import AttentionSpec, QueryTemperature
+from jaxinfer.config.kv_sharing import shared_kv
+from jaxinfer.config.layer_input import LayerInputSpec
 from jaxinfer.config.mlp import Activation, GroupScore, MlpSpec, MoeSpec, RouterScores, RouterSpec
 from jaxinfer.config.model import LayerSpec, ModelConfig
 from jaxinfer.config.norm import NormKind, NormSpec
@@ -15,16 +17,21 @@ from jaxinfer.config.rope import (
     LinearScaling,
     Llama3Scaling,
     LongropeScaling,
+    ProportionalScaling,
     RopeScaling,
     RopeSpec,
     YarnScaling,
 )
+from jaxinfer.config.streams import AltUpSpec, LaurelSpec
 
 __all__ = [
     "Activation",
+    "AltUpSpec",
     "AttentionSpec",
     "DynamicScaling",
     "GroupScore",
+    "LaurelSpec",
+    "LayerInputSpec",
     "LayerSpec",
     "LinearScaling",
     "Llama3Scaling",
@@ -34,10 +41,12 @@ __all__ = [
     "MoeSpec",
     "NormKind",
     "NormSpec",
+    "ProportionalScaling",
     "QueryTemperature",
     "RopeScaling",
     "RopeSpec",
     "RouterScores",
     "RouterSpec",
     "YarnScaling",
+    "shared_kv",
 ]

@@ -44,6 +44,9 @@ class AttentionSpec:
     ``qk_norm_after_rope``. ``query_temperature`` multiplies the queries last of all. ``qkv_clip``
     keeps each number of q, k and v between itself and its negative: before rotation, after a norm
     that is there.
+
+    ``v_norm`` is applied to each head of the values, last of all. ``v_from_k``: there is no
+    projection of values, they are the projected keys before norm and rotation.
     """
 
     num_heads: int
@@ -59,6 +62,8 @@ class AttentionSpec:
     qk_norm_after_rope: bool = False
     query_temperature: QueryTemperature | None = None
     qkv_clip: float | None = None
+    v_norm: NormSpec | None = None
+    v_from_k: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
     sinks: bool = False

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from jaxinfer.config.checks import positive, require
+from jaxinfer.config.norm import NormSpec
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 RouterScores = Literal["softmax", "sigmoid", "sparsemixer"]
@@ -18,6 +19,10 @@ class MlpSpec:
     The clamped SwiGLU of gpt-oss (arXiv 2508.10925) is the gated kind with more to it: ``limit``
     clamps gate from above and up from both sides, ``swish_beta`` makes the activation
     ``x * sigmoid(beta * x)``, and ``up_offset`` is added to up.
+
+    ``sparsity``: the share of the gate's numbers that are cut off before the activation, taken as
+    if they were normal: each loses ``mean + std * z`` of its token, and is 0 if negative then
+    (Spark Transformer, arXiv 2506.06644).
     """
 
     width: int
@@ -27,9 +32,12 @@ class MlpSpec:
     limit: float | None = None
     swish_beta: float = 1.0
     up_offset: float = 0.0
+    sparsity: float = 0.0
 
     def __post_init__(self) -> None:
         positive(self, "width")
+        require(0 <= self.sparsity < 1, "sparsity", self.sparsity, "0 or more, and below 1")
+        require(self.gated or not self.sparsity, "sparsity", self.sparsity, "0 without a gate")
         known = get_args(Activation)
         require(
             self.activation in known, "activation", self.activation, "one of " + ", ".join(known)
@@ -56,7 +64,8 @@ class RouterSpec:
     weights of the chosen ones are divided by their sum; after a softmax this is the same as a
     softmax over the chosen logits alone. ``scale`` multiplies the weights. ``correction``: a
     learned number for each expert is added to its score where experts are chosen, not where they
-    are weighed. ``bias``: another one, added to the logits themselves (gpt-oss).
+    are weighed. ``bias``: another one, added to the logits themselves (gpt-oss). ``logit_scale``
+    multiplies the logits, ``expert_scale`` the weights, by a learned number for each expert.
 
     Experts lie in ``num_groups`` groups of equal size, of which only the best ``top_groups`` are
     chosen from (DeepSeek-V2, arXiv 2405.04434). A group is as good as its best expert (``"max"``)
@@ -70,6 +79,8 @@ class RouterSpec:
     scale: float = 1.0
     correction: bool = False
     bias: bool = False
+    expert_scale: bool = False
+    logit_scale: float = 1.0
     num_groups: int = 1
     top_groups: int = 1
     group_score: GroupScore = "max"
@@ -77,6 +88,7 @@ class RouterSpec:
 
     def __post_init__(self) -> None:
         positive(self, "num_experts", "top_k", "scale", "num_groups", "top_groups")
+        positive(self, "logit_scale")
         for field, kinds in (("scores", RouterScores), ("group_score", GroupScore)):
             value, known = getattr(self, field), get_args(kinds)
             require(value in known, f"router {field}", value, "one of " + ", ".join(known))
@@ -96,8 +108,8 @@ class RouterSpec:
         require(self.jitter >= 0, "jitter", self.jitter, "0 or more")
         if self.scores == "sparsemixer":
             require(self.top_k <= 2, "top_k of 'sparsemixer'", self.top_k, "1 or 2")
-            plain = not (self.renormalize or self.correction or groups > 1)
-            allowed = "used without renormalize, correction and groups"
+            plain = not (self.renormalize or self.correction or self.expert_scale or groups > 1)
+            allowed = "used without renormalize, correction, expert_scale and groups"
             require(plain, "router scores", self.scores, allowed)
 
 
@@ -109,6 +121,10 @@ class MoeSpec:
     all tokens. ``shared_gate``: the latter times the sigmoid of one more number from the input.
     ``weigh_input``: the router's weight multiplies what an expert reads, and the experts' results
     are added up as they are (Llama 4).
+
+    ``part_norm``: router, experts and shared MLP read what the block would norm for all of them,
+    each through a norm of its own; experts and shared MLP are normed once more before they are
+    added (Gemma 4).
     """
 
     router: RouterSpec
@@ -116,7 +132,10 @@ class MoeSpec:
     shared: MlpSpec | None = None
     shared_gate: bool = False
     weigh_input: bool = False
+    part_norm: NormSpec | None = None
 
     def __post_init__(self) -> None:
         has_what_it_gates = self.shared is not None or not self.shared_gate
         require(has_what_it_gates, "shared_gate", True, "used with a shared expert only")
+        dense = not self.expert.sparsity
+        require(dense, "sparsity of an expert", self.expert.sparsity, "0")

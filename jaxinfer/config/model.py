@@ -6,9 +6,12 @@ from typing import TypeVar
 
 from jaxinfer.config.attention import AttentionSpec, QueryTemperature
 from jaxinfer.config.checks import positive, require
+from jaxinfer.config.kv_sharing import check_kv_from
+from jaxinfer.config.layer_input import LayerInputSpec
 from jaxinfer.config.mlp import MlpSpec, MoeSpec
 from jaxinfer.config.norm import NormSpec
 from jaxinfer.config.rope import RopeSpec
+from jaxinfer.config.streams import AltUpSpec, LaurelSpec
 
 T = TypeVar("T")
 
@@ -18,8 +21,13 @@ class LayerSpec:
     """One block: a mixer and an MLP, each with a norm before (``pre_norm``) and/or after
     (``post_norm``).
 
+    ``kv_from``: the layer whose pages the mixer reads (CLA, arXiv 2405.12981); such a layer has
+    neither pages nor projections of keys and values. None: it has its own.
+
     ``parallel``: both read the block's input and both are added to it (GPT-NeoX; with
-    ``shared_norm`` through one norm). ``residual_scale`` multiplies what each branch adds.
+    ``shared_norm`` through one norm). ``residual_scale`` multiplies what each branch adds;
+    ``learned_scale``: a learned number multiplies the block's result (Gemma 4). ``laurel``: a
+    low-rank branch beside the mixer.
     """
 
     mixer: AttentionSpec
@@ -29,6 +37,9 @@ class LayerSpec:
     parallel: bool = False
     shared_norm: bool = False
     residual_scale: float = 1.0
+    learned_scale: bool = False
+    laurel: LaurelSpec | None = None
+    kv_from: int | None = None
 
     def __post_init__(self) -> None:
         has_norm = self.pre_norm is not None or self.post_norm is not None
@@ -40,6 +51,14 @@ class LayerSpec:
             "used in parallel blocks only",
         )
         positive(self, "residual_scale")
+        in_turn = self.laurel is None or not self.parallel
+        require(in_turn, "laurel", self.laurel, "used in blocks that are not parallel")
+
+    @property
+    def has_mlp_norm(self) -> bool:
+        """Whether one norm, of the MLP's own, stands before it."""
+        parts = isinstance(self.mlp, MoeSpec) and self.mlp.part_norm is not None
+        return self.mlp is not None and not self.shared_norm and not parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +68,8 @@ class ModelConfig:
 
     ``embed_scale`` multiplies embeddings, ``logit_scale`` the logits, before ``logit_softcap``.
     ``learned_positions`` counts the rows of a learned position table (GPT-2), None where there is
-    none.
+    none. ``altup``: several residual streams; ``layer_input``: a vector of each token for each
+    layer.
     """
 
     model_type: str
@@ -64,6 +84,8 @@ class ModelConfig:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     learned_positions: int | None = None
+    altup: AltUpSpec | None = None
+    layer_input: LayerInputSpec | None = None
     dtype: str = "bfloat16"
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -71,6 +93,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         positive(self, "vocab_size", "width", "max_len", "embed_scale", "logit_scale")
         require(len(self.layers) > 0, "layers", self.layers, "at least one layer")
+        check_kv_from(self.layers)
         for field in ("logit_softcap", "learned_positions"):
             if getattr(self, field) is not None:
                 positive(self, field)
@@ -87,6 +110,11 @@ class ModelConfig:
                 self.max_len,
                 f"at most learned_positions = {self.learned_positions}",
             )
+
+    def kv_owner(self, layer: int) -> int:
+        """The layer whose pages a layer reads: itself, or the one that it names."""
+        owner = self.layers[layer].kv_from
+        return layer if owner is None else owner
 
     @property
     def chunk(self) -> int | None:

@@ -12,8 +12,8 @@ NormKind = Literal["rms", "layer"]
 class NormSpec:
     """RMSNorm (arXiv 1910.07467) or LayerNorm (arXiv 1607.06450), computed in float32.
 
-    ``weight`` False: nothing is learned (Llama 4's norm of q and k). ``unit_offset``: the stored
-    weight ``w`` is used as ``1 + w`` (the Gemma kind).
+    ``weight`` False: nothing is learned (Llama 4's norm of q and k, Gemma 4's of v).
+    ``unit_offset``: the stored weight ``w`` is used as ``1 + w`` (the Gemma kind).
     """
 
     kind: NormKind = "rms"

@@ -88,7 +88,28 @@ class LongropeScaling:
         require(same, "longrope factors", len(self.long_factor), "two lists of equal length")
 
 
-RopeScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | LongropeScaling
+@dataclass(frozen=True, kw_only=True)
+class ProportionalScaling:
+    """Only the first ``share`` of the frequencies turn, divided by ``factor``; the others are 0
+    (Gemma 4). Unlike a smaller ``rotary_dim`` this leaves pairs and frequencies as they were.
+    """
+
+    share: float
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(self, "share", "factor")
+        require(self.share <= 1, "share of a proportional rope", self.share, "at most 1")
+
+
+RopeScaling = (
+    LinearScaling
+    | DynamicScaling
+    | Llama3Scaling
+    | YarnScaling
+    | LongropeScaling
+    | ProportionalScaling
+)
 
 
 @dataclass(frozen=True, kw_only=True)

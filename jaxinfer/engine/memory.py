@@ -124,7 +124,8 @@ def device_page_bytes(
         ones = jax.eval_shape(lambda: init_cache(config, (1,) * num_groups, page_size, dtype))
     sizes = [0] * num_groups
     for group, page in zip(groups, ones, strict=True):
-        sizes[group] += device_bytes(_placed(page, mesh))
+        if page is not None:
+            sizes[group] += device_bytes(_placed(page, mesh))
     return tuple(sizes)
 
 

@@ -1,4 +1,4 @@
-"""Softmax attention with its projections (MHA, MQA, GQA; full or sliding window)."""
+"""Softmax attention with its projections (MHA, MQA, GQA; full or sliding window; shared KV)."""
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,30 @@ from pallas_kernels import KVPages
 
 
 class Attention(nnx.Module):
-    """Projects, norms and rotates queries and keys, attends over the pages, projects back."""
+    """Projects, norms and rotates queries and keys, attends over the pages, projects back.
 
-    def __init__(self, spec: AttentionSpec, width: int, dtype: jnp.dtype, *, rngs: KeySource):
+    ``owns_kv`` False: keys and values are another layer's, which wrote them in this step already.
+    """
+
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        width: int,
+        dtype: jnp.dtype,
+        *,
+        owns_kv: bool = True,
+        rngs: KeySource,
+    ):
         self.spec = spec
         q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         bias = spec.qkv_bias
         self.q = Linear(width, q_size, dtype, ("embed", "heads"), bias=bias, rngs=rngs)
-        self.k = Linear(width, kv_size, dtype, ("embed", "kv_heads"), bias=bias, rngs=rngs)
-        self.v = Linear(width, kv_size, dtype, ("embed", "kv_heads"), bias=bias, rngs=rngs)
+
+        def kv_projection() -> Linear:
+            return Linear(width, kv_size, dtype, ("embed", "kv_heads"), bias=bias, rngs=rngs)
+
+        self.k = kv_projection() if owns_kv else None
+        self.v = kv_projection() if owns_kv and not spec.v_from_k else None
         self.o = Linear(q_size, width, dtype, ("heads", "embed"), bias=spec.out_bias, rngs=rngs)
 
         # A term of the softmax, which is computed in float32 whatever the model's dtype.
@@ -41,7 +56,11 @@ class Attention(nnx.Module):
             each = num_heads if spec.qk_norm_over == "each_head" else None
             return Norm(spec.qk_norm, width, dtype, num_heads=each, rngs=rngs)
 
-        self.q_norm, self.k_norm = qk_norm(spec.num_heads), qk_norm(spec.num_kv_heads)
+        self.q_norm = qk_norm(spec.num_heads)
+        self.k_norm = qk_norm(spec.num_kv_heads) if owns_kv else None
+        self.v_norm = (
+            Norm(spec.v_norm, spec.head_dim, dtype, rngs=rngs) if owns_kv and spec.v_norm else None
+        )
 
     def __call__(
         self,
@@ -58,12 +77,17 @@ class Attention(nnx.Module):
         ``query_scale_T``: what the spec's ``query_temperature`` makes of the positions.
         """
         spec, dtype = self.spec, x_TD.dtype
-        q, k, v = (y.astype(dtype) for y in apply_each((self.q, self.k, self.v), x_TD))
+        layers = [layer for layer in (self.q, self.k, self.v) if layer is not None]
+        q, *kv = (y.astype(dtype) for y in apply_each(layers, x_TD))
         q_TNH = self._heads(q, spec.num_heads, self.q_norm, rope)
-        k_TKH = self._heads(k, spec.num_kv_heads, self.k_norm, rope)
-        v_TKH = self._clipped(v.reshape(v.shape[0], spec.num_kv_heads, spec.head_dim))
         if query_scale_T is not None:
             q_TNH = (q_TNH.astype(jnp.float32) * query_scale_T[:, None, None]).astype(dtype)
+        k_TKH = v_TKH = None
+        if kv:
+            k, v = kv[0], kv[-1]
+            k_TKH = self._heads(k, spec.num_kv_heads, self.k_norm, rope)
+            v_TKH = self._clipped(v.reshape(v.shape[0], spec.num_kv_heads, spec.head_dim))
+            v_TKH = v_TKH if self.v_norm is None else self.v_norm(v_TKH)
         sinks_N = None if self.sinks is None else self.sinks.get_value()
         out_TNH, pages = attend(
             spec, q_TNH, k_TKH, v_TKH, pages, page_table_SM, ragged, sinks_N=sinks_N, mesh=mesh

@@ -1,17 +1,23 @@
 """One block: a mixer and an MLP on a residual stream, with norms before and/or after each."""
 
+import math
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
 from jaxinfer.batch import Ragged
-from jaxinfer.config import LayerSpec, MlpSpec, MoeSpec, NormSpec
+from jaxinfer.config import AltUpSpec, LayerInputSpec, LayerSpec, MlpSpec, MoeSpec, NormSpec
+from jaxinfer.layers.altup import AltUp
 from jaxinfer.layers.attention import Attention
+from jaxinfer.layers.laurel import Laurel
+from jaxinfer.layers.layer_input import LayerInput
 from jaxinfer.layers.mlp import Mlp
 from jaxinfer.layers.moe import Moe
 from jaxinfer.layers.norm import Norm
-from jaxinfer.layers.parameter import KeySource
+from jaxinfer.layers.parameter import KeySource, ones, parameter
 from jaxinfer.ops.rope import RopeTable
 from pallas_kernels import KVPages
 
@@ -19,7 +25,16 @@ from pallas_kernels import KVPages
 class Block(nnx.Module):
     """Builds what its ``LayerSpec`` says; has no choices of its own."""
 
-    def __init__(self, spec: LayerSpec, width: int, dtype: jnp.dtype, *, rngs: KeySource):
+    def __init__(
+        self,
+        spec: LayerSpec,
+        width: int,
+        dtype: jnp.dtype,
+        *,
+        altup: AltUpSpec | None = None,
+        layer_input: LayerInputSpec | None = None,
+        rngs: KeySource,
+    ):
         def norm(norm_spec: NormSpec | None) -> Norm | None:
             return None if norm_spec is None else Norm(norm_spec, width, dtype, rngs=rngs)
 
@@ -28,16 +43,52 @@ class Block(nnx.Module):
                 return Moe(mlp_spec, width, dtype, rngs=rngs)
             return None if mlp_spec is None else Mlp(mlp_spec, width, dtype, rngs=rngs)
 
-        has_mlp = spec.mlp is not None
-        self.spec = spec
+        owns_kv = spec.kv_from is None
+        # Whose pages it reads is the decoder's business: layers that differ in it are traced once.
+        self.spec = replace(spec, kv_from=None)
         self.mixer_norm = norm(spec.pre_norm)
-        self.mixer = Attention(spec.mixer, width, dtype, rngs=rngs)
+        self.mixer = Attention(spec.mixer, width, dtype, owns_kv=owns_kv, rngs=rngs)
         self.mixer_post_norm = norm(spec.post_norm)
-        self.mlp_norm = norm(spec.pre_norm) if has_mlp and not spec.shared_norm else None
+        self.laurel = Laurel(spec.laurel, width, dtype, rngs=rngs) if spec.laurel else None
+        self.mlp_norm = norm(spec.pre_norm) if spec.has_mlp_norm else None
         self.mlp = mlp(spec.mlp)
-        self.mlp_post_norm = norm(spec.post_norm) if has_mlp else None
+        self.mlp_post_norm = norm(spec.post_norm) if spec.mlp is not None else None
+        self.altup = AltUp(altup, width, dtype, rngs=rngs) if altup else None
+        self.input = LayerInput(layer_input, width, dtype, rngs=rngs) if layer_input else None
+        self.scale = parameter(rngs, (1,), dtype, (None,), ones) if spec.learned_scale else None
 
     def __call__(
+        self,
+        x: jax.Array,
+        rope: RopeTable | None,
+        query_scale_T: jax.Array | None,
+        pages: KVPages,
+        page_table_SM: jax.Array,
+        ragged: Ragged,
+        mesh: Mesh,
+        input_TI: jax.Array | None = None,
+    ) -> tuple[jax.Array, KVPages]:
+        """The residual stream ``[T, D]`` after this block, in its own dtype, and the written pages.
+
+        With AltUp ``x`` is all streams, ``[U, T, D]``. ``input_TI``: the layer's own input.
+        """
+        context = (rope, query_scale_T, pages, page_table_SM, ragged, mesh)
+        if self.altup is None:
+            out_TD, pages = self._mix(x, *context)
+            if self.input is not None:
+                assert input_TI is not None
+                out_TD = out_TD + self.input(out_TD, input_TI)
+            return self._scaled(out_TD), pages
+        predicted_UTD = self.altup.predict(x)
+        out_TD, pages = self._mix(predicted_UTD[self.altup.spec.active], *context)
+        out_UTD = self.altup.correct(predicted_UTD, out_TD)
+        if self.input is not None:
+            assert input_TI is not None
+            added_TD = self.input(self.altup.handed_on(out_UTD), input_TI)
+            out_UTD = out_UTD.at[1:].add(added_TD[None])
+        return self._scaled(out_UTD), pages
+
+    def _mix(
         self,
         x_TD: jax.Array,
         rope: RopeTable | None,
@@ -47,10 +98,13 @@ class Block(nnx.Module):
         ragged: Ragged,
         mesh: Mesh,
     ) -> tuple[jax.Array, KVPages]:
-        """The residual stream after this block, in its own dtype, and the written pages."""
+        """The stream after mixer and MLP."""
         mixer_in = _maybe(self.mixer_norm, x_TD)
         mixed, pages = self.mixer(mixer_in, rope, query_scale_T, pages, page_table_SM, ragged, mesh)
         out_TD = self._add(x_TD, mixed, self.mixer_post_norm)
+        if self.laurel is not None:
+            both_TD = out_TD.astype(jnp.float32) + self.laurel(mixer_in)
+            out_TD = (both_TD * jnp.float32(math.sqrt(0.5))).astype(x_TD.dtype)
         if self.mlp is None:
             return out_TD, pages
         if self.spec.shared_norm:
@@ -66,6 +120,11 @@ class Block(nnx.Module):
     def _add(self, x_TD: jax.Array, branch_TD: jax.Array, post_norm: Norm | None) -> jax.Array:
         branch_TD = _maybe(post_norm, branch_TD) * jnp.float32(self.spec.residual_scale)
         return (x_TD.astype(jnp.float32) + branch_TD).astype(x_TD.dtype)
+
+    def _scaled(self, x: jax.Array) -> jax.Array:
+        if self.scale is None:
+            return x
+        return x * jnp.broadcast_to(self.scale.get_value().astype(x.dtype), x.shape)
 
 
 def _maybe(norm: Norm | None, x_TD: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ class Linear(nnx.Module):
         size_in: int,
         size_out: int,
         dtype: jnp.dtype,
-        axes: tuple[str, str | None],
+        axes: tuple[str | None, str | None],
         *,
         bias: bool = False,
         rngs: KeySource,

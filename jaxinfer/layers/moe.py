@@ -9,7 +9,8 @@ from jaxinfer.config import MlpSpec, MoeSpec
 from jaxinfer.errors import Unsupported
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.mlp import Mlp
-from jaxinfer.layers.parameter import KeySource, fan_in_of_each, parameter, zeros
+from jaxinfer.layers.norm import Norm
+from jaxinfer.layers.parameter import KeySource, fan_in_of_each, ones, parameter, zeros
 from jaxinfer.ops.experts import ExpertWeights, apply_experts, route
 from sharding import LogicalAxes
 
@@ -32,33 +33,55 @@ class Moe(nnx.Module):
             if spec.router.correction
             else None
         )
+        self.expert_scale = (
+            parameter(rngs, (num_experts,), dtype, ("experts",), ones)
+            if spec.router.expert_scale
+            else None
+        )
         self.experts = Experts(num_experts, spec.expert, width, dtype, rngs=rngs)
         self.shared = Mlp(spec.shared, width, dtype, rngs=rngs) if spec.shared else None
         self.shared_gate = (
             Linear(width, 1, dtype, ("embed", None), rngs=rngs) if spec.shared_gate else None
         )
 
+        def part_norm(has_part: bool = True) -> Norm | None:
+            norm = spec.part_norm if has_part else None
+            return None if norm is None else Norm(norm, width, dtype, rngs=rngs)
+
+        self.router_norm = part_norm()
+        self.expert_norm, self.expert_post_norm = part_norm(), part_norm()
+        has_shared = spec.shared is not None
+        self.shared_norm, self.shared_post_norm = part_norm(has_shared), part_norm(has_shared)
+
     def __call__(self, x_TD: jax.Array, is_live_T: jax.Array, mesh: Mesh) -> jax.Array:
         """Float32 ``[T, D]``; tokens that are not live go to no expert."""
         with jax.named_scope("moe"):
             correction_E = None if self.correction is None else self.correction.get_value()
-            routes = route(self.spec.router, self.router(x_TD), correction_E)
+            scale_E = None if self.expert_scale is None else self.expert_scale.get_value()
+            logits_TE = self.router(_maybe(self.router_norm, x_TD))
+            routes = route(self.spec.router, logits_TE, correction_E, scale_E)
             params = self.experts.weights()
             out_TD = apply_experts(
                 self.spec.expert,
                 params,
-                x_TD,
+                _maybe(self.expert_norm, x_TD),
                 routes,
                 is_live_T,
                 mesh=mesh,
                 weigh_input=self.spec.weigh_input,
             )
+            out_TD = _maybe(self.expert_post_norm, out_TD)
             if self.shared is None:
                 return out_TD
-            shared_TD = self.shared(x_TD)
+            shared_TD = self.shared(_maybe(self.shared_norm, x_TD))
+            shared_TD = _maybe(self.shared_post_norm, shared_TD)
             if self.shared_gate is not None:
                 shared_TD = shared_TD * jax.nn.sigmoid(self.shared_gate(x_TD))
             return out_TD + shared_TD
+
+
+def _maybe(norm: Norm | None, x_TD: jax.Array) -> jax.Array:
+    return x_TD if norm is None else norm(x_TD)
 
 
 class Experts(nnx.Module):

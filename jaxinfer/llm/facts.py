@@ -1,30 +1,24 @@
 """What is known of a model before its weights are read: shapes, bytes, how far a context goes."""
 
 import math
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 
-from jaxinfer.cache import layer_groups, page_bytes
-from jaxinfer.engine.limits import CacheGroup
+from jaxinfer.config import MoeSpec
 from jaxinfer.errors import InvalidParameter
+from jaxinfer.llm.kv_cost import (
+    GroupFacts,
+    group_facts,
+    largest_batch,
+    longest_context,
+    sequence_bytes,
+)
 from jaxinfer.llm.opening import OpenModel
-from jaxinfer.models.model import DTYPES, blank_model
+from jaxinfer.models.model import DTYPES, Model, blank_model
 from sharding import make_mesh
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupFacts:
-    """Layers whose pages live equally long. Bytes are over all layers of the group."""
-
-    kind: str
-    window: int | None
-    num_layers: int
-    kv_bytes_per_token: int
-    page_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +37,15 @@ class ModelFacts:
     """A model in figures.
 
     Attributes:
+        num_active_params: what one token is multiplied with: all parameters but those of the
+            experts that it does not go to.
         weight_bytes: of the parameters once loaded, by dtype; ``dtype`` is what "auto" takes.
         stored_weights: numbers in the files by how they are stored there; empty without files.
+        context: tokens of a sequence that ``sequence_bytes``, of its pages, and
+            ``largest_batch`` are said for.
         longest_context: tokens of one sequence whose pages fit beside the weights into
             ``memory_bytes``, at most ``max_len``; None where no memory was given.
+        largest_batch: sequences of ``context`` tokens whose pages fit there at once, likewise.
     """
 
     model_type: str
@@ -55,6 +54,7 @@ class ModelFacts:
     vocab_size: int
     max_len: int
     num_params: int
+    num_active_params: int
     dtype: str
     weight_bytes: dict[str, int]
     stored_weights: dict[str, int]
@@ -62,8 +62,11 @@ class ModelFacts:
     page_size: int
     groups: tuple[GroupFacts, ...]
     tokenizer: TokenizerFacts | None
+    context: int
+    sequence_bytes: int
     memory_bytes: int | None
     longest_context: int | None
+    largest_batch: int | None
 
 
 def model_facts(
@@ -73,8 +76,10 @@ def model_facts(
     kv_dtype: str = "auto",
     page_size: int = 64,
     memory_bytes: int | None = None,
+    context: int | None = None,
 ) -> ModelFacts:
-    """Reads no weights and allocates nothing. ``kv_dtype`` "auto" is ``dtype``.
+    """Reads no weights and allocates nothing. ``kv_dtype`` "auto" is ``dtype``; ``context`` None
+    is the longest one.
 
     Raises:
         InvalidParameter: a dtype or a size that is not allowed.
@@ -87,31 +92,28 @@ def model_facts(
             raise InvalidParameter(f"{name} = {value!r} must be auto, {', '.join(DTYPES)}")
     if page_size < 1:
         raise InvalidParameter(f"page_size = {page_size} must be at least 1")
-    num_params = blank_model(config, mesh=make_mesh()).num_params
-    weight_bytes = {name: num_params * jnp.dtype(name).itemsize for name in DTYPES}
-    groups = tuple(
-        GroupFacts(
-            kind=group.kind,
-            window=group.window,
-            num_layers=len(group.layers),
-            kv_bytes_per_token=nbytes // page_size,
-            page_bytes=nbytes,
+    context = config.max_len if context is None else context
+    if not 1 <= context <= config.max_len:
+        raise InvalidParameter(
+            f"context = {context} must be between 1 and the {config.max_len} tokens that this"
+            " model was made for"
         )
-        for group, nbytes in zip(
-            layer_groups(config), page_bytes(config, page_size, kv_dtype), strict=True
-        )
-    )
-    longest = None
+    blank = blank_model(config, mesh=make_mesh(), dtype="bfloat16")
+    weight_bytes = {name: _bytes_in(blank, jnp.dtype(name)) for name in DTYPES}
+    groups = group_facts(config, page_size, kv_dtype)
+    longest = batch = None
     if memory_bytes is not None:
         room = memory_bytes - weight_bytes[dtype]
-        longest = _longest_context(groups, page_size, room, config.max_len)
+        longest = longest_context(groups, page_size, room, config.max_len)
+        batch = largest_batch(groups, page_size, room, context)
     return ModelFacts(
         model_type=config.model_type,
         num_layers=len(config.layers),
         width=config.width,
         vocab_size=config.vocab_size,
         max_len=config.max_len,
-        num_params=num_params,
+        num_params=blank.num_params,
+        num_active_params=blank.num_params - _idle_params(blank),
         dtype=dtype,
         weight_bytes=weight_bytes,
         stored_weights=_stored_weights(opened),
@@ -119,22 +121,31 @@ def model_facts(
         page_size=page_size,
         groups=groups,
         tokenizer=_tokenizer_facts(opened),
+        context=context,
+        sequence_bytes=sequence_bytes(groups, page_size, context),
         memory_bytes=memory_bytes,
         longest_context=longest,
+        largest_batch=batch,
     )
 
 
-def _longest_context(groups: Sequence[GroupFacts], page_size: int, room: int, max_len: int) -> int:
-    """The most tokens of one sequence; one page of each pool, the first, is never used."""
-    pools = [
-        (CacheGroup(kind=group.kind, window=group.window, num_pages=2), group.page_bytes)  # type: ignore[arg-type]
-        for group in groups
-    ]
+def _bytes_in(blank: Model, dtype: jnp.dtype) -> int:
+    """The bytes of a blank model's parameters in another dtype than its own; some have theirs."""
+    return sum(
+        leaf.size * (dtype if leaf.dtype == blank.dtype else leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(blank.params)
+    )
 
-    def needed_bytes(num_tokens: int) -> int:
-        return sum((pool.pages_for(num_tokens, page_size) + 1) * nbytes for pool, nbytes in pools)
 
-    return max(0, bisect_right(range(max_len + 1), room, key=needed_bytes) - 1)
+def _idle_params(blank: Model) -> int:
+    """The parameters of the experts that one token does not go to."""
+    idle = 0
+    for i, layer in enumerate(blank.config.layers):
+        if isinstance(layer.mlp, MoeSpec):
+            experts = blank.params["layers"][i]["mlp"]["experts"]
+            router, size = layer.mlp.router, sum(leaf.size for leaf in jax.tree.leaves(experts))
+            idle += size // router.num_experts * (router.num_experts - router.top_k)
+    return idle
 
 
 def _stored_weights(opened: OpenModel) -> dict[str, int]:

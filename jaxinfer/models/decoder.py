@@ -10,8 +10,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxinfer.batch import Ragged
 from jaxinfer.cache import Cache, group_of_layer
 from jaxinfer.config import ModelConfig
+from jaxinfer.layers.altup import AltUpEnds
 from jaxinfer.layers.block import Block
 from jaxinfer.layers.embedding import Embedding
+from jaxinfer.layers.layer_input import LayerInputs
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.parameter import KeySource
@@ -23,7 +25,7 @@ from sharding import DEFAULT_RULES
 
 
 class Decoder(nnx.Module):
-    """A stack of blocks over a residual stream.
+    """A stack of blocks over a residual stream, or over several (AltUp).
 
     ``max_len``: the longest context this instance serves; it settles the RoPE scalings that depend
     on length. Calling it gives hidden states; ``logits`` turns chosen ones into logits, so that a
@@ -41,7 +43,18 @@ class Decoder(nnx.Module):
             if config.learned_positions is not None
             else None
         )
-        self.layers = nnx.List(Block(spec, width, dtype, rngs=rngs) for spec in config.layers)
+        self.layer_inputs = (
+            LayerInputs(config.layer_input, len(config.layers), width, dtype, rngs=rngs)
+            if config.layer_input is not None
+            else None
+        )
+        self.altup = (
+            AltUpEnds(config.altup, width, dtype, rngs=rngs) if config.altup is not None else None
+        )
+        self.layers = nnx.List(
+            Block(spec, width, dtype, altup=config.altup, layer_input=config.layer_input, rngs=rngs)
+            for spec in config.layers
+        )
         self.final_norm = Norm(config.final_norm, width, dtype, rngs=rngs)
         head_axes, head_bias = ("embed", "vocab"), config.head_bias
         self.head = (
@@ -66,29 +79,37 @@ class Decoder(nnx.Module):
         ropes = {spec: rope_table(spec, self.max_len, positions_T) for spec in config.ropes}
         temperatures = config.query_temperatures
         query_scales = {spec: query_scale(spec, positions_T) for spec in temperatures}
-        x_TD = self._embed(tokens_T, positions_T)
-        written = []
+        x = x_TD = self._embed(tokens_T, positions_T)
+        inputs_TLI = None if self.layer_inputs is None else self.layer_inputs(tokens_T, x_TD)
+        if self.altup is not None:
+            x = self.altup.spread(x_TD)
+        pools = list(cache)
         groups = group_of_layer(config)
-        for block, spec, pages, group in zip(
-            self.layers, config.layers, cache, groups, strict=True
+        for i, (block, spec, group) in enumerate(
+            zip(self.layers, config.layers, groups, strict=True)
         ):
+            owner = config.kv_owner(i)
+            pages = pools[owner]
+            assert pages is not None
             rope = None if spec.mixer.rope is None else ropes[spec.mixer.rope]
             temperature = spec.mixer.query_temperature
             query_scale_T = None if temperature is None else query_scales[temperature]
+            input_TI = None if inputs_TLI is None else inputs_TLI[:, i]
             graph, params = nnx.split(block)
-            x_TD, pages = _run_block(
+            x, pools[owner] = _run_block(
                 graph,
                 params,
-                x_TD,
+                x,
                 rope,
                 query_scale_T,
                 pages,
                 page_tables[group],
                 ragged,
+                input_TI,
                 mesh=self.mesh,
             )
-            written.append(pages)
-        return self.final_norm(x_TD), tuple(written)
+        x_TD = x if self.altup is None else self.altup.merge(x)
+        return self.final_norm(x_TD), tuple(pools)
 
     def logits(self, hidden_RD: jax.Array) -> jax.Array:
         """Float32 logits ``[R, V]`` of final hidden states ``[R, D]``."""
@@ -123,15 +144,16 @@ class Decoder(nnx.Module):
 def _run_block(
     graph: nnx.GraphDef,
     params: nnx.State,
-    x_TD: jax.Array,
+    x: jax.Array,
     rope: RopeTable | None,
     query_scale_T: jax.Array | None,
     pages: KVPages,
     page_table_SM: jax.Array,
     ragged: Ragged,
+    input_TI: jax.Array | None,
     *,
     mesh: Mesh,
 ) -> tuple[jax.Array, KVPages]:
     """One block. A jit of its own, so that layers with equal specs are traced and lowered once."""
     block: Block = nnx.merge(graph, params)
-    return block(x_TD, rope, query_scale_T, pages, page_table_SM, ragged, mesh)
+    return block(x, rope, query_scale_T, pages, page_table_SM, ragged, mesh, input_TI)

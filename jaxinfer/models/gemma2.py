@@ -17,7 +17,7 @@ from jaxinfer.models.llama import (
     mlp_weights,
     outer_weights,
 )
-from jaxinfer.models.weights import Family, WeightRule, norm
+from jaxinfer.models.weights import Family, WeightRule, norm, only_where
 
 
 def _read_gemma2(fields: HfConfig) -> ModelConfig:
@@ -60,7 +60,10 @@ def weights(config: ModelConfig) -> Iterator[WeightRule]:
     yield from attention_weights(config)
     post_attention = LAYER + "post_attention_layernorm"
     yield from norm("layers.{i}.mixer_post_norm", post_attention, layer.post_norm)
-    yield from norm("layers.{i}.mlp_norm", LAYER + "pre_feedforward_layernorm", layer.pre_norm)
+    before_mlp = LAYER + "pre_feedforward_layernorm"
+    yield from only_where(
+        lambda layer: layer.has_mlp_norm, norm("layers.{i}.mlp_norm", before_mlp, layer.pre_norm)
+    )
     yield from mlp_weights(config)
     post_mlp = LAYER + "post_feedforward_layernorm"
     yield from norm("layers.{i}.mlp_post_norm", post_mlp, layer.post_norm)

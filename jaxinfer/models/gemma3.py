@@ -8,8 +8,8 @@ from dataclasses import replace
 from jaxinfer.config import LayerSpec, ModelConfig, RopeSpec
 from jaxinfer.models.gemma import GEMMA_DEFAULTS, gemma_decoder, gemma_mlp, gemma_norm
 from jaxinfer.models.gemma2 import weights
-from jaxinfer.models.hf_config import HARMLESS, HfConfig
-from jaxinfer.models.hf_multimodal import SHARED_FIELDS, TEXT_NAMES, VISION_TENSORS
+from jaxinfer.models.hf_config import HfConfig
+from jaxinfer.models.hf_multimodal import TEXT_NAMES, VISION_TENSORS, read_text_part
 from jaxinfer.models.hf_rope import ropes_by_layer_type
 from jaxinfer.models.hf_specs import attention, head_dim, num_layers, sliding_window, windowed
 from jaxinfer.models.llama import IGNORED_TENSORS
@@ -38,15 +38,7 @@ _VISION_FIELDS = frozenset(
 
 
 def _read(fields: HfConfig) -> ModelConfig:
-    inner = fields.inner("text_config")
-    if inner is None:
-        return _read_text(fields)
-    # What the whole says goes before what its text half says.
-    shared = {name: fields.get(name) for name in SHARED_FIELDS if fields.get(name) is not None}
-    text = inner.updated({"model_type": "gemma3_text", **shared}, defaults=_DEFAULTS)
-    model = _read_text(text)
-    text.refuse_unread(HARMLESS | _IGNORED_FIELDS)
-    return model
+    return read_text_part(fields, _read_text, "gemma3_text", _DEFAULTS, _IGNORED_FIELDS)
 
 
 def _read_text(fields: HfConfig) -> ModelConfig:

@@ -96,6 +96,10 @@ class HfConfig:
             raise self.error(name, value, f"a whole number from 1 to {most}")
         return value
 
+    def count(self, name: str, default: int | None = None, *, most: int) -> int:
+        """A whole number from 0 to ``most``."""
+        return 0 if self.get(name, default) == 0 else self.size(name, default, most=most)
+
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number."""
         value = self._required(name, default)

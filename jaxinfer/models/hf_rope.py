@@ -13,6 +13,7 @@ from jaxinfer.config import (
     LinearScaling,
     Llama3Scaling,
     LongropeScaling,
+    ProportionalScaling,
     RopeScaling,
     RopeSpec,
     YarnScaling,
@@ -86,6 +87,8 @@ def rope_of(
     kind = "type" if parameters.get("rope_type") is None else "rope_type"
     scaling = parameters.choice(kind, _SCALINGS, "default")(parameters, fields)
     parameters.refuse_unread(ignored={"type", "finetuned"})
+    if isinstance(scaling, ProportionalScaling):
+        rotary_share = 1.0  # of which only some turn
     return _spec(head_dim, theta, rotary_share, scaling)
 
 
@@ -157,6 +160,13 @@ def _longrope(parameters: HfConfig, fields: HfConfig) -> LongropeScaling:
     )
 
 
+def _proportional(parameters: HfConfig, fields: HfConfig) -> ProportionalScaling:
+    return ProportionalScaling(
+        share=parameters.number("partial_rotary_factor", 1.0),
+        factor=parameters.number("factor", 1.0),
+    )
+
+
 def _none(parameters: HfConfig, fields: HfConfig) -> None:
     return None
 
@@ -168,5 +178,6 @@ _SCALINGS: Mapping[str, Callable[[HfConfig, HfConfig], RopeScaling | None]] = {
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "proportional": _proportional,
     "su": _longrope,  # what the first Phi 3 called it
 }

@@ -83,6 +83,23 @@ def only_windows_rotate(layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
     )
 
 
+def last_share_kv(
+    fields: HfConfig, layers: tuple[LayerSpec, ...], default: int
+) -> tuple[LayerSpec, ...]:
+    """The layers, of which the last ``num_kv_shared_layers`` read the keys and values of the last
+    layer before them that sees as far.
+    """
+    count = fields.count("num_kv_shared_layers", default, most=MAX_LAYERS)
+    first = len(layers) - count
+    windows = [layer.mixer.window for layer in layers[: max(first, 0)]]
+    if not {layer.mixer.window for layer in layers[max(first, 0) :]} <= set(windows):
+        allowed = f"a number that leaves a layer of each kind before them, of {len(layers)} layers"
+        raise fields.error("num_kv_shared_layers", count, allowed)
+    last = {window: i for i, window in enumerate(windows)}
+    sharing = (replace(layer, kv_from=last[layer.mixer.window]) for layer in layers[first:])
+    return (*layers[:first], *sharing)
+
+
 def rms_norm(fields: HfConfig, eps: float = 1e-6, **kwargs: Any) -> NormSpec:
     """RMSNorm with ``rms_norm_eps``."""
     return NormSpec(eps=fields.number("rms_norm_eps", eps), **kwargs)

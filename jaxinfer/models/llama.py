@@ -5,8 +5,8 @@ Most later families have its tensor names or differ in a few of them: they take 
 
 from collections.abc import Iterator
 
-from jaxinfer.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig, NormSpec
-from jaxinfer.models.hf_config import HfConfig
+from jaxinfer.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig, NormSpec, shared_kv
+from jaxinfer.models.hf_config import MAX_LAYERS, HfConfig
 from jaxinfer.models.hf_rope import rope
 from jaxinfer.models.hf_specs import attention, decoder, head_dim, num_layers, rms_norm
 from jaxinfer.models.weights import (
@@ -28,15 +28,22 @@ def _read(fields: HfConfig) -> ModelConfig:
     dim, bias = head_dim(fields), fields.flag("attention_bias", False)
     mixer = attention(fields, dim, rope=rope(fields, dim), qkv_bias=bias, out_bias=bias)
     mlp = gated_mlp(fields, bias=fields.flag("mlp_bias", False))
-    return pre_norm_decoder(fields, mixer, mlp, rms_norm(fields))
+    # Ours: no field of Hugging Face.
+    factor = fields.size("kv_sharing_factor", 1, most=MAX_LAYERS)
+    return pre_norm_decoder(fields, mixer, mlp, rms_norm(fields), kv_sharing_factor=factor)
 
 
 def pre_norm_decoder(
-    fields: HfConfig, mixer: AttentionSpec, mlp: MlpSpec, norms: NormSpec
+    fields: HfConfig,
+    mixer: AttentionSpec,
+    mlp: MlpSpec,
+    norms: NormSpec,
+    kv_sharing_factor: int = 1,
 ) -> ModelConfig:
-    """A stack of equal layers, each branch after a norm."""
+    """A stack of equal layers, each branch after a norm; so many in a row share keys and values."""
     layer = LayerSpec(mixer=mixer, mlp=mlp, pre_norm=norms)
-    return decoder(fields, layers=(layer,) * num_layers(fields), final_norm=norms)
+    layers = shared_kv((layer,) * num_layers(fields), kv_sharing_factor)
+    return decoder(fields, layers=layers, final_norm=norms)
 
 
 def gated_mlp(fields: HfConfig, bias: bool = False) -> MlpSpec:
@@ -72,9 +79,10 @@ def attention_weights(config: ModelConfig) -> Iterator[WeightRule]:
 def projection_weights(config: ModelConfig, out: str = "o_proj") -> Iterator[WeightRule]:
     """q, k, v, and o by this name."""
     mixer = config.layers[0].mixer
-    for part in "qkv":
+    for part, where in (("q", None), ("k", owns_kv), ("v", _has_v)):
         source = f"{LAYER}self_attn.{part}_proj"
-        yield from linear(f"layers.{{i}}.mixer.{part}", source, bias=mixer.qkv_bias)
+        rules = linear(f"layers.{{i}}.mixer.{part}", source, bias=mixer.qkv_bias)
+        yield from rules if where is None else only_where(where, rules)
     yield from linear("layers.{i}.mixer.o", f"{LAYER}self_attn.{out}", bias=mixer.out_bias)
 
 
@@ -82,7 +90,8 @@ def qk_norm_weights(config: ModelConfig, q_norm: str, k_norm: str) -> Iterator[W
     """The norms of q and k by these names; nothing where there are none."""
     spec = config.layers[0].mixer.qk_norm
     yield from norm("layers.{i}.mixer.q_norm", f"{LAYER}self_attn.{q_norm}", spec)
-    yield from norm("layers.{i}.mixer.k_norm", f"{LAYER}self_attn.{k_norm}", spec)
+    k_rules = norm("layers.{i}.mixer.k_norm", f"{LAYER}self_attn.{k_norm}", spec)
+    yield from only_where(owns_kv, k_rules)
 
 
 def mlp_weights(config: ModelConfig) -> Iterator[WeightRule]:
@@ -97,6 +106,15 @@ def gated_mlp_weights(target: str, source: str, *, bias: bool) -> Iterator[Weigh
     for part in ("gate", "up", "down"):
         name = f"{LAYER}{source}.{part}_proj"
         yield from linear(f"layers.{{i}}.{target}.{part}", name, bias=bias)
+
+
+def owns_kv(layer: LayerSpec) -> bool:
+    """Whether the layer has keys and values of its own."""
+    return layer.kv_from is None
+
+
+def _has_v(layer: LayerSpec) -> bool:
+    return owns_kv(layer) and not layer.mixer.v_from_k
 
 
 def _is_dense(layer: LayerSpec) -> bool:

@@ -13,6 +13,8 @@ from jaxinfer.models.exaone4 import EXAONE4
 from jaxinfer.models.gemma import GEMMA
 from jaxinfer.models.gemma2 import GEMMA2, VAULTGEMMA
 from jaxinfer.models.gemma3 import GEMMA3
+from jaxinfer.models.gemma3n import GEMMA3N
+from jaxinfer.models.gemma4 import GEMMA4
 from jaxinfer.models.glm4 import GLM, GLM4
 from jaxinfer.models.glm4_moe import GLM4_MOE
 from jaxinfer.models.gpt2 import GPT2
@@ -53,6 +55,8 @@ FAMILIES: tuple[Family, ...] = (
     GEMMA,
     GEMMA2,
     GEMMA3,
+    GEMMA3N,
+    GEMMA4,
     PHI3,
     OLMO2,
     OLMO3,

@@ -17,8 +17,8 @@ from sharding.rules import mesh_axes
 def attend(
     spec: AttentionSpec,
     q_TNH: jax.Array,
-    k_TKH: jax.Array,
-    v_TKH: jax.Array,
+    k_TKH: jax.Array | None,
+    v_TKH: jax.Array | None,
     pages: KVPages,
     page_table_SM: jax.Array,
     ragged: Ragged,
@@ -29,6 +29,7 @@ def attend(
 ) -> tuple[jax.Array, KVPages]:
     """Writes the new keys and values into their pages and attends over each row's whole past.
 
+    Without new ones (both None) the pages hold them already: another layer wrote them.
     Heads are split over the mesh axis that the rules give to ``heads``; tokens, rows and pages are
     whole on every device. ``sinks_N``: float32, where the spec has ``sinks``. Returns
     ``(out_TNH, pages)``.

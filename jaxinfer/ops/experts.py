@@ -39,9 +39,18 @@ class ExpertWeights(NamedTuple):
     down_bias_ED: jax.Array | None
 
 
-def route(spec: RouterSpec, logits_TE: jax.Array, correction_E: jax.Array | None) -> Routes:
-    """The choice of each token; both inputs are float32. See ``RouterSpec`` for the kinds."""
+def route(
+    spec: RouterSpec,
+    logits_TE: jax.Array,
+    correction_E: jax.Array | None,
+    scale_E: jax.Array | None = None,
+) -> Routes:
+    """The choice of each token; logits and correction are float32. See ``RouterSpec``.
+
+    ``scale_E``: what ``expert_scale`` multiplies by, of any float dtype.
+    """
     with jax.named_scope("route"):
+        logits_TE = logits_TE * jnp.float32(spec.logit_scale)
         if spec.scores == "sparsemixer":
             expert_TC, weight_TC = _sparsemixer(spec, logits_TE)
             return Routes(expert_TC, weight_TC * jnp.float32(spec.scale))
@@ -57,6 +66,9 @@ def route(spec: RouterSpec, logits_TE: jax.Array, correction_E: jax.Array | None
             weight_TC = jnp.take_along_axis(score_TE, expert_TC, axis=-1)
         if spec.renormalize:
             weight_TC = weight_TC / (weight_TC.sum(axis=-1, keepdims=True) + _LEAST_SUM)
+        if scale_E is not None:
+            scale_TC = scale_E.at[expert_TC].get(mode="promise_in_bounds")
+            weight_TC = weight_TC * scale_TC.astype(jnp.float32)
         return Routes(expert_TC, weight_TC * jnp.float32(spec.scale))
 
 

@@ -19,6 +19,7 @@ from jaxinfer.config import (
     LinearScaling,
     Llama3Scaling,
     LongropeScaling,
+    ProportionalScaling,
     RopeSpec,
     YarnScaling,
 )
@@ -54,6 +55,9 @@ def frequencies(spec: RopeSpec, max_len: int) -> tuple[np.ndarray, float]:
             divisors = scaling.long_factor if is_long else scaling.short_factor
             factor = _longrope_attention_factor(scaling, is_long)
             return plain / np.asarray(divisors, np.float64), factor
+        case ProportionalScaling(share=share, factor=factor):
+            turning = np.arange(plain.size) < int(share * spec.rotary_dim // 2)
+            return np.where(turning, plain / factor, 0.0), 1.0
 
 
 def rope_table(spec: RopeSpec, max_len: int, positions_T: jax.Array) -> RopeTable:

@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.config import (
+    AltUpSpec,
     AttentionSpec,
+    LaurelSpec,
+    LayerInputSpec,
     LayerSpec,
     MlpSpec,
     ModelConfig,
@@ -46,11 +49,13 @@ SMALLEST_GAP = 1e-4
 def tiny_config(
     windows: Sequence[int | None],
     mlps: Sequence[MlpSpec | MoeSpec] | None = None,
+    owners: Sequence[int | None] | None = None,
     **mixer: bool,
 ) -> ModelConfig:
     """One layer a window, with the MLP beside it; two kv heads under four query heads.
 
-    ``mixer``: further fields of the attention.
+    With ``owners``, whose keys and values each layer reads, it is a model with several streams and
+    inputs of its layers as well. ``mixer``: further fields of the attention.
     """
     norm = NormSpec(eps=1e-5)
     rope = RopeSpec(theta=10_000.0, rotary_dim=16)
@@ -60,8 +65,18 @@ def tiny_config(
             mixer=replace(attention, window=window),
             mlp=mlp,
             pre_norm=norm,
+            kv_from=owner,
+            laurel=LaurelSpec(rank=8, norm=norm) if owners else None,
         )
-        for window, mlp in zip(windows, mlps or [MlpSpec(width=64)] * len(windows), strict=True)
+        for window, mlp, owner in zip(
+            windows,
+            mlps or [MlpSpec(width=64)] * len(windows),
+            owners or [None] * len(windows),
+            strict=True,
+        )
+    )
+    inputs = LayerInputSpec(
+        width=8, vocab_size=VOCAB, activation="gelu_tanh", norm=norm, post_norm=norm
     )
     return ModelConfig(
         model_type="llama",
@@ -71,6 +86,8 @@ def tiny_config(
         layers=layers,
         final_norm=norm,
         tied_head=False,
+        altup=AltUpSpec(num_streams=3, norm=norm) if owners else None,
+        layer_input=inputs if owners else None,
         dtype="float32",
         eos_token_ids=(EOS,),
     )
@@ -80,11 +97,12 @@ def tiny_model(
     windows: Sequence[int | None],
     devices: int = 1,
     mlps: Sequence[MlpSpec | MoeSpec] | None = None,
+    owners: Sequence[int | None] | None = None,
     **mixer: bool,
 ) -> Model:
     """Weights large enough that the best two logits are apart, the same on every mesh."""
     mesh = make_mesh({"model": devices})
-    model = dummy_model(tiny_config(windows, mlps, **mixer), mesh=mesh, seed=3)
+    model = dummy_model(tiny_config(windows, mlps, owners, **mixer), mesh=mesh, seed=3)
     return replace(model, params=jax.tree.map(lambda leaf: leaf * jnp.float32(1.5), model.params))
 
 
@@ -166,7 +184,7 @@ def poison(engine: Engine) -> None:
         lambda pages: fill_kv_pages(pages, jnp.arange(pages.num_pages), float("nan")),
         donate_argnums=0,
     )
-    runner._cache = tuple(fill(pages) for pages in runner._cache)
+    runner._cache = tuple(pages and fill(pages) for pages in runner._cache)
 
 
 def serve(engine: Engine, requests: Sequence[Request]) -> list[TokenEvent]:
@@ -206,9 +224,10 @@ def prompts(count: int, lengths: Sequence[int], seed: int = 0) -> list[list[int]
 def house_of(
     windows: Sequence[int | None],
     mlps: Sequence[MlpSpec | MoeSpec] | None = None,
+    owners: Sequence[int | None] | None = None,
     **mixer: bool,
 ) -> House:
-    model = tiny_model(windows, mlps=mlps, **mixer)
+    model = tiny_model(windows, mlps=mlps, owners=owners, **mixer)
     shapes = ProgramShapes(
         num_slots=2,
         pages_per_sequence=MAX_LEN // PAGE,

@@ -1,9 +1,11 @@
 """What inspect says equals what loading finds."""
 
+import jax
 import numpy as np
 import pytest
 
-from jaxinfer.cache import page_bytes
+from jaxinfer.cache import init_cache, page_bytes
+from jaxinfer.engine.limits import CacheGroup
 from jaxinfer.errors import InvalidParameter
 from jaxinfer.llm.facts import model_facts
 from jaxinfer.llm.opening import open_model
@@ -45,6 +47,71 @@ def test_the_longest_context_fills_the_memory(opened):
     assert longest(weights + 3 * page - 1) == 4
     assert longest(weights) == 0
     assert longest(10 * weights + 10**9) == free.max_len
+
+
+def test_the_largest_batch_fills_the_memory(opened):
+    free = model_facts(opened, page_size=4)
+    page, weights = free.groups[0].page_bytes, free.weight_bytes[free.dtype]
+    assert free.largest_batch is None
+
+    def largest(nbytes, context):
+        facts = model_facts(opened, page_size=4, memory_bytes=nbytes, context=context)
+        assert (facts.context, facts.sequence_bytes) == (context, -(-context // 4) * page)
+        return facts.largest_batch
+
+    # The first page of a pool is never used; a sequence of 9 tokens takes three of the others.
+    assert largest(weights + 10 * page, 9) == 3
+    assert largest(weights + 10 * page - 1, 9) == 2
+    assert largest(weights, 1) == 0
+    assert largest(0, 1) == 0
+
+
+@pytest.mark.parametrize("context", [0, -1, 10**9])
+def test_a_context_that_the_model_was_not_made_for_is_refused(opened, context):
+    with pytest.raises(InvalidParameter, match=f"context = {context} must be between 1 and the"):
+        model_facts(opened, context=context)
+
+
+def test_a_window_costs_no_more_however_long_the_context():
+    opened = open_model("gemma3-270m", load_format="dummy")
+    short, long = (model_facts(opened, page_size=64, context=n) for n in (1024, 32_768))
+    full, window = short.groups
+    # A window of 512 tokens touches at most nine pages of 64.
+    assert short.sequence_bytes == 16 * full.page_bytes + 9 * window.page_bytes
+    assert long.sequence_bytes == 512 * full.page_bytes + 9 * window.page_bytes
+    memory = long.weight_bytes["bfloat16"] + long.sequence_bytes
+    memory += full.page_bytes + window.page_bytes  # the first page of each pool
+    facts = model_facts(opened, page_size=64, memory_bytes=memory)
+    assert (facts.longest_context, facts.largest_batch) == (32_768, 1)
+    less = model_facts(opened, page_size=64, memory_bytes=memory - 1)
+    assert (less.longest_context, less.largest_batch) == (32_768 - 64, 0)
+
+
+def test_a_token_uses_the_experts_it_goes_to():
+    mixtral = model_facts(open_model("mixtral-8x7b", load_format="dummy"))
+    an_expert = 3 * 4096 * 14_336
+    assert mixtral.num_params - mixtral.num_active_params == 32 * 6 * an_expert
+    llama = model_facts(open_model("llama-3.2-1b", load_format="dummy"))
+    assert llama.num_active_params == llama.num_params
+
+
+def test_layers_that_share_keys_and_values_cost_nothing():
+    facts = model_facts(open_model("gemma3n-e4b", load_format="dummy"))
+    assert [(group.num_layers, group.num_owners) for group in facts.groups] == [(7, 4), (28, 16)]
+    assert [group.kv_bytes_per_token for group in facts.groups] == [
+        2 * 2 * 256 * owners * 2 for owners in (4, 16)
+    ]
+
+
+@pytest.mark.parametrize("name", ["gemma3n-e2b", "gemma4-26b-a4b", "mixtral-8x7b"])
+def test_what_a_sequence_costs_is_what_its_pools_hold(name):
+    opened = open_model(name, load_format="dummy")
+    facts = model_facts(opened, page_size=32, context=5000)
+    pages = [CacheGroup(kind=g.kind, window=g.window, num_pages=2) for g in facts.groups]
+    counts = tuple(group.pages_for(5000, 32) for group in pages)
+    pools = jax.eval_shape(lambda: init_cache(opened.config, counts, 32, facts.kv_dtype))
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pools))
+    assert facts.sequence_bytes == held
 
 
 def test_windows_hold_no_more_than_they_see():

@@ -1,12 +1,15 @@
 """What a ``ModelConfig`` means: the decoder in plain numpy: float64, one sequence, no cache."""
 
 import math
+import statistics
 from collections.abc import Mapping
 
 import numpy as np
 
 from jaxinfer.config import (
+    AltUpSpec,
     AttentionSpec,
+    LayerInputSpec,
     LayerSpec,
     MlpSpec,
     ModelConfig,
@@ -46,8 +49,8 @@ def dense_logits(
     x_TD = params["embed"].get("embedding")[tokens_T] * config.embed_scale
     if config.learned_positions is not None:
         x_TD = x_TD + params["positions"].get("embedding")[: len(tokens_T)]
-    for i, spec in enumerate(config.layers):
-        x_TD = _block(spec, params[f"layers.{i}"], x_TD, max_len)
+    inputs_LTI = _layer_inputs(config, params, tokens_T, x_TD)
+    x_TD = _blocks(config, params, x_TD, inputs_LTI, max_len)
     x_TD = _norm(config.final_norm, params["final_norm"], x_TD)
     if config.tied_head:
         logits_TV = x_TD @ params["embed"].get("embedding").T
@@ -57,28 +60,142 @@ def dense_logits(
     return _softcap(config.logit_softcap, logits_TV)
 
 
-def _block(spec: LayerSpec, params: Params, x_TD: np.ndarray, max_len: int) -> np.ndarray:
+def _blocks(
+    config: ModelConfig,
+    params: Params,
+    x_TD: np.ndarray,
+    inputs_LTI: list[np.ndarray],
+    max_len: int,
+) -> np.ndarray:
+    held: list[tuple[np.ndarray, np.ndarray]] = []  # keys and values of each layer
+    altup, streams = config.altup, [x_TD]
+    if altup is not None:
+        streams += [
+            _as_large_as(x_TD, _linear(params[f"altup.first.{i}"], x_TD, bias=False))
+            for i in range(altup.num_streams - 1)
+        ]
+    for i, spec in enumerate(config.layers):
+        layer = params[f"layers.{i}"]
+        if altup is not None:
+            streams = altup_predict(altup, layer["altup"], streams)
+        active = 0 if altup is None else altup.active
+        out_TD = _block(spec, layer, streams[active], held, max_len)
+        handed_on = out_TD
+        streams = (
+            [out_TD] if altup is None else altup_correct(altup, layer["altup"], streams, out_TD)
+        )
+        if altup is not None:
+            handed_on = streams[active]
+            if altup.scaled_output:
+                handed_on = handed_on * layer["altup"].get("out_scale")
+        if config.layer_input is not None:
+            added_TD = _layer_input(config.layer_input, layer["input"], handed_on, inputs_LTI[i])
+            first = 0 if altup is None else 1
+            streams = [*streams[:first], *(stream + added_TD for stream in streams[first:])]
+        if spec.learned_scale:
+            streams = [stream * layer.get("scale") for stream in streams]
+    for i in range(len(streams) - 1):
+        projected = _linear(params[f"altup.last.{i}"], streams[i + 1], bias=False)
+        streams[i + 1] = _as_large_as(streams[0], projected)
+    return sum(streams) / len(streams)
+
+
+def _block(
+    spec: LayerSpec,
+    params: Params,
+    x_TD: np.ndarray,
+    held: list[tuple[np.ndarray, np.ndarray]],
+    max_len: int,
+) -> np.ndarray:
     mixer_in = _norm(spec.pre_norm, params["mixer_norm"], x_TD)
-    branch = _attention(spec.mixer, params["mixer"], mixer_in, max_len)
+    shared = None if spec.kv_from is None else held[spec.kv_from]
+    branch, kv = _attention(spec.mixer, params["mixer"], mixer_in, max_len, shared)
+    held.append(kv)
     branch = _norm(spec.post_norm, params["mixer_post_norm"], branch)
     out_TD = x_TD + spec.residual_scale * branch
+    if spec.laurel is not None:
+        low = _linear(params["laurel.down"], mixer_in, bias=False)
+        low = _linear(params["laurel.up"], low, bias=False)
+        low = _norm(spec.laurel.norm, params["laurel.norm"], low)
+        out_TD = (out_TD + mixer_in + low) / math.sqrt(2)
     assert spec.mlp is not None
     if spec.shared_norm:
         mlp_in = mixer_in
     else:
-        mlp_in = _norm(spec.pre_norm, params["mlp_norm"], x_TD if spec.parallel else out_TD)
+        norm = spec.pre_norm if spec.has_mlp_norm else None
+        mlp_in = _norm(norm, params["mlp_norm"], x_TD if spec.parallel else out_TD)
     make = _moe if isinstance(spec.mlp, MoeSpec) else _mlp
     branch = _norm(spec.post_norm, params["mlp_post_norm"], make(spec.mlp, params["mlp"], mlp_in))
     return out_TD + spec.residual_scale * branch
 
 
-def _attention(spec: AttentionSpec, params: Params, x_TD: np.ndarray, max_len: int) -> np.ndarray:
+def _layer_inputs(
+    config: ModelConfig, params: Params, tokens_T: np.ndarray, x_TD: np.ndarray
+) -> list[np.ndarray]:
+    spec, num_layers = config.layer_input, len(config.layers)
+    if spec is None:
+        return []
+    rows_T = np.where(tokens_T < spec.vocab_size, tokens_T, 0)
+    table = params["layer_inputs.table"].get("embedding")[rows_T] * math.sqrt(spec.width)
+    projected = _linear(params["layer_inputs.project"], x_TD, bias=False) / math.sqrt(config.width)
+    parts = zip(np.split(table, num_layers, -1), np.split(projected, num_layers, -1), strict=True)
+    norm = params["layer_inputs.norm"]
+    return [(row + _norm(spec.norm, norm, part)) / math.sqrt(2) for row, part in parts]
+
+
+def _layer_input(
+    spec: LayerInputSpec, params: Params, x_TD: np.ndarray, input_TI: np.ndarray
+) -> np.ndarray:
+    gate = _activate(spec.activation, _linear(params["narrow"], x_TD, bias=False))
+    return _norm(
+        spec.post_norm, params["norm"], _linear(params["widen"], gate * input_TI, bias=False)
+    )
+
+
+def altup_predict(spec: AltUpSpec, params: Params, streams: list[np.ndarray]) -> list[np.ndarray]:
+    """Each stream plus what it takes of all, token by token."""
+    shares = _linear(params["prediction"], _shares(spec, params, streams[spec.active]), bias=False)
+    count = spec.num_streams
+    return [
+        stream + sum(shares[:, u * count + v, None] * streams[v] for v in range(count))
+        for u, stream in enumerate(streams)
+    ]
+
+
+def altup_correct(
+    spec: AltUpSpec, params: Params, predicted: list[np.ndarray], out_TD: np.ndarray
+) -> list[np.ndarray]:
+    """Each stream plus its share of what the block found beyond the prediction."""
+    shares = 1 + _linear(params["correction"], _shares(spec, params, out_TD), bias=False)
+    news = out_TD - predicted[spec.active]
+    return [stream + shares[:, u, None] * news for u, stream in enumerate(predicted)]
+
+
+def _shares(spec: AltUpSpec, params: Params, x_TD: np.ndarray) -> np.ndarray:
+    normed = _norm(spec.norm, params["router_norm"], x_TD) / x_TD.shape[-1]
+    return np.tanh(_linear(params["router"], normed, bias=False))
+
+
+def _as_large_as(model_TD: np.ndarray, x_TD: np.ndarray) -> np.ndarray:
+    wanted = np.sqrt((model_TD**2).mean(axis=-1, keepdims=True))
+    found = np.sqrt(np.maximum((x_TD**2).mean(axis=-1, keepdims=True), 1e-5))
+    return x_TD * wanted / found
+
+
+def _attention(
+    spec: AttentionSpec,
+    params: Params,
+    x_TD: np.ndarray,
+    max_len: int,
+    shared: tuple[np.ndarray, np.ndarray] | None,
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     def heads(name: str, count: int) -> np.ndarray:
-        x_TX = _linear(params[name], x_TD, spec.qkv_bias)
+        kernel = "k" if name == "v" and spec.v_from_k else name
+        x_TX = _linear(params[kernel], x_TD, spec.qkv_bias)
         x_TXH = x_TX.reshape(len(x_TD), count, spec.head_dim)
         clip = np.inf if spec.qkv_clip is None else spec.qkv_clip
         if name == "v":
-            return x_TXH.clip(-clip, clip)
+            return _norm(spec.v_norm, params["v_norm"], x_TXH.clip(-clip, clip))
         if spec.qk_norm_over == "all":
             x_TX = _norm(spec.qk_norm, params[f"{name}_norm"], x_TX)
             x_TXH = x_TX.reshape(x_TXH.shape)
@@ -95,8 +212,8 @@ def _attention(spec: AttentionSpec, params: Params, x_TD: np.ndarray, max_len: i
     q_TNH = heads("q", spec.num_heads)
     if spec.query_temperature is not None:
         q_TNH = q_TNH * _query_scale(spec.query_temperature, len(x_TD))[:, None, None]
-    k_TNH = heads("k", spec.num_kv_heads).repeat(group, axis=1)
-    v_TNH = heads("v", spec.num_kv_heads).repeat(group, axis=1)
+    held = shared or (heads("k", spec.num_kv_heads), heads("v", spec.num_kv_heads))
+    k_TNH, v_TNH = (x_TKH.repeat(group, axis=1) for x_TKH in held)
     logits_NTU = np.einsum("TNH,UNH->NTU", q_TNH, k_TNH) * spec.softmax_scale
     logits_NTU = np.where(_mask(spec, len(x_TD)), _softcap(spec.softcap, logits_NTU), -np.inf)
     if spec.sinks:  # One more column, which everyone sees and which holds nothing.
@@ -106,7 +223,7 @@ def _attention(spec: AttentionSpec, params: Params, x_TD: np.ndarray, max_len: i
     weights_NTU /= weights_NTU.sum(axis=-1, keepdims=True)
     weights_NTU = weights_NTU[:, :, : len(x_TD)]
     out_TNH = np.einsum("NTU,UNH->TNH", weights_NTU, v_TNH)
-    return _linear(params["o"], out_TNH.reshape(len(x_TD), -1), spec.out_bias)
+    return _linear(params["o"], out_TNH.reshape(len(x_TD), -1), spec.out_bias), held
 
 
 def _mask(spec: AttentionSpec, length: int) -> np.ndarray:
@@ -136,21 +253,29 @@ def _rotate(spec: RopeSpec, x_TNH: np.ndarray, max_len: int) -> np.ndarray:
 
 
 def _moe(spec: MoeSpec, params: Params, x_TD: np.ndarray) -> np.ndarray:
-    logits_TE = _linear(params["router"], x_TD, spec.router.bias)
+    part_norm = spec.part_norm
+    routed_TD = _norm(part_norm, params["router_norm"], x_TD)
+    logits_TE = _linear(params["router"], routed_TD, spec.router.bias) * spec.router.logit_scale
+    scale_E = params.get("expert_scale") if spec.router.expert_scale else np.ones_like(logits_TE[0])
     correction_E = params.get("correction") if spec.router.correction else None
     experts = [params["experts"].of_expert(e) for e in range(spec.router.num_experts)]
     out_TD = np.zeros_like(x_TD)
-    for out_D, x_D, logits_E in zip(out_TD, x_TD, logits_TE, strict=True):
+    expert_in_TD = _norm(part_norm, params["expert_norm"], x_TD)
+    for out_D, x_D, logits_E in zip(out_TD, expert_in_TD, logits_TE, strict=True):
         for expert, weight in routed(spec.router, logits_E, correction_E).items():
+            weight = weight * scale_E[expert]
             if spec.weigh_input:
                 out_D += _mlp(spec.expert, experts[expert], weight * x_D)
             else:
                 out_D += weight * _mlp(spec.expert, experts[expert], x_D)
+    out_TD = _norm(part_norm, params["expert_post_norm"], out_TD)
     if spec.shared is not None:
-        shared_TD = _mlp(spec.shared, params["shared"], x_TD)
+        shared_in_TD = _norm(part_norm, params["shared_norm"], x_TD)
+        shared_TD = _mlp(spec.shared, params["shared"], shared_in_TD)
+        shared_TD = _norm(part_norm, params["shared_post_norm"], shared_TD)
         if spec.shared_gate:
             shared_TD = shared_TD / (1 + np.exp(-_linear(params["shared_gate"], x_TD, bias=False)))
-        out_TD += shared_TD
+        out_TD = out_TD + shared_TD
     return out_TD
 
 
@@ -158,6 +283,11 @@ def _mlp(spec: MlpSpec, params: Params, x_TD: np.ndarray) -> np.ndarray:
     hidden = _linear(params["up"], x_TD, spec.bias)
     if spec.gated:
         gate, limit = _linear(params["gate"], x_TD, spec.bias), spec.limit or np.inf
+        if spec.sparsity:
+            cut = gate.mean(axis=-1, keepdims=True) + gate.std(axis=-1, keepdims=True) * (
+                statistics.NormalDist().inv_cdf(spec.sparsity)
+            )
+            gate = np.maximum(gate - cut, 0.0)
         gate, hidden = np.minimum(gate, limit), np.clip(hidden, -limit, limit) + spec.up_offset
         # Swish of beta x is beta times that of x with this beta.
         gate = _activate(spec.activation, spec.swish_beta * gate) / spec.swish_beta

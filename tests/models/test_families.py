@@ -221,6 +221,7 @@ def test_a_quantised_checkpoint_is_a_clear_no():
                 },
             },
         ),
+        ("gemma3n", {"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0}),
         ("mixtral", {"rope_theta": 1000000.0}),
         ("glm4_moe", {"rope_theta": 10000.0, "rope_scaling": None}),
         (

@@ -62,6 +62,23 @@ LONGROPE = {
     "long_factor": [1.5, 2.5, 4.0],
 }
 
+#: The layer types of a Gemma whose last two layers read the keys and values of earlier ones.
+GEMMA3N = {
+    "num_hidden_layers": 5,
+    "sliding_window": 16,
+    "layer_types": [
+        "sliding_attention",
+        "sliding_attention",
+        "full_attention",
+        "sliding_attention",
+        "full_attention",
+    ],
+    "num_kv_shared_layers": 2,
+    "laurel_rank": 8,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 128,
+}
+
 
 def rope(**parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 10000.0, **parameters}}
@@ -120,6 +137,67 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             },
+        },
+        {},
+    ),
+    "gemma3n": (
+        "gemma3n_text",
+        {
+            **HEAD_16,
+            **GEMMA3N,
+            "intermediate_size": [80, 64, 64, 64, 48],
+            "activation_sparsity_pattern": [0.9, 0.5, 0.0, 0.5, 0.0],
+        },
+        {},
+    ),
+    # Another active stream, nothing shared, softcap small enough to bend.
+    "gemma3n_active": (
+        "gemma3n_text",
+        {
+            **HEAD_16,
+            **GEMMA3N,
+            "num_hidden_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "num_kv_shared_layers": 0,
+            "altup_num_inputs": 3,
+            "altup_active_idx": 1,
+            "altup_correct_scale": False,
+            "final_logit_softcapping": 5.0,
+        },
+        {},
+    ),
+    "gemma4": (
+        "gemma4_text",
+        {
+            **HEAD_16,
+            "num_hidden_layers": 5,
+            "global_head_dim": 24,
+            "sliding_window": 16,
+            "layer_types": GEMMA3N["layer_types"],
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 128,
+            "final_logit_softcapping": 5.0,
+        },
+        {},
+    ),
+    "gemma4_moe": (
+        "gemma4_text",
+        {
+            **HEAD_16,
+            "num_hidden_layers": 2,
+            "global_head_dim": 32,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 0,
+            "tie_word_embeddings": False,
+            "enable_moe_block": True,
+            "num_experts": 6,
+            "top_k_experts": 3,
+            "moe_intermediate_size": 24,
         },
         {},
     ),
