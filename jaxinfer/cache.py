@@ -1,47 +1,61 @@
-"""The paged KV pytree: layers in groups, one page table a group, one pool a layer.
+"""The paged cache: layers in groups, one page table a group, one pool a layer.
 
-Layers whose pages live equally long share a group: all full-attention layers are one, and all
-layers with the same sliding window are one. A group's layers use the same page ids; each layer has
-its own pool array, so that no layer is ever sliced out of a stacked one. A layer that reads another
-one's keys and values (``LayerSpec.kv_from``) belongs to that layer's group and has no pool.
+Layers whose pages hold the same kind of thing equally long share a group: all layers with full
+attention are one, all with latent attention are one, and all with the same sliding window are one.
+A group's layers use the same page ids; each layer has its own pool array, so that no layer is ever
+sliced out of a stacked one. A layer that reads another one's keys and values
+(``LayerSpec.kv_from``) belongs to that layer's group and has no pool.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import jax
+from jax.sharding import Mesh, NamedSharding
 
-from jaxinfer.config import ModelConfig
-from pallas_kernels import KVPages, copy_kv_pages, init_kv_pages
+from jaxinfer.config import LatentSpec, MixerSpec, ModelConfig
+from pallas_kernels import (
+    KVPages,
+    LatentPages,
+    copy_kv_pages,
+    init_kv_pages,
+    init_latent_pages,
+    kv_pages_spec,
+    latent_pages_spec,
+)
+from pallas_kernels.latent_attention import page_sizes as latent_page_sizes
 from pallas_kernels.ragged_paged_attention import page_sizes
+from sharding import DEFAULT_RULES
+from sharding.rules import mesh_axes
+
+#: The kinds of groups, in the order in which they stand.
+_KINDS = ("full", "latent", "window")
+
+#: The pages of one layer: of keys and values, or of latents.
+Pages = KVPages | LatentPages
+#: The cache: one pool a layer, in the order of the layers; None where a layer reads another's.
+Cache = tuple[Pages | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGroup:
     """Layers that share page ids. ``window``: how many tokens must stay, None for all."""
 
-    kind: Literal["full", "window"]
+    kind: Literal["full", "latent", "window"]
     window: int | None
     layers: tuple[int, ...]
 
 
-#: The cache: one pool a layer, in the order of the layers; None where a layer reads another's.
-Cache = tuple[KVPages | None, ...]
-
-
 def layer_groups(config: ModelConfig) -> tuple[LayerGroup, ...]:
-    """The groups of a model: the full-attention one first, then windows from wide to narrow."""
-    members: dict[int | None, list[int]] = {}
+    """The groups of a model: those that keep all tokens first, then windows from wide to narrow."""
+    members: dict[tuple, list[int]] = {}
     for index, layer in enumerate(config.layers):
-        members.setdefault(layer.mixer.window, []).append(index)
-    windows = sorted(members, key=lambda window: (window is not None, -(window or 0)))
+        members.setdefault((layer.mixer.cache_kind, layer.mixer.window), []).append(index)
+    ordered = sorted(members, key=lambda group: (_KINDS.index(group[0]), -(group[1] or 0)))
     return tuple(
-        LayerGroup(
-            kind="full" if window is None else "window",
-            window=window,
-            layers=tuple(members[window]),
-        )
-        for window in windows
+        LayerGroup(kind=kind, window=window, layers=tuple(members[kind, window]))
+        for kind, window in ordered
     )
 
 
@@ -58,8 +72,8 @@ def fast_page_sizes(config: ModelConfig, dtype: jax.typing.DTypeLike) -> tuple[i
 
     The chip is that of the mesh which is set (``jax.set_mesh``), else of JAX's default backend.
     """
-    kinds = {(layer.mixer.num_kv_heads, layer.mixer.head_dim) for layer in config.layers}
-    return tuple(sorted(set.intersection(*(set(page_sizes(*kind, dtype)) for kind in kinds))))
+    mixers = {layer.mixer for layer in config.layers}
+    return tuple(sorted(set.intersection(*(set(_fast_sizes(mixer, dtype)) for mixer in mixers))))
 
 
 def init_cache(
@@ -74,9 +88,7 @@ def init_cache(
     """
     groups = group_of_layer(config)
     return tuple(
-        init_kv_pages(
-            num_pages[group], page_size, layer.mixer.num_kv_heads, layer.mixer.head_dim, dtype
-        )
+        _new_pages(layer.mixer, num_pages[group], page_size, dtype)
         if layer.kv_from is None
         else None
         for group, layer in zip(groups, config.layers, strict=True)
@@ -89,6 +101,7 @@ def copy_pages(
     """Copies up to C pages in each group, in every layer of it; a pair of zeros copies nothing."""
     groups = group_of_layer(config)
     return tuple(
+        # To it, a pool of latents is one of keys and values with a single head.
         None if pages is None else copy_kv_pages(pages, source_GC[group], target_GC[group])
         for group, pages in zip(groups, cache, strict=True)
     )
@@ -109,3 +122,38 @@ def page_bytes(config: ModelConfig, page_size: int, dtype: jax.typing.DTypeLike)
     """Bytes of one page of each group, over all layers of the group."""
     sizes = layer_page_bytes(config, page_size, dtype)
     return tuple(sum(sizes[i] for i in group.layers) for group in layer_groups(config))
+
+
+def page_shardings(config: ModelConfig, mesh: Mesh) -> tuple[NamedSharding, ...]:
+    """Where each layer's pages are: the sharding of every leaf of its pool.
+
+    Heads are split as the rules say where they divide, and whole on every device elsewhere, as on
+    all axes that the rules do not name. Latents belong to all heads: they are whole everywhere.
+    """
+    return tuple(_sharding(layer.mixer, mesh) for layer in config.layers)
+
+
+# What differs between the kinds of pages stands here, and nowhere else above the layers.
+
+
+def _new_pages(
+    mixer: MixerSpec, num_pages: int, page_size: int, dtype: jax.typing.DTypeLike
+) -> Pages:
+    if isinstance(mixer, LatentSpec):
+        return init_latent_pages(num_pages, page_size, mixer.kv_rank, mixer.rope_dim, dtype)
+    return init_kv_pages(num_pages, page_size, mixer.num_kv_heads, mixer.head_dim, dtype)
+
+
+def _fast_sizes(mixer: MixerSpec, dtype: jax.typing.DTypeLike) -> tuple[int, ...]:
+    if isinstance(mixer, LatentSpec):
+        return latent_page_sizes(mixer.kv_rank, mixer.rope_dim, dtype)
+    return page_sizes(mixer.num_kv_heads, mixer.head_dim, dtype)
+
+
+def _sharding(mixer: MixerSpec, mesh: Mesh) -> NamedSharding:
+    if isinstance(mixer, LatentSpec):
+        return NamedSharding(mesh, latent_pages_spec())
+    rule = DEFAULT_RULES["kv_heads"]
+    parts = math.prod(mesh.shape[axis] for axis in mesh_axes(rule))
+    axis = rule if mixer.num_kv_heads % parts == 0 else None
+    return NamedSharding(mesh, kv_pages_spec(axis))

@@ -11,6 +11,7 @@ from pallas_kernels.latent_attention import (
     latent_attention,
     latent_pages_spec,
     scatter_latent_pages,
+    write_latents,
 )
 from pallas_kernels.ragged_paged_attention import (
     KVPages,
@@ -42,4 +43,5 @@ __all__ = [
     "ragged_paged_attention",
     "scatter_kv_pages",
     "scatter_latent_pages",
+    "write_latents",
 ]

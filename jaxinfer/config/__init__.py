@@ -8,9 +8,10 @@ spec checks itself when it is made and raises ``ConfigError`` with the field's n
 
 from jaxinfer.config.attention import AttentionSpec, QueryTemperature
 from jaxinfer.config.kv_sharing import shared_kv
+from jaxinfer.config.latent import LatentSpec
 from jaxinfer.config.layer_input import LayerInputSpec
 from jaxinfer.config.mlp import Activation, GroupScore, MlpSpec, MoeSpec, RouterScores, RouterSpec
-from jaxinfer.config.model import LayerSpec, ModelConfig
+from jaxinfer.config.model import LayerSpec, MixerSpec, ModelConfig
 from jaxinfer.config.norm import NormKind, NormSpec
 from jaxinfer.config.rope import (
     DynamicScaling,
@@ -30,12 +31,14 @@ __all__ = [
     "AttentionSpec",
     "DynamicScaling",
     "GroupScore",
+    "LatentSpec",
     "LaurelSpec",
     "LayerInputSpec",
     "LayerSpec",
     "LinearScaling",
     "Llama3Scaling",
     "LongropeScaling",
+    "MixerSpec",
     "MlpSpec",
     "ModelConfig",
     "MoeSpec",

@@ -91,3 +91,13 @@ class AttentionSpec:
     def softmax_scale(self) -> float:
         """The factor on ``q . k``."""
         return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def cache_kind(self) -> Literal["full", "window"]:
+        """Whether the keys and values of all tokens must stay, or those of a window."""
+        return "full" if self.window is None else "window"
+
+    @property
+    def split_heads(self) -> int:
+        """How many heads, with their pages, there are to split among devices."""
+        return self.num_kv_heads

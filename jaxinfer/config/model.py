@@ -7,6 +7,7 @@ from typing import TypeVar
 from jaxinfer.config.attention import AttentionSpec, QueryTemperature
 from jaxinfer.config.checks import positive, require
 from jaxinfer.config.kv_sharing import check_kv_from
+from jaxinfer.config.latent import LatentSpec
 from jaxinfer.config.layer_input import LayerInputSpec
 from jaxinfer.config.mlp import MlpSpec, MoeSpec
 from jaxinfer.config.norm import NormSpec
@@ -14,6 +15,9 @@ from jaxinfer.config.rope import RopeSpec
 from jaxinfer.config.streams import AltUpSpec, LaurelSpec
 
 T = TypeVar("T")
+
+#: All of them have ``rope``, ``window``, ``softmax_scale``, ``cache_kind`` and ``split_heads``.
+MixerSpec = AttentionSpec | LatentSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ class LayerSpec:
     low-rank branch beside the mixer.
     """
 
-    mixer: AttentionSpec
+    mixer: MixerSpec
     mlp: MlpSpec | MoeSpec | None
     pre_norm: NormSpec | None
     post_norm: NormSpec | None = None
@@ -59,6 +63,18 @@ class LayerSpec:
         """Whether one norm, of the MLP's own, stands before it."""
         parts = isinstance(self.mlp, MoeSpec) and self.mlp.part_norm is not None
         return self.mlp is not None and not self.shared_norm and not parts
+
+    @property
+    def attention(self) -> AttentionSpec:
+        """The mixer of a layer that is known to attend to keys and values."""
+        assert isinstance(self.mixer, AttentionSpec), "a layer with keys and values"
+        return self.mixer
+
+    @property
+    def latent(self) -> LatentSpec:
+        """The mixer of a layer that is known to attend to latents."""
+        assert isinstance(self.mixer, LatentSpec), "a layer with latents"
+        return self.mixer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ number of tokens, and the small ones beside them. After ``compile`` nothing comp
 that fits no program raises before anything is donated.
 """
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Compiled, Lowered
 
 from jaxinfer.batch import prefill_buffer_size
-from jaxinfer.cache import Cache, copy_pages, init_cache, layer_groups
+from jaxinfer.cache import Cache, copy_pages, init_cache, layer_groups, page_shardings
 from jaxinfer.checkpoint.load import Progress, no_progress
 from jaxinfer.decoding.autoregressive import (
     SlotLogits,
@@ -33,8 +34,6 @@ from jaxinfer.models.model import Model
 from jaxinfer.ops.blocked import COMPILER_OPTIONS
 from jaxinfer.sampling import all_ids, blank_slot_sampling, num_words
 from jaxinfer.shapes import Shape, Tree, next_in
-from pallas_kernels import kv_pages_spec
-from sharding import DEFAULT_RULES
 
 #: With few slots somebody waits for the start. The model's programs compile a quarter faster so,
 #: and run as fast; ``sample`` would compile more slowly.
@@ -280,10 +279,13 @@ class ProgramTable:
         mesh = self.model.mesh
         with jax.set_mesh(mesh):  # the chip decides how pages lie
             cache = jax.eval_shape(self._new_cache)
-        heads = NamedSharding(mesh, kv_pages_spec(DEFAULT_RULES["kv_heads"]))
+        where = page_shardings(self.model.config, mesh)
         return (
             self.model.shapes.params,
-            jax.tree.map(lambda leaf: _abstract(leaf, heads), cache),
+            tuple(
+                jax.tree.map(functools.partial(_abstract, sharding=sharding), pages)
+                for pages, sharding in zip(cache, where, strict=True)
+            ),
             jax.tree.map(
                 lambda leaf: _abstract(leaf, self._whole), jax.eval_shape(self._new_slots)
             ),

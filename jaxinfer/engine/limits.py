@@ -17,7 +17,7 @@ class CacheGroup:
     a token sees itself and the ``window - 1`` tokens before it; None: all of them.
     """
 
-    kind: Literal["full", "window"]
+    kind: Literal["full", "latent", "window"]
     window: int | None
     num_pages: int
 

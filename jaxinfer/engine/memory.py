@@ -1,6 +1,5 @@
 """How many pages there is room for: known from the compiled programs, not guessed."""
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +8,12 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from jaxinfer.cache import group_of_layer, init_cache, layer_groups
+from jaxinfer.cache import Pages, group_of_layer, init_cache, layer_groups, page_shardings
 from jaxinfer.config import ModelConfig
 from jaxinfer.engine.cgroup import cgroup_memory_limit
 from jaxinfer.engine.limits import CacheGroup, EngineLimits
 from jaxinfer.errors import CapacityError, InvalidParameter
-from pallas_kernels import KVPages, kv_pages_spec
-from sharding import DEFAULT_RULES, device_bytes
-from sharding.rules import mesh_axes
+from sharding import device_bytes
 
 #: The CPU shares its memory with everything else: its pools stay modest unless asked otherwise.
 CPU_POOL_BYTES = 2 * 2**30
@@ -95,17 +92,17 @@ def cache_groups(
 ) -> tuple[CacheGroup, ...]:
     """The pools for ``num_pages`` pages of the first group.
 
-    A window group beside a full one never needs more than every slot's window and one step's
-    tokens; beyond that its pages would lie idle.
+    Groups that keep all tokens have as many pages as one another. A window group beside them never
+    needs more than every slot's window and one step's tokens; beyond that its pages would lie idle.
     """
     first, *others = layer_groups(config)
     groups = [CacheGroup(kind=first.kind, window=first.window, num_pages=num_pages)]
     for group in others:
-        assert group.window is not None
-        a_window = -(-group.window // limits.page_size) + 2
-        a_step = -(-limits.max_num_batched_tokens // limits.page_size)
-        most = 1 + 2 * limits.max_num_seqs * a_window + a_step
-        pages = min(num_pages, most)
+        pages = num_pages
+        if group.window is not None:
+            a_window = -(-group.window // limits.page_size) + 2
+            a_step = -(-limits.max_num_batched_tokens // limits.page_size)
+            pages = min(num_pages, 1 + 2 * limits.max_num_seqs * a_window + a_step)
         groups.append(CacheGroup(kind=group.kind, window=group.window, num_pages=pages))
     return tuple(groups)
 
@@ -113,27 +110,19 @@ def cache_groups(
 def device_page_bytes(
     config: ModelConfig, page_size: int, dtype: jax.typing.DTypeLike, mesh: Mesh
 ) -> tuple[int, ...]:
-    """Bytes that each device holds of one page of each group, over all layers of the group.
-
-    Heads are split as the rules say where they divide, and whole on every device elsewhere, as on
-    all axes that the rules do not name.
-    """
+    """Bytes that each device holds of one page of each group, over all layers of the group."""
     groups = group_of_layer(config)
     num_groups = len(layer_groups(config))
     with jax.set_mesh(mesh):
         ones = jax.eval_shape(lambda: init_cache(config, (1,) * num_groups, page_size, dtype))
     sizes = [0] * num_groups
-    for group, page in zip(groups, ones, strict=True):
+    for group, page, sharding in zip(groups, ones, page_shardings(config, mesh), strict=True):
         if page is not None:
-            sizes[group] += device_bytes(_placed(page, mesh))
+            sizes[group] += device_bytes(_placed(page, sharding))
     return tuple(sizes)
 
 
-def _placed(page: KVPages, mesh: Mesh) -> KVPages:
-    rule = DEFAULT_RULES["kv_heads"]
-    parts = math.prod(mesh.shape[axis] for axis in mesh_axes(rule))
-    axis = rule if page.num_kv_heads % parts == 0 else None
-    sharding = NamedSharding(mesh, kv_pages_spec(axis))
+def _placed(page: Pages, sharding: NamedSharding) -> Pages:
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), page
     )

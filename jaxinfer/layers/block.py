@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,20 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxinfer.batch import Ragged
-from jaxinfer.config import AltUpSpec, LayerInputSpec, LayerSpec, MlpSpec, MoeSpec, NormSpec
+from jaxinfer.cache import Pages
+from jaxinfer.config import (
+    AltUpSpec,
+    LatentSpec,
+    LayerInputSpec,
+    LayerSpec,
+    MixerSpec,
+    MlpSpec,
+    MoeSpec,
+    NormSpec,
+)
 from jaxinfer.layers.altup import AltUp
 from jaxinfer.layers.attention import Attention
+from jaxinfer.layers.latent import LatentAttention
 from jaxinfer.layers.laurel import Laurel
 from jaxinfer.layers.layer_input import LayerInput
 from jaxinfer.layers.mlp import Mlp
@@ -19,7 +31,6 @@ from jaxinfer.layers.moe import Moe
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.parameter import KeySource, ones, parameter
 from jaxinfer.ops.rope import RopeTable
-from pallas_kernels import KVPages
 
 
 class Block(nnx.Module):
@@ -38,16 +49,21 @@ class Block(nnx.Module):
         def norm(norm_spec: NormSpec | None) -> Norm | None:
             return None if norm_spec is None else Norm(norm_spec, width, dtype, rngs=rngs)
 
+        def mixer(mixer_spec: MixerSpec) -> Attention | LatentAttention:
+            if isinstance(mixer_spec, LatentSpec):
+                return LatentAttention(mixer_spec, width, dtype, rngs=rngs)
+            owns_kv = spec.kv_from is None
+            return Attention(mixer_spec, width, dtype, owns_kv=owns_kv, rngs=rngs)
+
         def mlp(mlp_spec: MlpSpec | MoeSpec | None) -> Mlp | Moe | None:
             if isinstance(mlp_spec, MoeSpec):
                 return Moe(mlp_spec, width, dtype, rngs=rngs)
             return None if mlp_spec is None else Mlp(mlp_spec, width, dtype, rngs=rngs)
 
-        owns_kv = spec.kv_from is None
         # Whose pages it reads is the decoder's business: layers that differ in it are traced once.
         self.spec = replace(spec, kv_from=None)
         self.mixer_norm = norm(spec.pre_norm)
-        self.mixer = Attention(spec.mixer, width, dtype, owns_kv=owns_kv, rngs=rngs)
+        self.mixer = mixer(spec.mixer)
         self.mixer_post_norm = norm(spec.post_norm)
         self.laurel = Laurel(spec.laurel, width, dtype, rngs=rngs) if spec.laurel else None
         self.mlp_norm = norm(spec.pre_norm) if spec.has_mlp_norm else None
@@ -62,12 +78,12 @@ class Block(nnx.Module):
         x: jax.Array,
         rope: RopeTable | None,
         query_scale_T: jax.Array | None,
-        pages: KVPages,
+        pages: Any,
         page_table_SM: jax.Array,
         ragged: Ragged,
         mesh: Mesh,
         input_TI: jax.Array | None = None,
-    ) -> tuple[jax.Array, KVPages]:
+    ) -> tuple[jax.Array, Pages]:
         """The residual stream ``[T, D]`` after this block, in its own dtype, and the written pages.
 
         With AltUp ``x`` is all streams, ``[U, T, D]``. ``input_TI``: the layer's own input.
@@ -93,11 +109,11 @@ class Block(nnx.Module):
         x_TD: jax.Array,
         rope: RopeTable | None,
         query_scale_T: jax.Array | None,
-        pages: KVPages,
+        pages: Any,
         page_table_SM: jax.Array,
         ragged: Ragged,
         mesh: Mesh,
-    ) -> tuple[jax.Array, KVPages]:
+    ) -> tuple[jax.Array, Pages]:
         """The stream after mixer and MLP."""
         mixer_in = _maybe(self.mixer_norm, x_TD)
         mixed, pages = self.mixer(mixer_in, rope, query_scale_T, pages, page_table_SM, ragged, mesh)

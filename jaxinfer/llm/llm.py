@@ -355,9 +355,10 @@ def _require_even_heads(config: ModelConfig, mesh: Mesh) -> None:
     """Each device along ``model`` holds as many heads, and their pages, as its neighbour."""
     size = mesh.shape.get("model", 1)
     for layer in config.layers:
-        if layer.mixer.num_kv_heads % size:
+        if layer.mixer.split_heads % size:
+            name = "num_heads" if layer.mixer.cache_kind == "latent" else "num_kv_heads"
             raise InvalidParameter(
-                f"{size} devices cannot share num_kv_heads = {layer.mixer.num_kv_heads} evenly: "
+                f"{size} devices cannot share {name} = {layer.mixer.split_heads} evenly: "
                 "take a tensor_parallel_size that divides it"
             )
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxinfer.batch import Ragged
-from jaxinfer.cache import Cache, group_of_layer
+from jaxinfer.cache import Cache, Pages, group_of_layer
 from jaxinfer.config import ModelConfig
 from jaxinfer.layers.altup import AltUpEnds
 from jaxinfer.layers.block import Block
@@ -20,7 +20,6 @@ from jaxinfer.layers.parameter import KeySource
 from jaxinfer.ops.linear import tied_head
 from jaxinfer.ops.query_scale import query_scale
 from jaxinfer.ops.rope import RopeTable, rope_table
-from pallas_kernels import KVPages
 from sharding import DEFAULT_RULES
 
 
@@ -147,13 +146,13 @@ def _run_block(
     x: jax.Array,
     rope: RopeTable | None,
     query_scale_T: jax.Array | None,
-    pages: KVPages,
+    pages: Pages,
     page_table_SM: jax.Array,
     ragged: Ragged,
     input_TI: jax.Array | None,
     *,
     mesh: Mesh,
-) -> tuple[jax.Array, KVPages]:
+) -> tuple[jax.Array, Pages]:
     """One block. A jit of its own, so that layers with equal specs are traced and lowered once."""
     block: Block = nnx.merge(graph, params)
     return block(x, rope, query_scale_T, pages, page_table_SM, ragged, mesh, input_TI)

@@ -1,17 +1,14 @@
 """GLM 4.5, 4.6 (arXiv 2508.06471): DeepSeek-V3's experts behind grouped-query attention."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
-from jaxinfer.config import LayerSpec, ModelConfig, MoeSpec
-from jaxinfer.models.hf_config import MAX_LAYERS, HfConfig
+from jaxinfer.config import LayerSpec, ModelConfig
+from jaxinfer.models.hf_config import HfConfig
 from jaxinfer.models.hf_experts import (
     BALANCING_FIELDS,
-    MAX_EXPERTS,
-    expert_mlp,
+    deepseek_experts,
     expert_weights,
-    in_groups,
-    router,
+    num_dense,
     with_experts,
 )
 from jaxinfer.models.hf_rope import rope
@@ -31,34 +28,9 @@ def _read(fields: HfConfig) -> ModelConfig:
     )
     layer = LayerSpec(mixer=mixer, mlp=gated_mlp(fields), pre_norm=norms)
     layers = (layer,) * num_layers(fields)
-    num_dense = _num_dense(fields)
-    layers = with_experts(layers, _experts(fields), lambda i: i >= num_dense)
+    first = num_dense(fields, 1)
+    layers = with_experts(layers, deepseek_experts(fields), lambda i: i >= first)
     return decoder(fields, layers=layers, final_norm=norms)
-
-
-def _experts(fields: HfConfig) -> MoeSpec:
-    chosen = router(
-        fields,
-        "n_routed_experts",
-        "num_local_experts",
-        scores="sigmoid",
-        correction=True,
-        renormalize=fields.flag("norm_topk_prob", True),
-        scale=fields.positive("routed_scaling_factor", 1.0),
-    )
-    expert = expert_mlp(fields, "moe_intermediate_size")
-    # Several shared experts side by side are one of their width together.
-    num_shared = fields.size("n_shared_experts", 1, most=MAX_EXPERTS)
-    shared = replace(expert, width=num_shared * expert.width)
-    return MoeSpec(router=in_groups(fields, chosen), expert=expert, shared=shared)
-
-
-def _num_dense(fields: HfConfig) -> int:
-    """How many layers come before the first one with experts."""
-    first = fields.get("first_k_dense_replace", 1)
-    if not isinstance(first, int) or isinstance(first, bool) or not 0 <= first <= MAX_LAYERS:
-        raise fields.error("first_k_dense_replace", first, "a whole number, 0 or more")
-    return first
 
 
 def _weights(config: ModelConfig) -> Iterator[WeightRule]:

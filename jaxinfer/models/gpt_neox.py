@@ -45,7 +45,7 @@ def _weights(config: ModelConfig) -> Iterator[WeightRule]:
         yield from linear("head", "embed_out")
     yield from norm("layers.{i}.mixer_norm", _LAYER + "input_layernorm", layer.pre_norm)
     for part in range(3):
-        yield from _fused_part(part, layer.mixer.qkv_bias)
+        yield from _fused_part(part, layer.attention.qkv_bias)
     dense = _LAYER + "attention.dense"
     yield from linear("layers.{i}.mixer.o", dense, bias=layer.mixer.out_bias)
     yield from norm("layers.{i}.mlp_norm", _LAYER + "post_attention_layernorm", layer.pre_norm)
@@ -66,7 +66,7 @@ def _pick(part: int) -> Callable[[np.ndarray, ModelConfig, int], np.ndarray]:
     """Rows are grouped by head, in a head by q, k, v: those of one part, as kernel or bias."""
 
     def pick(fused: np.ndarray, config: ModelConfig, layer: int) -> np.ndarray:
-        mixer = config.layers[layer].mixer
+        mixer = config.layers[layer].attention
         grouped = fused.reshape(mixer.num_heads, 3, mixer.head_dim, *fused.shape[1:])
         return grouped[:, part].reshape(-1, *fused.shape[1:]).T
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from jaxinfer.config import LayerSpec, MlpSpec, ModelConfig, MoeSpec, RouterSpec
+from jaxinfer.config import GroupScore, LayerSpec, MlpSpec, ModelConfig, MoeSpec, RouterSpec
 from jaxinfer.models.hf_config import MAX_LAYERS, HfConfig
 from jaxinfer.models.llama import LAYER, gated_mlp_weights
 from jaxinfer.models.weights import WeightRule, linear, only_where
@@ -31,18 +31,52 @@ def router(
     return RouterSpec(num_experts=num_experts, top_k=top_k, **kwargs)
 
 
-def in_groups(fields: HfConfig, spec: RouterSpec) -> RouterSpec:
+def in_groups(fields: HfConfig, spec: RouterSpec, group_score: GroupScore = "top2") -> RouterSpec:
     """The router with the groups of ``n_group`` and ``topk_group``, as in DeepSeek-V3."""
     num_groups = fields.size("n_group", 1, most=MAX_EXPERTS)
     top_groups = fields.size("topk_group", 1, most=MAX_EXPERTS)
     size, rest = divmod(spec.num_experts, num_groups)
-    if rest or (num_groups > 1 and size < 2):
-        allowed = f"a divisor of the {spec.num_experts} experts that leaves at least 2 in a group"
+    least = 2 if num_groups > 1 and group_score == "top2" else 1
+    if rest or size < least:
+        allowed = (
+            f"a divisor of the {spec.num_experts} experts that leaves at least {least} in a group"
+        )
         raise fields.error("n_group", num_groups, allowed)
     if top_groups > num_groups or top_groups * size < spec.top_k:
         allowed = f"at most n_group = {num_groups}, with {spec.top_k} experts to choose among"
         raise fields.error("topk_group", top_groups, allowed)
-    return replace(spec, num_groups=num_groups, top_groups=top_groups, group_score="top2")
+    return replace(spec, num_groups=num_groups, top_groups=top_groups, group_score=group_score)
+
+
+def deepseek_experts(fields: HfConfig) -> MoeSpec:
+    """The experts of DeepSeek-V3 and of those that took them: biased scores, in groups."""
+    chosen = router(
+        fields,
+        "n_routed_experts",
+        "num_local_experts",
+        scores="sigmoid",
+        correction=True,
+        renormalize=fields.flag("norm_topk_prob", True),
+        scale=fields.positive("routed_scaling_factor", 1.0),
+    )
+    expert = expert_mlp(fields, "moe_intermediate_size")
+    return MoeSpec(
+        router=in_groups(fields, chosen), expert=expert, shared=shared_experts(fields, expert)
+    )
+
+
+def shared_experts(fields: HfConfig, expert: MlpSpec) -> MlpSpec:
+    """``n_shared_experts`` side by side: one of their width together."""
+    count = fields.size("n_shared_experts", 1, most=MAX_EXPERTS)
+    return replace(expert, width=count * expert.width)
+
+
+def num_dense(fields: HfConfig, default: int = 0) -> int:
+    """How many layers come before the first one with experts."""
+    first = fields.get("first_k_dense_replace", default)
+    if not isinstance(first, int) or isinstance(first, bool) or not 0 <= first <= MAX_LAYERS:
+        raise fields.error("first_k_dense_replace", first, "a whole number, 0 or more")
+    return first
 
 
 def expert_mlp(fields: HfConfig, width_name: str = "intermediate_size") -> MlpSpec:

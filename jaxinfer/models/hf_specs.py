@@ -69,7 +69,7 @@ def windowed(
         raise fields.error("layer_types", types, f"{count} times {_FULL!r} or {_SLIDING!r}")
     if window is None and _SLIDING in types:
         raise fields.error("layer_types", types, f"all {_FULL!r}, as there is no sliding window")
-    sliding = replace(layer, mixer=replace(layer.mixer, window=window))
+    sliding = replace(layer, mixer=replace(layer.attention, window=window))
     return tuple(sliding if kind == _SLIDING else layer for kind in types)
 
 

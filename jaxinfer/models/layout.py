@@ -17,7 +17,7 @@ from jaxinfer.ops.joined import InJoined, JoinedKernel, join
 from jaxinfer.shapes import Shape, Tree
 
 #: Layers that stand side by side and multiply the same input.
-_SIDE_BY_SIDE = (("q", "k", "v"), ("gate", "up"))
+_SIDE_BY_SIDE = (("q", "k", "v"), ("gate", "up"), ("q", "kv_down"), ("q_down", "kv_down"))
 
 
 def for_decoding(model: Model, num_slots: int, *, release: bool = False) -> Model:

@@ -78,7 +78,7 @@ def attention_weights(config: ModelConfig) -> Iterator[WeightRule]:
 
 def projection_weights(config: ModelConfig, out: str = "o_proj") -> Iterator[WeightRule]:
     """q, k, v, and o by this name."""
-    mixer = config.layers[0].mixer
+    mixer = config.layers[0].attention
     for part, where in (("q", None), ("k", owns_kv), ("v", _has_v)):
         source = f"{LAYER}self_attn.{part}_proj"
         rules = linear(f"layers.{{i}}.mixer.{part}", source, bias=mixer.qkv_bias)
@@ -88,7 +88,7 @@ def projection_weights(config: ModelConfig, out: str = "o_proj") -> Iterator[Wei
 
 def qk_norm_weights(config: ModelConfig, q_norm: str, k_norm: str) -> Iterator[WeightRule]:
     """The norms of q and k by these names; nothing where there are none."""
-    spec = config.layers[0].mixer.qk_norm
+    spec = config.layers[0].attention.qk_norm
     yield from norm("layers.{i}.mixer.q_norm", f"{LAYER}self_attn.{q_norm}", spec)
     k_rules = norm("layers.{i}.mixer.k_norm", f"{LAYER}self_attn.{k_norm}", spec)
     yield from only_where(owns_kv, k_rules)

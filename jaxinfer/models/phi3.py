@@ -56,7 +56,7 @@ def _qkv_rows(part: int) -> Callable[[ModelConfig, int], slice]:
     """The rows of q (part 0), k (1) or v (2): one below the other."""
 
     def rows(config: ModelConfig, layer: int) -> slice:
-        mixer = config.layers[layer].mixer
+        mixer = config.layers[layer].attention
         heads = (mixer.num_heads, mixer.num_kv_heads, mixer.num_kv_heads)
         start = sum(heads[:part]) * mixer.head_dim
         return slice(start, start + heads[part] * mixer.head_dim)

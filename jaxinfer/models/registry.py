@@ -7,6 +7,8 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.errors import ConfigError
 from jaxinfer.models.cohere import COHERE, COHERE2
 from jaxinfer.models.cwm import CWM
+from jaxinfer.models.deepseek_v2 import DEEPSEEK_V2
+from jaxinfer.models.deepseek_v3 import DEEPSEEK_V3
 from jaxinfer.models.ernie4_5 import ERNIE4_5, HELIUM
 from jaxinfer.models.ernie4_5_moe import ERNIE4_5_MOE
 from jaxinfer.models.exaone4 import EXAONE4
@@ -26,6 +28,7 @@ from jaxinfer.models.hf_config import HfConfig
 from jaxinfer.models.hunyuan import HUNYUAN
 from jaxinfer.models.llama import LLAMA
 from jaxinfer.models.llama4 import LLAMA4
+from jaxinfer.models.minicpm3 import MINICPM3
 from jaxinfer.models.ministral3 import MINISTRAL3
 from jaxinfer.models.mistral import MINISTRAL, MISTRAL
 from jaxinfer.models.mixtral import MIXTRAL
@@ -92,6 +95,9 @@ FAMILIES: tuple[Family, ...] = (
     GPT_OSS,
     LLAMA4,
     ERNIE4_5_MOE,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    MINICPM3,
 )
 _BY_MODEL_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 

@@ -30,7 +30,7 @@ def _read(fields: HfConfig) -> ModelConfig:
     window = sliding_window(fields) if uses_window else None
     layers = windowed(fields, layer, count, window, lambda i: not has_rope[i])
     layers = tuple(
-        spec if rotates else replace(spec, mixer=replace(spec.mixer, rope=None))
+        spec if rotates else replace(spec, mixer=replace(spec.attention, rope=None))
         for spec, rotates in zip(layers, has_rope, strict=True)
     )
     return decoder(fields, layers=layers, final_norm=rms_norm(fields))

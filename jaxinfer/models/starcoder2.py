@@ -36,7 +36,7 @@ def _read(fields: HfConfig) -> ModelConfig:
 
 def _weights(config: ModelConfig) -> Iterator[WeightRule]:
     layer = config.layers[0]
-    bias = layer.mixer.qkv_bias
+    bias = layer.attention.qkv_bias
     yield from outer_weights(config)
     yield from norm("layers.{i}.mixer_norm", LAYER + "input_layernorm", layer.pre_norm)
     yield from attention_weights(config)

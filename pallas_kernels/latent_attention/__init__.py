@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 
 from pallas_kernels.latent_attention.arguments import check_arguments
-from pallas_kernels.latent_attention.choice import LatentPages, Wanted, choose
+from pallas_kernels.latent_attention.choice import LatentPages, Wanted, choose, page_sizes
 from pallas_kernels.latent_attention.gpu_pages import allocate_gpu_latent_pages
 from pallas_kernels.latent_attention.pages import (
     allocate_latent_pages,
@@ -25,6 +25,7 @@ from pallas_kernels.latent_attention.pages import (
     scatter_latent_pages,
 )
 from pallas_kernels.latent_attention.tpu_pages import allocate_tpu_latent_pages
+from pallas_kernels.latent_attention.write import write_latents
 from pallas_kernels.paging.arguments import check_row_values
 from pallas_kernels.paging.options import Options
 
@@ -36,7 +37,9 @@ __all__ = [
     "init_latent_pages",
     "latent_attention",
     "latent_pages_spec",
+    "page_sizes",
     "scatter_latent_pages",
+    "write_latents",
 ]
 
 ALLOCATE: dict[str, Callable[..., LatentPages]] = {

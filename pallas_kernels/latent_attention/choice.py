@@ -10,6 +10,7 @@ from pallas_kernels.latent_attention.gpu_pages import GpuLatentPages
 from pallas_kernels.latent_attention.pages import LatentPages as PlainLatentPages
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
 from pallas_kernels.paging.options import Options
+from pallas_kernels.ragged_paged_attention.choice import XLA_PAGE_SIZES
 
 LatentPages = PlainLatentPages | TpuLatentPages | GpuLatentPages
 """The pages of one layer: an opaque pytree, whose layout is that of an implementation."""
@@ -41,6 +42,18 @@ class Wanted:
             num_heads=q_latent_TNR.shape[1],
             is_unwritten=has_new and not options.update_kv_cache,
         )
+
+
+def page_sizes(latent_rank: int, rope_dim: int, dtype: jax.typing.DTypeLike) -> tuple[int, ...]:
+    """The page sizes that the best implementation for the chip takes, ascending.
+
+    The chip and ``dtype``: as for ``ragged_paged_attention.page_sizes``.
+    """
+    takers: dict[str, list[int]] = {}
+    for size in XLA_PAGE_SIZES:
+        wanted = Wanted(page_size=size, latent_rank=latent_rank, rope_dim=rope_dim, dtype=dtype)
+        takers.setdefault(choose(wanted, None), []).append(size)
+    return tuple(takers[min(takers, key=dispatch.NAMES.index)])
 
 
 def choose(wanted: Wanted, implementation: str | None) -> str:

@@ -10,6 +10,7 @@ from jaxinfer.config import (
     AltUpSpec,
     AttentionSpec,
     LayerInputSpec,
+    LatentSpec,
     LayerSpec,
     MlpSpec,
     ModelConfig,
@@ -20,6 +21,7 @@ from jaxinfer.config import (
 )
 from jaxinfer.ops.rope import frequencies
 from tests.models.dense_experts import routed
+from tests.models.dense_latent import latent_attention
 
 
 class Params:
@@ -108,8 +110,12 @@ def _block(
     max_len: int,
 ) -> np.ndarray:
     mixer_in = _norm(spec.pre_norm, params["mixer_norm"], x_TD)
-    shared = None if spec.kv_from is None else held[spec.kv_from]
-    branch, kv = _attention(spec.mixer, params["mixer"], mixer_in, max_len, shared)
+    params_of_mixer, kv = params["mixer"], None
+    if isinstance(spec.mixer, LatentSpec):
+        branch = _latent(spec.mixer, params_of_mixer, mixer_in, max_len)
+    else:
+        shared = None if spec.kv_from is None else held[spec.kv_from]
+        branch, kv = _attention(spec.mixer, params_of_mixer, mixer_in, max_len, shared)
     held.append(kv)
     branch = _norm(spec.post_norm, params["mixer_post_norm"], branch)
     out_TD = x_TD + spec.residual_scale * branch
@@ -226,6 +232,18 @@ def _attention(
     return _linear(params["o"], out_TNH.reshape(len(x_TD), -1), spec.out_bias), held
 
 
+def _latent(spec: LatentSpec, params: Params, x_TD: np.ndarray, max_len: int) -> np.ndarray:
+    norms = {"q_norm": spec.query_norm, "kv_norm": spec.latent_norm}
+    return latent_attention(
+        spec,
+        x_TD,
+        linear=lambda name, x, bias: _linear(params[name], x, bias),
+        norm=lambda name, x: _norm(norms[name], params[name], x),
+        rotate=lambda x_TNr: _rotate(spec.rope, x_TNr, max_len),
+        kernel=lambda name: params[name].get("kernel"),
+    )
+
+
 def _mask(spec: AttentionSpec, length: int) -> np.ndarray:
     position = np.arange(length)
     distance = position[:, None] - position
@@ -243,6 +261,10 @@ def _rotate(spec: RopeSpec, x_TNH: np.ndarray, max_len: int) -> np.ndarray:
     radians_h, factor = frequencies(spec, max_len)
     angles_T1h = np.arange(len(x_TNH))[:, None, None] * radians_h
     cos, sin = factor * np.cos(angles_T1h), factor * np.sin(angles_T1h)
+    if spec.interleaved:
+        assert spec.rotary_dim == x_TNH.shape[-1]
+        a, b = x_TNH[..., 0::2], x_TNH[..., 1::2]
+        return np.stack((a * cos - b * sin, b * cos + a * sin), axis=-1).reshape(x_TNH.shape)
     half = spec.rotary_dim // 2
     x_TNH = x_TNH.copy()
     dims = np.arange(spec.rotary_dim)

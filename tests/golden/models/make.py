@@ -78,6 +78,19 @@ GEMMA3N = {
     "hidden_size_per_layer_input": 16,
     "vocab_size_per_layer_input": 128,
 }
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+}
+DEEPSEEK_MOE = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 24,
+}
 
 
 def rope(**parameters: Any) -> dict[str, Any]:
@@ -494,6 +507,67 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "moe_layer_end_index": 1,
             "tie_word_embeddings": False,
         },
+        {},
+    ),
+    "deepseek_v2": (
+        "deepseek_v2",
+        {
+            **LATENT,
+            **DEEPSEEK_MOE,
+            "q_lora_rank": None,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+        {},
+    ),
+    "deepseek_v2_groups": (
+        "deepseek_v2",
+        {
+            **LATENT,
+            **DEEPSEEK_MOE,
+            "q_lora_rank": 24,
+            "topk_method": "group_limited_greedy",
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 4.0,
+            **rope(**YARN, mscale=0.707, mscale_all_dim=0.707),
+        },
+        {},
+    ),
+    "deepseek_v3": (
+        "deepseek_v3",
+        {
+            **LATENT,
+            **DEEPSEEK_MOE,
+            "q_lora_rank": 24,
+            "n_group": 4,
+            "topk_group": 2,
+            "first_k_dense_replace": 1,
+            "attention_bias": True,
+            **rope(**YARN, mscale=1.0, mscale_all_dim=1.0),
+        },
+        {},
+    ),
+    "deepseek_v3_halves": (
+        "deepseek_v3",
+        {
+            **LATENT,
+            **DEEPSEEK_MOE,
+            "num_hidden_layers": 2,
+            "q_lora_rank": None,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": False,
+            "rope_interleave": False,
+        },
+        {},
+    ),
+    "minicpm3": (
+        "minicpm3",
+        {**LATENT, "q_lora_rank": 24, "v_head_dim": None, "dim_model_base": 24, "scale_emb": 2},
         {},
     ),
     "gpt2_layer_scale": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "n_inner": 96}, {}),

@@ -1,0 +1,101 @@
+"""Multi-head latent attention with its projections (MLA; arXiv 2405.04434)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxinfer.batch import Ragged
+from jaxinfer.config import LatentSpec
+from jaxinfer.layers.linear import Linear, apply_each
+from jaxinfer.layers.norm import Norm
+from jaxinfer.layers.parameter import Initializer, KeySource, parameter
+from jaxinfer.ops.latent import Heads, attend_latents
+from jaxinfer.ops.rope import RopeTable, rotate
+from jaxinfer.shapes import Shape
+from pallas_kernels import LatentPages
+
+#: A matrix ``[in, out]`` or ``[out, in]`` for each head keeps the variance of its input.
+_fan_in_last: Initializer = nnx.initializers.lecun_normal(in_axis=-1, out_axis=-2, batch_axis=0)
+_fan_in_first: Initializer = nnx.initializers.lecun_normal(batch_axis=0)
+
+
+class LatentAttention(nnx.Module):
+    """Makes a latent of the input, and queries; normed and rotated they meet over the pages.
+
+    ``q`` is absent where queries come of a latent of their own, through ``q_down`` and ``q_up``.
+    """
+
+    def __init__(self, spec: LatentSpec, width: int, dtype: jnp.dtype, *, rngs: KeySource):
+        self.spec = spec
+        num_heads, rank = spec.num_heads, spec.kv_rank
+        q_size, bias = num_heads * spec.query_dim, spec.down_bias
+        down, up = ("embed", "latent"), ("latent", "heads")
+        self.q: Linear | None = None
+        self.q_down: Linear | None = None
+        self.q_norm: Norm | None = None
+        self.q_up: Linear | None = None
+        if spec.q_rank is None or spec.query_norm is None:
+            self.q = Linear(width, q_size, dtype, ("embed", "heads"), rngs=rngs)
+        else:
+            self.q_down = Linear(width, spec.q_rank, dtype, down, bias=bias, rngs=rngs)
+            self.q_norm = Norm(spec.query_norm, spec.q_rank, dtype, rngs=rngs)
+            self.q_up = Linear(spec.q_rank, q_size, dtype, up, rngs=rngs)
+        self.kv_down = Linear(width, rank + spec.rope_dim, dtype, down, bias=bias, rngs=rngs)
+        self.kv_norm = Norm(spec.latent_norm, rank, dtype, rngs=rngs)
+        self.k_up = PerHead((num_heads, spec.nope_dim, rank), dtype, _fan_in_last, rngs=rngs)
+        self.v_up = PerHead((num_heads, rank, spec.value_dim), dtype, _fan_in_first, rngs=rngs)
+        self.o = Linear(
+            num_heads * spec.value_dim,
+            width,
+            dtype,
+            ("heads", "embed"),
+            bias=spec.out_bias,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self,
+        x_TD: jax.Array,
+        rope: RopeTable | None,
+        pages: LatentPages,
+        page_table_SM: jax.Array,
+        ragged: Ragged,
+        mesh: Mesh,
+    ) -> tuple[jax.Array, LatentPages]:
+        """Float32 ``[T, D]`` and the pages with this step's latents in them."""
+        assert rope is not None
+        spec, num_tokens = self.spec, x_TD.shape[0]
+        q, kv_TX = self._project(x_TD)
+        latent_TR = self.kv_norm(kv_TX[:, : spec.kv_rank])
+        k_T1r = rotate(spec.rope, rope, kv_TX[:, None, spec.kv_rank :])
+        q_TNH = q.reshape(num_tokens, spec.num_heads, spec.query_dim)
+        heads = Heads(
+            q_nope_TNh=q_TNH[..., : spec.nope_dim],
+            q_rope_TNr=rotate(spec.rope, rope, q_TNH[..., spec.nope_dim :]),
+            k_up_NhR=self.k_up.kernel.get_value(),
+            v_up_NRv=self.v_up.kernel.get_value(),
+        )
+        out_TNv, pages = attend_latents(
+            spec, heads, latent_TR, k_T1r[:, 0], pages, page_table_SM, ragged, mesh=mesh
+        )
+        return self.o(out_TNv.reshape(num_tokens, -1)), pages
+
+    def _project(self, x_TD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Queries ``[T, N (h + r)]``, and latents beside rotary parts ``[T, R + r]``."""
+        dtype = x_TD.dtype
+        if self.q is not None:
+            q, kv = apply_each((self.q, self.kv_down), x_TD)
+            return q.astype(dtype), kv.astype(dtype)
+        assert self.q_down is not None
+        assert self.q_norm is not None
+        assert self.q_up is not None
+        q, kv = apply_each((self.q_down, self.kv_down), x_TD)
+        return self.q_up(self.q_norm(q.astype(dtype))).astype(dtype), kv.astype(dtype)
+
+
+class PerHead(nnx.Module):
+    """A matrix for each head, ``[N, ...]``."""
+
+    def __init__(self, shape: Shape, dtype: jnp.dtype, init: Initializer, *, rngs: KeySource):
+        self.kernel = parameter(rngs, shape, dtype, ("heads", None, None), init)

@@ -1,0 +1,197 @@
+"""Multi-head latent attention (arXiv 2405.04434) in two forms that give the same numbers.
+
+Absorbed: queries go into the space of the latents, all heads attend to the latents themselves, and
+what comes out leaves that space again. A position costs a head ``2 R + r`` products and the cache
+holds ``R + r`` numbers: the form for decoding, and for rows that have a past.
+
+Expanded: keys and values of every head are made of the latents first. Then a position costs ``h + r
++ v`` products, a third of the above, but making them costs ``R * (h + v)``: worth it where every
+position is seen by many queries of the same step, so in the prompts of a long prefill.
+
+h numbers of a head's query are for what is made of the latent and r are rotated; v are its value's.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxinfer.batch import Ragged
+from jaxinfer.config import LatentSpec
+from jaxinfer.errors import ConfigError
+from jaxinfer.ops.chunk import attend_in_chunk
+from jaxinfer.ops.heads import per_head
+from pallas_kernels import LatentPages, latent_attention, latent_pages_spec, write_latents
+from sharding import DEFAULT_RULES
+from sharding.rules import mesh_axes
+
+EXPANDED_FROM = 256
+"""Tokens of a step from which on rows without a past take the expanded form. Below, what they gain
+is less than what a second form costs to compile, and to run where rows with a past stand beside."""
+
+
+class Heads(NamedTuple):
+    """What one step has for each head: queries ``[T, N, h]`` and ``[T, N, r]``, and the matrices
+    ``[N, h, R]`` and ``[N, R, v]`` that make keys and values of latents."""
+
+    q_nope_TNh: jax.Array
+    q_rope_TNr: jax.Array
+    k_up_NhR: jax.Array
+    v_up_NRv: jax.Array
+
+
+class Rows(NamedTuple):
+    """The rows of a step as the kernel takes them; a distribution that is fixed is of NumPy."""
+
+    kv_lens_S: jax.Array
+    page_table_SM: jax.Array
+    cu_q_lens_S1: jax.Array
+    distribution_3: jax.Array | np.ndarray
+
+
+def attend_latents(
+    spec: LatentSpec,
+    heads: Heads,
+    latent_TR: jax.Array,
+    rope_Tr: jax.Array,
+    pages: LatentPages,
+    page_table_SM: jax.Array,
+    ragged: Ragged,
+    *,
+    mesh: Mesh,
+    implementation: str | None = None,
+) -> tuple[jax.Array, LatentPages]:
+    """Writes the new latents into their pages and attends over each row's whole past.
+
+    Heads are split over the mesh axis that the rules give to ``heads``; latents, tokens, rows and
+    pages are whole on every device. Returns ``(out_TNv, pages)``; zero for tokens of idle rows.
+    """
+    kernel = functools.partial(
+        _attend, spec.softmax_scale, implementation, ragged.fixed_distribution
+    )
+    rows: tuple[jax.Array, ...] = (ragged.kv_lens_S, page_table_SM, ragged.cu_q_lens_S1)
+    if ragged.fixed_distribution is None:
+        assert ragged.distribution_3 is not None
+        rows = (*rows, ragged.distribution_3)
+    with jax.named_scope("latent"):
+        if mesh.size == 1:
+            return kernel(heads, latent_TR, rope_Tr, pages, *rows)
+        axes = mesh_axes(DEFAULT_RULES["heads"])
+        parts = [mesh.shape[axis] for axis in axes]
+        if any(spec.num_heads % part for part in parts):
+            raise ConfigError(
+                f"num_heads = {spec.num_heads} does not divide over {parts} devices of mesh"
+                f" axes {axes}: use a mesh whose model axis divides it"
+            )
+        queries, matrices = PartitionSpec(None, axes), PartitionSpec(axes)
+        whole, pool = PartitionSpec(), latent_pages_spec(axes)
+        where: Any = Heads(queries, queries, matrices, matrices)  # type: ignore[arg-type]
+        sharded = jax.shard_map(
+            kernel,
+            mesh=mesh,
+            in_specs=(where, whole, whole, pool, *(whole for _ in rows)),
+            out_specs=(queries, pool),
+            check_vma=False,
+        )
+        return sharded(heads, latent_TR, rope_Tr, pages, *rows)
+
+
+def _attend(
+    scale: float,
+    implementation: str | None,
+    fixed_distribution: tuple[int, int, int] | None,
+    heads: Heads,
+    latent_TR: jax.Array,
+    rope_Tr: jax.Array,
+    pages: LatentPages,
+    *rows: jax.Array,
+) -> tuple[jax.Array, LatentPages]:
+    """On one device: some of the heads. Each row takes its form by itself, whatever its neighbours
+    are, so that its numbers do not depend on them."""
+    known = () if fixed_distribution is None else (np.asarray(fixed_distribution, np.int32),)
+    all_rows = Rows(*rows, *known)
+    new = (latent_TR, rope_Tr)
+    if not _has_long_rows(latent_TR.shape[0], all_rows.distribution_3):
+        return _absorbed(scale, implementation, heads, new, pages, all_rows)
+    q_lens_S = jnp.diff(all_rows.cu_q_lens_S1)
+    is_new_S = all_rows.kv_lens_S == q_lens_S
+    with_past = all_rows._replace(kv_lens_S=jnp.where(is_new_S, 0, all_rows.kv_lens_S))
+    without = all_rows._replace(kv_lens_S=jnp.where(is_new_S, all_rows.kv_lens_S, 0))
+
+    def absorbed(_: jax.Array, state: tuple[jax.Array, LatentPages]) -> tuple:
+        return _absorbed(scale, implementation, heads, new, state[1], with_past)
+
+    shape = (*heads.q_nope_TNh.shape[:2], heads.v_up_NRv.shape[-1])
+    nothing_TNv = jnp.zeros(shape, heads.q_nope_TNh.dtype)
+    # Once or not at all. Unlike a conditional, a loop changes the pages in place.
+    num_times = (with_past.kv_lens_S > 0).any().astype(jnp.int32)
+    out_TNv, pages = lax.fori_loop(0, num_times, absorbed, (nothing_TNv, pages))
+    pages = write_latents(*new, pages, **without._asdict())
+    return out_TNv + _expanded(scale, heads, new, pages.dtype, without), pages
+
+
+def _has_long_rows(num_tokens: int, distribution_3: jax.Array | np.ndarray) -> bool:
+    """Whether the program is one for long prefills, as far as is known when it is traced."""
+    if num_tokens < EXPANDED_FROM:
+        return False
+    if isinstance(distribution_3, np.ndarray):
+        return bool(distribution_3[0] < distribution_3[2])
+    return True
+
+
+def _absorbed(
+    scale: float,
+    implementation: str | None,
+    heads: Heads,
+    new: tuple[jax.Array, jax.Array],
+    pages: LatentPages,
+    rows: Rows,
+) -> tuple[jax.Array, LatentPages]:
+    dtype = heads.q_nope_TNh.dtype
+    q_latent_TNR = per_head("TNh,NhR->TNR", heads.q_nope_TNh, heads.k_up_NhR).astype(dtype)
+    out_TNR, pages = latent_attention(
+        q_latent_TNR,
+        heads.q_rope_TNr,
+        *new,
+        pages,
+        **rows._asdict(),
+        scale=scale,
+        implementation=implementation,
+    )
+    return per_head("TNR,NRv->TNv", out_TNR, heads.v_up_NRv).astype(dtype), pages
+
+
+def _expanded(
+    scale: float,
+    heads: Heads,
+    new: tuple[jax.Array, jax.Array],
+    stored: jnp.dtype,
+    rows: Rows,
+) -> jax.Array:
+    """``stored``: the dtype of the pages, to which what is attended to is rounded as they do."""
+    dtype = heads.q_nope_TNh.dtype
+    num_tokens, num_heads, _ = heads.q_nope_TNh.shape
+    is_row_S = jnp.arange(rows.kv_lens_S.size, dtype=jnp.int32) < rows.distribution_3[2]
+    lens_S = jnp.where(is_row_S, rows.kv_lens_S, 0)
+
+    def attend() -> jax.Array:
+        latent_TR, rope_Tr = (x.astype(stored).astype(dtype) for x in new)
+        k_NTh = per_head("TR,NhR->NTh", latent_TR, heads.k_up_NhR).astype(dtype)
+        v_NTv = per_head("TR,NRv->NTv", latent_TR, heads.v_up_NRv).astype(dtype)
+        rope_NTr = jnp.broadcast_to(rope_Tr, (num_heads, *rope_Tr.shape))
+        q_TNH = jnp.concatenate([heads.q_nope_TNh, heads.q_rope_TNr], axis=-1)
+        return attend_in_chunk(
+            q_TNH.swapaxes(0, 1),
+            jnp.concatenate([k_NTh, rope_NTr], axis=-1),
+            v_NTv,
+            rows.cu_q_lens_S1[:-1],
+            lens_S,
+            scale=scale,
+        )
+
+    shape = (num_tokens, num_heads, heads.v_up_NRv.shape[-1])
+    return lax.cond((lens_S > 0).any(), attend, lambda: jnp.zeros(shape, dtype))
