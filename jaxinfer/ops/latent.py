@@ -12,6 +12,7 @@ h numbers of a head's query are for what is made of the latent and r are rotated
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -121,17 +122,23 @@ def _attend(
     is_new_S = all_rows.kv_lens_S == q_lens_S
     with_past = all_rows._replace(kv_lens_S=jnp.where(is_new_S, 0, all_rows.kv_lens_S))
     without = all_rows._replace(kv_lens_S=jnp.where(is_new_S, all_rows.kv_lens_S, 0))
+    # Written apart: a conditional that changed the pages would copy them.
+    pages = write_latents(*new, pages, **all_rows._asdict())
+    out_TNv = _where_any(
+        with_past,
+        lambda: _absorbed(scale, implementation, heads, (None, None), pages, with_past)[0],
+    )
+    return out_TNv + _where_any(
+        without, lambda: _expanded(scale, heads, new, pages.dtype, without)
+    ), pages
 
-    def absorbed(_: jax.Array, state: tuple[jax.Array, LatentPages]) -> tuple:
-        return _absorbed(scale, implementation, heads, new, state[1], with_past)
 
-    shape = (*heads.q_nope_TNh.shape[:2], heads.v_up_NRv.shape[-1])
-    nothing_TNv = jnp.zeros(shape, heads.q_nope_TNh.dtype)
-    # Once or not at all. Unlike a conditional, a loop changes the pages in place.
-    num_times = (with_past.kv_lens_S > 0).any().astype(jnp.int32)
-    out_TNv, pages = lax.fori_loop(0, num_times, absorbed, (nothing_TNv, pages))
-    pages = write_latents(*new, pages, **without._asdict())
-    return out_TNv + _expanded(scale, heads, new, pages.dtype, without), pages
+def _where_any(rows: Rows, attend: Callable[[], jax.Array]) -> jax.Array:
+    """What ``attend`` gives; zeros, and no waiting for it, in a step that has no such rows."""
+    result = jax.eval_shape(attend)
+    return lax.cond(
+        (rows.kv_lens_S > 0).any(), attend, lambda: jnp.zeros(result.shape, result.dtype)
+    )
 
 
 def _has_long_rows(num_tokens: int, distribution_3: jax.Array | np.ndarray) -> bool:
@@ -147,7 +154,7 @@ def _absorbed(
     scale: float,
     implementation: str | None,
     heads: Heads,
-    new: tuple[jax.Array, jax.Array],
+    new: tuple[jax.Array, jax.Array] | tuple[None, None],
     pages: LatentPages,
     rows: Rows,
 ) -> tuple[jax.Array, LatentPages]:
@@ -176,22 +183,17 @@ def _expanded(
     dtype = heads.q_nope_TNh.dtype
     num_tokens, num_heads, _ = heads.q_nope_TNh.shape
     is_row_S = jnp.arange(rows.kv_lens_S.size, dtype=jnp.int32) < rows.distribution_3[2]
-    lens_S = jnp.where(is_row_S, rows.kv_lens_S, 0)
-
-    def attend() -> jax.Array:
-        latent_TR, rope_Tr = (x.astype(stored).astype(dtype) for x in new)
-        k_NTh = per_head("TR,NhR->NTh", latent_TR, heads.k_up_NhR).astype(dtype)
-        v_NTv = per_head("TR,NRv->NTv", latent_TR, heads.v_up_NRv).astype(dtype)
-        rope_NTr = jnp.broadcast_to(rope_Tr, (num_heads, *rope_Tr.shape))
-        q_TNH = jnp.concatenate([heads.q_nope_TNh, heads.q_rope_TNr], axis=-1)
-        return attend_in_chunk(
-            q_TNH.swapaxes(0, 1),
-            jnp.concatenate([k_NTh, rope_NTr], axis=-1),
-            v_NTv,
-            rows.cu_q_lens_S1[:-1],
-            lens_S,
-            scale=scale,
-        )
-
-    shape = (num_tokens, num_heads, heads.v_up_NRv.shape[-1])
-    return lax.cond((lens_S > 0).any(), attend, lambda: jnp.zeros(shape, dtype))
+    fits_S = rows.cu_q_lens_S1[1:] <= num_tokens
+    latent_TR, rope_Tr = (x.astype(stored).astype(dtype) for x in new)
+    k_NTh = per_head("TR,NhR->NTh", latent_TR, heads.k_up_NhR).astype(dtype)
+    v_NTv = per_head("TR,NRv->NTv", latent_TR, heads.v_up_NRv).astype(dtype)
+    rope_NTr = jnp.broadcast_to(rope_Tr, (num_heads, *rope_Tr.shape))
+    q_TNH = jnp.concatenate([heads.q_nope_TNh, heads.q_rope_TNr], axis=-1)
+    return attend_in_chunk(
+        q_TNH.swapaxes(0, 1),
+        jnp.concatenate([k_NTh, rope_NTr], axis=-1),
+        v_NTv,
+        rows.cu_q_lens_S1[:-1],
+        jnp.where(is_row_S & fits_S, rows.kv_lens_S, 0),
+        scale=scale,
+    )
