@@ -30,7 +30,9 @@ def find_config(name: str) -> dict[str, Any]:
         raise ModelNotFound(
             f"no architecture is called {name!r}; there are {', '.join(sorted(files))}"
         )
-    return tomllib.loads(files[name].read_text(encoding="utf-8"))
+    fields = tomllib.loads(files[name].read_text(encoding="utf-8"))
+    # TOML has no null, which is not the same as a field that is left out.
+    return fields | dict.fromkeys(fields.pop("null", ()))
 
 
 def _files() -> dict[str, Path]:

@@ -10,6 +10,9 @@ from sharding import make_mesh
 
 # As each model's safetensors headers count them.
 PUBLISHED_PARAMETERS = {
+    "deepseek-v2-lite": 15_706_484_224,
+    # The paper's 671B: what predicts a second token (layer 61) and the scales of FP8 are left out.
+    "deepseek-v3": 671_026_419_200,
     "gemma3-270m": 268_098_176,
     "gpt-oss-20b": 20_914_757_184,
     "llama-3.1-8b": 8_030_261_248,
@@ -34,6 +37,8 @@ COUNTED_BY_TRANSFORMERS = {
 
 def count_parameters(config: dict) -> int:
     """The parameters of a gated decoder with RMSNorm, from the fields of its config."""
+    if "kv_lora_rank" in config:
+        return count_deepseek_parameters(config)
     width, num_layers = config["hidden_size"], config["num_hidden_layers"]
     num_heads, num_kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim", width // num_heads)
@@ -51,6 +56,24 @@ def count_parameters(config: dict) -> int:
     tables = 1 if config["tie_word_embeddings"] else 2
     layers = num_layers * (attention + mlp + norms_a_layer)
     return tables * config["vocab_size"] * width + layers + width
+
+
+def count_deepseek_parameters(config: dict) -> int:
+    """Likewise with latent attention, shared experts, and layers without experts at first."""
+    width, num_heads = config["hidden_size"], config["num_attention_heads"]
+    q_rank, rank = config["q_lora_rank"], config["kv_lora_rank"]
+    nope, rope, value = (config[f] for f in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    q_size = num_heads * (nope + rope)
+    queries = width * q_size if q_rank is None else q_rank * (width + 1 + q_size)
+    latents = width * (rank + rope) + rank + rank * num_heads * (nope + value)
+    attention = queries + latents + num_heads * value * width
+    num_experts, num_layers = config["n_routed_experts"], config["num_hidden_layers"]
+    experts = 3 * width * config["moe_intermediate_size"]
+    experts *= num_experts + config["n_shared_experts"]
+    experts += num_experts * (width + (config["model_type"] == "deepseek_v3"))
+    dense, num_dense = 3 * width * config["intermediate_size"], config["first_k_dense_replace"]
+    mlps = num_dense * dense + (num_layers - num_dense) * experts
+    return 2 * config["vocab_size"] * width + num_layers * (attention + 2 * width) + mlps + width
 
 
 @pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
@@ -77,5 +100,11 @@ def test_layer_types_name_every_layer():
 
 @pytest.mark.parametrize("name", ["", "llama", "../pyproject", "/etc/passwd", "llama-3.1-8b.toml"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name):
-    with pytest.raises(ModelNotFound, match=r"there are gemma3-270m, gemma3n-e2b, .*llama-3\.1-8b"):
+    with pytest.raises(ModelNotFound, match=r"there are deepseek-v2-lite, .*llama-3\.1-8b"):
         find_config(name)
+
+
+def test_what_a_file_says_is_null_is_there_and_null():
+    config = find_config("deepseek-v2-lite")
+    assert config["q_lora_rank"] is None
+    assert "null" not in config

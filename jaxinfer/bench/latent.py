@@ -36,7 +36,8 @@ def measure_latent(
     """
     spec = _spec(num_heads)
     arguments = _arguments(spec, num_rows, context, dtype)
-    results, report = {}, {"num_heads": num_heads, "context": context, "num_rows": num_rows}
+    results: dict[str, jax.Array] = {}
+    report: dict[str, Any] = {"num_heads": num_heads, "context": context, "num_rows": num_rows}
     for form, step in (("absorbed", _absorbed(spec)), ("expanded", _expanded(spec))):
         pages_per_row = -(-context // _PAGE_SIZE)
         pool = (1 + num_rows * pages_per_row, _PAGE_SIZE, spec.kv_rank, spec.rope_dim)
@@ -108,7 +109,7 @@ def _expanded(spec: LatentSpec) -> Step:
     def step(pages, heads, latent_TR, rope_Tr, table_SM, kv_lens_S):
         num_rows = kv_lens_S.shape[0]
         borders = jnp.arange(num_rows + 1, dtype=jnp.int32)
-        zones = np.full(3, num_rows, np.int32)
+        zones = jnp.full((3,), num_rows, jnp.int32)
         pages = write_latents(latent_TR, rope_Tr, pages, kv_lens_S, table_SM, borders, zones)
         out = attend_expanded(heads, pages, table_SM, kv_lens_S, scale=spec.softmax_scale)
         return out, pages

@@ -77,7 +77,8 @@ def _rows(facts: "ModelFacts") -> list[tuple[str, str]]:
         reach = "every token" if group.window is None else f"a window of {group.window:,} tokens"
         shared = group.num_layers - group.num_owners
         read = f", {shared} of them through the keys and values of another" if shared else ""
-        rows.append(("layers", f"{group.num_layers} see {reach}{read}"))
+        means = " by its latent" if group.kind == "latent" else ""
+        rows.append(("layers", f"{group.num_layers} see {reach}{means}{read}"))
         rows.append(
             (
                 "  KV cache",

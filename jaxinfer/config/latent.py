@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxinfer.config.attention import QueryTemperature
 from jaxinfer.config.checks import positive, require
 from jaxinfer.config.norm import NormSpec
 from jaxinfer.config.rope import RopeSpec
@@ -17,7 +18,7 @@ class LatentSpec:
     and a value of ``value_dim``; its queries have ``nope_dim`` numbers for the one and ``rope_dim``
     for the other. ``q_rank``: queries come of a latent of their own, after ``query_norm``; None: of
     the input. ``scale`` multiplies ``q . k``; None means ``(nope_dim + rope_dim) ** -0.5``.
-    ``down_bias``: on the products that make the two latents.
+    ``query_temperature`` multiplies the queries last of all. ``down_bias``: on the products that make the two latents.
     """
 
     num_heads: int
@@ -30,6 +31,7 @@ class LatentSpec:
     q_rank: int | None = None
     query_norm: NormSpec | None = None
     scale: float | None = None
+    query_temperature: QueryTemperature | None = None
     down_bias: bool = False
     out_bias: bool = False
 

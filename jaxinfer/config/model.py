@@ -16,7 +16,7 @@ from jaxinfer.config.streams import AltUpSpec, LaurelSpec
 
 T = TypeVar("T")
 
-#: All of them have ``rope``, ``window``, ``softmax_scale``, ``cache_kind`` and ``split_heads``.
+#: All of them have ``rope``, ``window``, ``query_temperature``, ``cache_kind``, ``split_heads``.
 MixerSpec = AttentionSpec | LatentSpec
 
 

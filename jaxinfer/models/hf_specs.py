@@ -76,7 +76,7 @@ def windowed(
 def only_windows_rotate(layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
     """The layers, those that see everything without rope (NoPE, arXiv 2501.18795)."""
     return tuple(
-        replace(layer, mixer=replace(layer.mixer, rope=None))
+        replace(layer, mixer=replace(layer.attention, rope=None))
         if layer.mixer.window is None
         else layer
         for layer in layers

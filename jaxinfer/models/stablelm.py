@@ -48,7 +48,7 @@ def _weights(config: ModelConfig) -> Iterator[WeightRule]:
     yield from outer_weights(config)
     yield from norm("layers.{i}.mixer_norm", LAYER + "input_layernorm", layer.pre_norm)
     yield from projection_weights(config)
-    if layer.mixer.qk_norm is not None:
+    if layer.attention.qk_norm is not None:
         yield from _weights_of_heads()
     if not layer.shared_norm:
         yield from norm("layers.{i}.mlp_norm", LAYER + "post_attention_layernorm", layer.pre_norm)
@@ -62,7 +62,7 @@ def _weights_of_heads() -> Iterator[WeightRule]:
         return spec.mixer.num_heads
 
     def num_kv_heads(spec: LayerSpec) -> int:
-        return spec.mixer.num_kv_heads
+        return spec.attention.num_kv_heads
 
     for part, count in (("q", num_heads), ("k", num_kv_heads)):
         source = f"{LAYER}self_attn.{part}_layernorm.norms.{{e}}.weight"

@@ -154,16 +154,18 @@ def _absorbed(
     scale: float,
     implementation: str | None,
     heads: Heads,
-    new: tuple[jax.Array, jax.Array] | tuple[None, None],
+    new: tuple[jax.Array | None, jax.Array | None],
     pages: LatentPages,
     rows: Rows,
 ) -> tuple[jax.Array, LatentPages]:
     dtype = heads.q_nope_TNh.dtype
+    latent_TR, rope_Tr = new
     q_latent_TNR = per_head("TNh,NhR->TNR", heads.q_nope_TNh, heads.k_up_NhR).astype(dtype)
     out_TNR, pages = latent_attention(
         q_latent_TNR,
         heads.q_rope_TNr,
-        *new,
+        latent_TR,
+        rope_Tr,
         pages,
         **rows._asdict(),
         scale=scale,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinfer.cache import layer_groups
 from jaxinfer.config import (
     AltUpSpec,
     AttentionSpec,
@@ -100,9 +101,12 @@ def tiny_model(
     owners: Sequence[int | None] | None = None,
     **mixer: bool,
 ) -> Model:
+    return model_of(tiny_config(windows, mlps, owners, **mixer), devices)
+
+
+def model_of(config: ModelConfig, devices: int = 1) -> Model:
     """Weights large enough that the best two logits are apart, the same on every mesh."""
-    mesh = make_mesh({"model": devices})
-    model = dummy_model(tiny_config(windows, mlps, owners, **mixer), mesh=mesh, seed=3)
+    model = dummy_model(config, mesh=make_mesh({"model": devices}), seed=3)
     return replace(model, params=jax.tree.map(lambda leaf: leaf * jnp.float32(1.5), model.params))
 
 
@@ -227,12 +231,15 @@ def house_of(
     owners: Sequence[int | None] | None = None,
     **mixer: bool,
 ) -> House:
-    model = tiny_model(windows, mlps=mlps, owners=owners, **mixer)
+    return house_of_model(tiny_model(windows, mlps=mlps, owners=owners, **mixer))
+
+
+def house_of_model(model: Model) -> House:
     shapes = ProgramShapes(
         num_slots=2,
         pages_per_sequence=MAX_LEN // PAGE,
         page_size=PAGE,
-        num_pages=(1 + MAX_LEN // PAGE,) * len(set(windows)),
+        num_pages=(1 + MAX_LEN // PAGE,) * len(layer_groups(model.config)),
         kv_dtype="float32",
         prefill_tokens=(MAX_LEN,),
     )
