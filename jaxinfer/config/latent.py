@@ -18,7 +18,8 @@ class LatentSpec:
     and a value of ``value_dim``; its queries have ``nope_dim`` numbers for the one and ``rope_dim``
     for the other. ``q_rank``: queries come of a latent of their own, after ``query_norm``; None: of
     the input. ``scale`` multiplies ``q . k``; None means ``(nope_dim + rope_dim) ** -0.5``.
-    ``query_temperature`` multiplies the queries last of all. ``down_bias``: on the products that make the two latents.
+    ``query_temperature`` multiplies the queries last of all. ``down_bias``: on the products that
+    make the two latents.
     """
 
     num_heads: int

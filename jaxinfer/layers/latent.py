@@ -31,28 +31,22 @@ class LatentAttention(nnx.Module):
         num_heads, rank = spec.num_heads, spec.kv_rank
         q_size, bias = num_heads * spec.query_dim, spec.down_bias
         down, up = ("embed", "latent"), ("latent", "heads")
-        self.q: Linear | None = None
-        self.q_down: Linear | None = None
-        self.q_norm: Norm | None = None
-        self.q_up: Linear | None = None
-        if spec.q_rank is None or spec.query_norm is None:
-            self.q = Linear(width, q_size, dtype, ("embed", "heads"), rngs=rngs)
-        else:
-            self.q_down = Linear(width, spec.q_rank, dtype, down, bias=bias, rngs=rngs)
-            self.q_norm = Norm(spec.query_norm, spec.q_rank, dtype, rngs=rngs)
-            self.q_up = Linear(spec.q_rank, q_size, dtype, up, rngs=rngs)
-        self.kv_down = Linear(width, rank + spec.rope_dim, dtype, down, bias=bias, rngs=rngs)
+
+        def linear(size_in: int, size_out: int, axes: tuple[str, str], bias: bool) -> Linear:
+            return Linear(size_in, size_out, dtype, axes, bias=bias, rngs=rngs)
+
+        # One product of the input, or two with a norm between them.
+        q_rank, norm = spec.q_rank, spec.query_norm
+        self.q = linear(width, q_size, ("embed", "heads"), False) if q_rank is None else None
+        self.q_down = linear(width, q_rank, down, bias) if q_rank else None
+        self.q_norm = Norm(norm, q_rank, dtype, rngs=rngs) if norm and q_rank else None
+        self.q_up = linear(q_rank, q_size, up, False) if q_rank else None
+        self.kv_down = linear(width, rank + spec.rope_dim, down, bias)
         self.kv_norm = Norm(spec.latent_norm, rank, dtype, rngs=rngs)
         self.k_up = PerHead((num_heads, spec.nope_dim, rank), dtype, _fan_in_last, rngs=rngs)
         self.v_up = PerHead((num_heads, rank, spec.value_dim), dtype, _fan_in_first, rngs=rngs)
-        self.o = Linear(
-            num_heads * spec.value_dim,
-            width,
-            dtype,
-            ("heads", "embed"),
-            bias=spec.out_bias,
-            rngs=rngs,
-        )
+        out_size = num_heads * spec.value_dim
+        self.o = linear(out_size, width, ("heads", "embed"), spec.out_bias)
 
     def __call__(
         self,
