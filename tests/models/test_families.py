@@ -372,6 +372,7 @@ def test_tensors_under_the_names_of_other_writers_are_the_same_tensors(name, pat
         ("gpt2", "transformer.h.0.attn.masked_bias"),
         ("gpt_neox", "gpt_neox.layers.3.attention.masked_bias"),
         ("gemma3", "language_model.lm_head.weight"),
+        ("deepseek_v3", "model.layers.61.self_attn.kv_b_proj.weight"),
         ("gemma3", "vision_tower.vision_model.embeddings.patch_embedding.weight"),
     ],
 )

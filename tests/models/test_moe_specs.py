@@ -100,6 +100,13 @@ def test_a_gate_without_a_shared_expert_is_refused():
             {"quantization_config": {"quant_method": "mxfp4", "bits": 3}},
             "quantization_config.bits = 3",
         ),
+        ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob = True.*False"),
+        ("deepseek_v2", {"scoring_func": "sigmoid"}, "scoring_func = 'sigmoid'.*'softmax'"),
+        ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method = 'noaux_tc'.*one of greedy"),
+        ("deepseek_v2", {"moe_layer_freq": 2}, "moe_layer_freq = 2"),
+        ("deepseek_v2_groups", {"n_group": 3}, "n_group = 3.*a divisor of the 8 experts"),
+        ("deepseek_v3", {"topk_method": "greedy"}, "topk_method = 'greedy'.*'noaux_tc'"),
+        ("deepseek_v3", {"topk_group": 5}, "topk_group = 5.*at most n_group = 4"),
     ],
 )
 def test_experts_that_a_family_cannot_have_are_refused_by_the_field(name, fields, message):
