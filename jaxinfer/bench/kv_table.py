@@ -41,7 +41,9 @@ def layers(num_kv_heads: int) -> tuple[LayerSpec, ...]:
 def windowed(specs: Sequence[LayerSpec], window: int, period: int) -> tuple[LayerSpec, ...]:
     """The layers, all but each ``period``-th with a window."""
     return tuple(
-        spec if (i + 1) % period == 0 else replace(spec, mixer=replace(spec.mixer, window=window))
+        spec
+        if (i + 1) % period == 0
+        else replace(spec, mixer=replace(spec.attention, window=window))
         for i, spec in enumerate(specs)
     )
 

@@ -61,6 +61,10 @@ class LatentSpec:
         """A token sees all tokens before it."""
 
     @property
+    def chunk(self) -> None:
+        """Likewise."""
+
+    @property
     def cache_kind(self) -> Literal["latent"]:
         """What a token leaves in the cache."""
         return "latent"

@@ -18,7 +18,7 @@ class GroupFacts:
     ``window`` costs no more than the pages that one window touches, however long the context.
     """
 
-    kind: Literal["full", "window"]
+    kind: Literal["full", "latent", "window"]
     window: int | None
     num_layers: int
     num_owners: int

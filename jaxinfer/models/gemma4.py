@@ -111,7 +111,7 @@ def _with_heads(fields: HfConfig, layers: tuple[LayerSpec, ...]) -> tuple[LayerS
     """Head size and kv heads of global layers, by fields of their own or layer by layer."""
     v_from_k = fields.flag("attention_k_eq_v", False)
     global_dim = fields.size("global_head_dim")
-    num_kv_heads = layers[0].mixer.num_kv_heads
+    num_kv_heads = layers[0].attention.num_kv_heads
     global_kv_heads = fields.size("num_global_key_value_heads", num_kv_heads)
     by_layer = _by_layer(fields, len(layers))
 
@@ -131,7 +131,7 @@ def _with_heads(fields: HfConfig, layers: tuple[LayerSpec, ...]) -> tuple[LayerS
             raise fields.error("number of key and value heads", kv, allowed)
         return replace(mixer, head_dim=dim, num_kv_heads=kv, v_from_k=v_from_k and is_global)
 
-    return tuple(replace(layer, mixer=heads(i, layer.mixer)) for i, layer in enumerate(layers))
+    return tuple(replace(layer, mixer=heads(i, layer.attention)) for i, layer in enumerate(layers))
 
 
 def _by_layer(fields: HfConfig, count: int) -> dict[int, HfConfig] | None:
@@ -156,7 +156,7 @@ def _with_ropes(fields: HfConfig, layers: tuple[LayerSpec, ...]) -> tuple[LayerS
     assert parameters is not None, "there is a default"
 
     def with_rope(layer: LayerSpec) -> LayerSpec:
-        is_global, dim = layer.mixer.window is None, layer.mixer.head_dim
+        is_global, dim = layer.mixer.window is None, layer.attention.head_dim
         kind = "full_attention" if is_global else "sliding_attention"
         rope = rope_of(parameters.inner(kind), fields, dim, theta=1e6 if is_global else 1e4)
         if rope.rotary_dim != dim:

@@ -114,7 +114,7 @@ def owns_kv(layer: LayerSpec) -> bool:
 
 
 def _has_v(layer: LayerSpec) -> bool:
-    return owns_kv(layer) and not layer.mixer.v_from_k
+    return owns_kv(layer) and not layer.attention.v_from_k
 
 
 def _is_dense(layer: LayerSpec) -> bool:

@@ -10,7 +10,7 @@ from pallas_kernels.latent_attention.gpu_pages import GpuLatentPages
 from pallas_kernels.latent_attention.pages import LatentPages as PlainLatentPages
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
 from pallas_kernels.paging.options import Options
-from pallas_kernels.ragged_paged_attention.choice import XLA_PAGE_SIZES
+from pallas_kernels.paging.pool import XLA_PAGE_SIZES
 
 LatentPages = PlainLatentPages | TpuLatentPages | GpuLatentPages
 """The pages of one layer: an opaque pytree, whose layout is that of an implementation."""

@@ -22,6 +22,9 @@ STORAGE = {
 }
 """The dtypes a page can hold, and the dtype of the array that holds them."""
 
+XLA_PAGE_SIZES = (8, 16, 32, 64, 128, 256)
+"""The usual positions of a page. Plain XLA takes any, kernels take some of these."""
+
 
 class Pages(Protocol):
     """What the companions ask of a pool, whatever its layout: a pytree whose leaves begin with P.

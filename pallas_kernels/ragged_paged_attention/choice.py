@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
+from pallas_kernels.paging.pool import XLA_PAGE_SIZES
 from pallas_kernels.ragged_paged_attention import gpu_limits, tpu_pages
 from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages
 from pallas_kernels.ragged_paged_attention.pages import KVPages as PlainKVPages
@@ -13,8 +14,6 @@ from pallas_kernels.ragged_paged_attention.tpu_pages import TpuKVPages
 
 KVPages = PlainKVPages | TpuKVPages | GpuKVPages
 """The pages of one layer: an opaque pytree, whose layout is that of an implementation."""
-
-XLA_PAGE_SIZES = (8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
