@@ -106,6 +106,21 @@ def test_experts_on_one_gpu(name, temporaries, hopper_mesh):
     assert text(table, name).count('custom_call_target="mosaic_gpu') >= 2 * 4
 
 
+@pytest.mark.parametrize(("name", "calls"), [("decode/1", 1), ("prefill/512", 2)])
+def test_latents_on_two_tpus_are_attended_to_in_place(name, calls, tpu_mesh):
+    """DeepSeek-V2-Lite's first layer. A long prefill writes by a call of its own, then attends."""
+    config = model_config(find_config("deepseek-v2-lite"))
+    table = table_for(
+        replace(config, layers=config.layers[:1]), tpu_mesh("v6e", 2, ("data", "model"))
+    )
+    table.compile(only=[name])
+    assert text(table, name).count('custom_call_target="tpu_custom_call"') == calls
+    memory = table[name].memory_analysis()
+    # A position takes 640 lanes of the 512 + 64 that it needs, on both devices.
+    assert memory.alias_size_in_bytes == PAGES * PAGE_SIZE * 640 * 2
+    assert memory.temp_size_in_bytes < TEMPORARY_BYTES[name]
+
+
 def test_the_cache_has_the_layout_of_the_chip_and_the_page_sizes_of_its_kernel(
     tpu_mesh, hopper_mesh
 ):
