@@ -9,8 +9,8 @@ import numpy as np
 from jaxinfer.config import (
     AltUpSpec,
     AttentionSpec,
-    LayerInputSpec,
     LatentSpec,
+    LayerInputSpec,
     LayerSpec,
     MlpSpec,
     ModelConfig,
