@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from jaxinfer.config import (
     AttentionSpec,
+    LatentSpec,
     LayerSpec,
     MlpSpec,
     ModelConfig,
@@ -38,6 +39,22 @@ def layers(num_kv_heads: int) -> tuple[LayerSpec, ...]:
     return (layer,) * NUM_LAYERS
 
 
+def latent_layers() -> tuple[LayerSpec, ...]:
+    """Layers of as many heads that keep one latent a token, of the sizes of DeepSeek-V2 and V3."""
+    norm = NormSpec()
+    mixer = LatentSpec(
+        num_heads=NUM_HEADS,
+        kv_rank=512,
+        nope_dim=HEAD_DIM,
+        rope_dim=64,
+        value_dim=HEAD_DIM,
+        rope=RopeSpec(theta=1e4, rotary_dim=64, interleaved=True),
+        latent_norm=norm,
+    )
+    layer = LayerSpec(mixer=mixer, mlp=MlpSpec(width=4 * WIDTH), pre_norm=norm)
+    return (layer,) * NUM_LAYERS
+
+
 def windowed(specs: Sequence[LayerSpec], window: int, period: int) -> tuple[LayerSpec, ...]:
     """The layers, all but each ``period``-th with a window."""
     return tuple(
@@ -48,11 +65,12 @@ def windowed(specs: Sequence[LayerSpec], window: int, period: int) -> tuple[Laye
     )
 
 
-#: A line each; latent attention (MLA) belongs behind MQA, once a layer can have it.
+#: A line each.
 ROWS: dict[str, tuple[LayerSpec, ...]] = {
     "MHA: 32 kv heads": layers(32),
     "GQA: 8 kv heads": layers(8),
     "MQA: 1 kv head": layers(1),
+    "MLA: a latent of 512 + 64": latent_layers(),
     "CLA2: MHA, two layers share": shared_kv(layers(32), 2),
     "CLA2: GQA, two layers share": shared_kv(layers(8), 2),
     "CLA3: GQA, three layers share": shared_kv(layers(8), 3),

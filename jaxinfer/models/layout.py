@@ -48,7 +48,9 @@ def _joined(node: Tree, release: bool) -> Tree:
         return node
     joined = {name: _joined(child, release) for name, child in node.items()}
     for names in _SIDE_BY_SIDE:
-        if all(name in node and _is_kernel(node[name]["kernel"]) for name in names):
+        if not all(name in node for name in names):
+            continue
+        if all(_is_kernel(node[name]["kernel"]) for name in names):
             first, *others = names
             kernels = [node[name]["kernel"] for name in names]
             joined[first] |= {"kernel": join(kernels)}

@@ -52,12 +52,13 @@ def page_sizes(latent_rank: int, rope_dim: int, dtype: jax.typing.DTypeLike) -> 
     takers: dict[str, list[int]] = {}
     for size in XLA_PAGE_SIZES:
         wanted = Wanted(page_size=size, latent_rank=latent_rank, rope_dim=rope_dim, dtype=dtype)
-        takers.setdefault(choose(wanted, None), []).append(size)
+        takers.setdefault(choose(wanted, None, tells=False), []).append(size)
     return tuple(takers[min(takers, key=dispatch.NAMES.index)])
 
 
-def choose(wanted: Wanted, implementation: str | None) -> str:
-    """The name of the implementation; errors as those of ``dispatch.choose``."""
+def choose(wanted: Wanted, implementation: str | None, *, tells: bool = True) -> str:
+    """The name of the implementation; errors as those of ``dispatch.choose``, and what it logs with
+    ``tells``."""
     kind = (wanted.page_size, wanted.latent_rank, wanted.rope_dim, wanted.dtype)
     # A name is taken at its word: what is compiled ahead of time may be for other machines.
     # Pages that exist were made for the chip they are on.
@@ -87,7 +88,8 @@ def choose(wanted: Wanted, implementation: str | None) -> str:
         return foreign(PlainLatentPages)
 
     refusals = {"tpu": tpu, "gpu": gpu, "xla": plain, "reference": plain}
-    return dispatch.choose("latent_attention", refusals, implementation, chip)
+    told = chip if tells else None
+    return dispatch.choose("latent_attention", refusals, implementation, told)
 
 
 LAYOUTS: dict[type, str] = {

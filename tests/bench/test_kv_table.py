@@ -7,6 +7,7 @@ import pytest
 
 from jaxinfer.bench.kv_table import DTYPE, PAGE_SIZE, ROWS, model, table
 from jaxinfer.cache import init_cache, layer_groups
+from jaxinfer.config import LatentSpec
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -30,9 +31,10 @@ def test_a_row_is_what_pools_of_that_size_take(name):
     pools = jax.eval_shape(lambda: init_cache(config, counts, PAGE_SIZE, DTYPE))
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pools))
     assert short == round(held / 2**20)
-    keys_and_values = [
-        2 * layer.mixer.num_kv_heads * layer.mixer.head_dim * 2
-        for layer in config.layers
-        if layer.kv_from is None
-    ]
-    assert a_token == sum(keys_and_values)
+    owners = [layer.mixer for layer in config.layers if layer.kv_from is None]
+    assert a_token == sum(
+        2 * (mixer.kv_rank + mixer.rope_dim)
+        if isinstance(mixer, LatentSpec)
+        else 2 * 2 * mixer.num_kv_heads * mixer.head_dim
+        for mixer in owners
+    )

@@ -110,13 +110,13 @@ def _block(
     max_len: int,
 ) -> np.ndarray:
     mixer_in = _norm(spec.pre_norm, params["mixer_norm"], x_TD)
-    params_of_mixer, kv = params["mixer"], None
     if isinstance(spec.mixer, LatentSpec):
-        branch = _latent(spec.mixer, params_of_mixer, mixer_in, max_len)
+        branch = _latent(spec.mixer, params["mixer"], mixer_in, max_len)
+        held.append((np.empty(0), np.empty(0)))  # Nobody reads latents of another.
     else:
         shared = None if spec.kv_from is None else held[spec.kv_from]
-        branch, kv = _attention(spec.mixer, params_of_mixer, mixer_in, max_len, shared)
-    held.append(kv)
+        branch, kv = _attention(spec.mixer, params["mixer"], mixer_in, max_len, shared)
+        held.append(kv)
     branch = _norm(spec.post_norm, params["mixer_post_norm"], branch)
     out_TD = x_TD + spec.residual_scale * branch
     if spec.laurel is not None:
