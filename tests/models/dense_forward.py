@@ -261,10 +261,6 @@ def _rotate(spec: RopeSpec, x_TNH: np.ndarray, max_len: int) -> np.ndarray:
     radians_h, factor = frequencies(spec, max_len)
     angles_T1h = np.arange(len(x_TNH))[:, None, None] * radians_h
     cos, sin = factor * np.cos(angles_T1h), factor * np.sin(angles_T1h)
-    if spec.interleaved:
-        assert spec.rotary_dim == x_TNH.shape[-1]
-        a, b = x_TNH[..., 0::2], x_TNH[..., 1::2]
-        return np.stack((a * cos - b * sin, b * cos + a * sin), axis=-1).reshape(x_TNH.shape)
     half = spec.rotary_dim // 2
     x_TNH = x_TNH.copy()
     dims = np.arange(spec.rotary_dim)
