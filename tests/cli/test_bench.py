@@ -100,7 +100,6 @@ def test_a_dataset_of_another_form_is_named(run, loaded, tmp_path, text, message
     assert message in err
 
 
-@pytest.mark.slow
 def test_startup(run_json, tiny_directory):
     """Two processes: the first compiles, the second finds what was compiled."""
     [report] = run_json("bench", "startup", "--model", tiny_directory, "--load-format=dummy")
