@@ -90,7 +90,7 @@ def _rows(facts: "ModelFacts") -> list[tuple[str, str]]:
     rows.append(("a sequence", f"{of_context} holds {gibibytes(facts.sequence_bytes)} of pages"))
     if facts.memory_bytes is not None:
         memory = f"in {gibibytes(facts.memory_bytes)}, weights included"
-        rows.append(("longest context", f" {facts.longest_context:,} tokens {memory}"))
+        rows.append(("longest context", f"{facts.longest_context:,} tokens {memory}"))
         rows.append(("largest batch", f"{facts.largest_batch:,} sequences {of_context} {memory}"))
     rows.append(("tokenizer", _tokenizer_row(facts.tokenizer)))
     return rows

@@ -44,7 +44,7 @@ def _read_text(fields: HfConfig) -> ModelConfig:
     parameters = rope_object(fields)
     if parameters is None:
         raise fields.error("rope_parameters", None, "given: this family's rope is scaled")
-    dim, theta = head_dim(fields), fields.number("rope_theta", 1e6)
+    dim, theta = head_dim(fields), fields.number("rope_theta", 1e4)
     temperature = _temperature(parameters)
     parameters.get("max_position_embeddings")  # That of the model, once more.
     mixer = attention(
