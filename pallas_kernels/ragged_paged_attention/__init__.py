@@ -112,8 +112,9 @@ def ragged_paged_attention(
     - ``cu_q_lens_S1``: row s owns tokens ``cu_q_lens[s]`` to ``cu_q_lens[s + 1]``; its last token
       has position ``kv_lens[s] - 1``.
     - ``distribution_3``: ends of the decode rows (one token each), of the pure-prefill rows
-      (nothing cached), of all rows. The first two are hints for speed and never change a result; in
-      a NumPy array, which leaves parts of the program out, they must be true.
+      (nothing cached), of all rows. The first two are hints for speed and never change a result. A
+      NumPy array leaves parts of the program out: a row of several tokens among decode rows alone
+      then comes out right or as zeros.
     - ``sinks_N``: an extra logit per query head that joins the softmax denominator only.
     - ``k_scale_K``, ``v_scale_K``: a page holds ``value / scale``; int8 pages need both.
 

@@ -125,7 +125,10 @@ def attend_and_count(
         kv_pages.kv_PKpW,
     )
     out_TNH = _tokens(out, order.place_T, shape)
-    out_TNH = jnp.where(rows.is_token_T[:, None, None], out_TNH, jnp.zeros((), out_TNH.dtype))
+    is_attended_T = rows.is_token_T
+    if not shape.has_long:  # Nobody writes the results of a row that is long all the same.
+        is_attended_T &= take(rows.q_lens_S <= unit, rows.row_T)
+    out_TNH = jnp.where(is_attended_T[:, None, None], out_TNH, jnp.zeros((), out_TNH.dtype))
     written = TpuKVPages(kv_PKpW=pages, head_dim=kv_pages.head_dim)
     return out_TNH[:, : q_TNH.shape[1]].astype(q_TNH.dtype), written, num_fetched_1
 

@@ -44,6 +44,19 @@ def test_zones_known_when_compiling_give_the_same_result(
     assert_close(out, expected)
 
 
+@pytest.mark.parametrize("implementation", ["xla", TPU])
+def test_rows_that_the_known_zones_deny_are_zero_and_leave_no_trace(
+    implementation, batch_of, attend, assert_close
+):
+    rows = [(1, 90), (9, 9), (1, 17)]
+    batch = batch_of(rows)
+    expected, _ = attend("reference", batch)
+    out, _ = attend(implementation, batch, zones=(6, 6, 6))
+    assert_close(out[[0, 10]], expected[[0, 10]])
+    assert not out[1:10].any()
+    assert not out[11:].any()
+
+
 @pytest.mark.parametrize("implementation", [TPU])
 def test_a_row_that_claims_the_tokens_of_another_does_not_change_it(
     implementation, batch_of, attend
