@@ -114,8 +114,8 @@ def latent_attention(
     padding (tokens beyond the last border, rows beyond ``distribution[2]``), which is never read
     and may be NaN. So may all memory that no row has written. A position whose table entry is not
     in 1..P-1 is not written and not seen; a row whose numbers contradict each other (more new
-    tokens than its length, longer than its table) is idle. No such mistake reaches another row's
-    pages.
+    tokens than its length, longer than its table, beginning before another has ended) is idle. No
+    such mistake reaches another row's pages.
 
     Options: ``scale`` multiplies the logits; ``causal=False`` lets every new token see its whole
     row; ``update_kv_cache=False`` lets the new latents take part, rounded as if written, and leaves

@@ -24,7 +24,7 @@ from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
 from pallas_kernels.paging import tpu_rows
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.pool import rounded_tokens
-from pallas_kernels.paging.rows import Case, case_of, describe_rows, in_order, take
+from pallas_kernels.paging.rows import Case, case_of, describe_rows, take
 from pallas_kernels.paging.tpu_registers import LANES, align, rows_of
 from pallas_kernels.paging.tpu_walk import MAX_PAGES
 
@@ -57,16 +57,14 @@ def attend_and_count(
     case = case_of(distribution_3)
     has_new = latent_TR is not None
     shape = _shape_of(q_latent_TNR, latent_pages, case, has_new, pages_per_row, options)
-    rows = in_order(
-        describe_rows(
-            num_tokens,
-            latent_pages.num_pages,
-            latent_pages.page_size,
-            kv_lens_S,
-            page_table_SM,
-            cu_q_lens_S1,
-            jnp.asarray(distribution_3),
-        )
+    rows = describe_rows(
+        num_tokens,
+        latent_pages.num_pages,
+        latent_pages.page_size,
+        kv_lens_S,
+        page_table_SM,
+        cu_q_lens_S1,
+        jnp.asarray(distribution_3),
     )
     # Nothing of the layout that this makes for queries is used, and the compiler drops it.
     order = tpu_rows.order_rows(rows, unit=shape.short.tokens, num_places=1)

@@ -8,7 +8,7 @@ from pallas_kernels.latent_attention.choice import LatentPages
 from pallas_kernels.latent_attention.gpu_pages import GpuLatentPages
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
 from pallas_kernels.paging.options import Options
-from pallas_kernels.paging.rows import Rows, describe_rows, in_order, token_pages
+from pallas_kernels.paging.rows import Rows, describe_rows, token_pages
 
 
 def write_latents(
@@ -42,7 +42,7 @@ def write_latents(
             latent_TR.shape[0], latent_pages.num_pages, latent_pages.page_size, *rows
         )
         if isinstance(latent_pages, GpuLatentPages):
-            places = _places(in_order(described), latent_pages)
+            places = _places(described, latent_pages)
             return gpu_pages.write_tokens(latent_pages, latent_TR, rope_Tr, *places)
         bits_TW = pages.stored_tokens(latent_TR, rope_Tr, latent_pages.dtype)
         return pages.write_tokens(latent_pages, bits_TW, *_places(described, latent_pages))

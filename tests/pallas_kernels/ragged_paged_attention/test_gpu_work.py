@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pallas_kernels import tile_table
 from pallas_kernels.paging import gpu_work
 from pallas_kernels.paging.options import Options
-from pallas_kernels.paging.rows import describe_rows, in_order, token_pages
+from pallas_kernels.paging.rows import describe_rows, token_pages
 from pallas_kernels.ragged_paged_attention import gpu_unwritten
 from pallas_kernels.ragged_paged_attention.bench import OPERATION
 from pallas_kernels.ragged_paged_attention.gpu_limits import HEAD_DIMS, PAGE_DTYPES
@@ -42,16 +42,14 @@ FIELDS = ("out", "query", "row", "first_block", "num_blocks", "position", "kv_le
 def described(kv_lens, borders, *, num_tokens, table=None, page_size=64, pages_per_row=16):
     slots = len(kv_lens)
     table = np.ones((slots, pages_per_row), np.int32) if table is None else table
-    return in_order(
-        describe_rows(
-            num_tokens,
-            1_000_000,
-            page_size,
-            jnp.asarray(kv_lens, jnp.int32),
-            jnp.asarray(table, jnp.int32),
-            jnp.asarray(borders, jnp.int32),
-            jnp.asarray([0, 0, slots], jnp.int32),
-        )
+    return describe_rows(
+        num_tokens,
+        1_000_000,
+        page_size,
+        jnp.asarray(kv_lens, jnp.int32),
+        jnp.asarray(table, jnp.int32),
+        jnp.asarray(borders, jnp.int32),
+        jnp.asarray([0, 0, slots], jnp.int32),
     )
 
 
