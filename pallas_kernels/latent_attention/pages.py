@@ -166,6 +166,11 @@ def scatter_latent_pages(
     """Writes whole pages, as ``gather_latent_pages`` returned them, to ``ids_n``; the inverse of
     it.
 
-    An id that is not in 1..P-1 is ignored. The arrays must have the pool's dtype.
+    An id that is not in 1..P-1 is ignored. Raises ``ValueError`` for arrays of another shape, or
+    of another dtype than the pool's.
     """
-    return pool.scatter_pages(pages, ids_n, **{"latents": latent_npR, "rotary parts": rope_npr})
+    parts = {
+        "latents": (latent_npR, (pages.latent_rank,)),
+        "rotary parts": (rope_npr, (pages.rope_dim,)),
+    }
+    return pool.scatter_pages(pages, ids_n, **parts)
