@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 
+from pallas_kernels import dispatch
 from pallas_kernels.latent_attention.arguments import check_arguments
 from pallas_kernels.latent_attention.choice import LatentPages, Wanted, choose, page_sizes
 from pallas_kernels.latent_attention.gpu_pages import allocate_gpu_latent_pages
@@ -144,6 +145,9 @@ def latent_attention(
     chosen = choose(wanted, implementation)
     rows = (kv_lens_S, page_table_SM, cu_q_lens_S1, distribution_3)
     check_row_values(q_latent_TNR.shape[0], latent_pages, *rows)
+    dispatch.refuse_to_run(
+        "latent_attention", chosen, interpret, (q_latent_TNR, latent_pages, *rows)
+    )
     module = importlib.import_module(f"{__name__}.{chosen}")
     interpreted = {"interpret": interpret} if chosen in ALLOCATE else {}
     with jax.named_scope("latent_attention"):

@@ -23,7 +23,8 @@ STORAGE = {
 """The dtypes a page can hold, and the dtype of the array that holds them."""
 
 XLA_PAGE_SIZES = (8, 16, 32, 64, 128, 256)
-"""The usual positions of a page. Plain XLA takes any, kernels take some of these."""
+"""The usual positions of a page: kernels take some of these, ``xla`` of ragged paged attention
+these and no others, that of latent attention any."""
 
 
 class Pages(Protocol):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 
+from pallas_kernels import dispatch
 from pallas_kernels.paging.arguments import check_row_values
 from pallas_kernels.paging.options import Options
 from pallas_kernels.ragged_paged_attention.arguments import check_arguments
@@ -163,6 +164,7 @@ def ragged_paged_attention(
     chosen = choose(Wanted.by_call(kv_pages), implementation)
     rows = (kv_lens_S, page_table_SM, cu_q_lens_S1, distribution_3)
     check_row_values(q_TNH.shape[0], kv_pages, *rows)
+    dispatch.refuse_to_run("ragged_paged_attention", chosen, interpret, (q_TNH, kv_pages, *rows))
     module = importlib.import_module(f"{__name__}.{chosen}")
     interpreted = {"interpret": interpret} if chosen in ALLOCATE else {}
     with jax.named_scope("ragged_paged_attention"):
