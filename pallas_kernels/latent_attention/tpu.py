@@ -28,9 +28,6 @@ from pallas_kernels.paging.rows import Case, case_of, describe_rows, take
 from pallas_kernels.paging.tpu_registers import LANES, align, rows_of
 from pallas_kernels.paging.tpu_walk import MAX_PAGES
 
-VMEM_BYTES = 48 * 2**20
-"""What the kernel may take: three quarters of the smallest VMEM among the chips it is for."""
-
 
 def latent_attention(*arguments: Any, **options: Any) -> tuple[jax.Array, TpuLatentPages]:
     """``attend_and_count`` without the count."""
@@ -231,7 +228,7 @@ def _call(
         out_shape=outputs,
         input_output_aliases=aliases,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary",), vmem_limit_bytes=VMEM_BYTES
+            dimension_semantics=("arbitrary",), vmem_limit_bytes=tpu_tuning.VMEM_BYTES
         ),
         cost_estimate=_cost(shape, queries, out, pages, table.shape[0], pages_per_row),
         interpret=pltpu.InterpretParams() if interpret is True else interpret,
