@@ -133,8 +133,7 @@ def write_tokens(
     pages: LatentPages, bits_TW: jax.Array, page_T: jax.Array, offset_T: jax.Array
 ) -> LatentPages:
     """Writes the stored bits of one position a token; pages not in 1..P-1 are dropped."""
-    is_owned_T = (page_T > 0) & (page_T < pages.num_pages)
-    page_T = jnp.where(is_owned_T, page_T, jnp.int32(pages.num_pages))
+    page_T = pool.dropped_unless(pool.is_owned(page_T, pages), page_T, pages)
     options: dict[str, Any] = {"mode": "drop", "wrap_negative_indices": False}
     return pages.replace(pages.latents_PpW.at[page_T, offset_T].set(bits_TW, **options))
 
