@@ -24,6 +24,9 @@ Refusal = Callable[[], str | None]
 HOPPER = ("H100", "H200", "H800", "H20", "GH200")
 """In the names of the GPUs that a kernel for sm_90a runs on."""
 
+KERNELS_NEED = {"tpu": "a TPU", "gpu": f"a Hopper GPU ({', '.join(HOPPER)})"}
+"""By the implementations that are kernels for one kind of chip."""
+
 
 class Chip(NamedTuple):
     """What a program is traced for."""
@@ -34,6 +37,12 @@ class Chip(NamedTuple):
     @property
     def is_hopper(self) -> bool:
         return self.platform == "gpu" and any(name in self.kind for name in HOPPER)
+
+    def refuse(self, kernel: str) -> str | None:
+        """Why ``kernel``, one of ``KERNELS_NEED``, does not run here, or None."""
+        if self.platform == kernel and (kernel != "gpu" or self.is_hopper):
+            return None
+        return f"the chip is {self.kind} ({self.platform}), not {KERNELS_NEED[kernel]}"
 
 
 def chip() -> Chip:
@@ -58,7 +67,7 @@ def choose(
     ``refusals`` maps the implementations which exist in this build to their refusals; a name of
     ``NAMES`` that is missing there does not exist. ``named`` asks for one implementation only.
     ``chip``: the one that decides, if it does; where its kernel refuses and a slower implementation
-    runs, the log has a warning with the reason, once for each.
+    runs, or ``reference`` on whatever chip, the log has a warning with the reasons, once for each.
 
     Raises ``ValueError`` if ``named`` is not one of ``NAMES``, and ``NoImplementation`` if nothing
     that was asked can run.
@@ -69,22 +78,35 @@ def choose(
     for name in NAMES if named is None else (named,):
         reason = refusals[name]() if name in refusals else f"no {name} kernel in this build"
         if reason is None:
-            if chip is not None and chip.platform in reasons:
-                _tell_of_fall(operation, name, chip, reasons[chip.platform])
+            if chip is not None and (chip.platform in reasons or name == "reference"):
+                faster = {x: why for x, why in reasons.items() if x in (chip.platform, "xla")}
+                _tell_of_fall(operation, name, chip, tuple(faster.items()))
             return name
         reasons[name] = reason
     told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise NoImplementation(f"{operation} has no implementation for this call: {told}")
 
 
+def refuse_to_run(operation: str, name: str, interpret: bool, arrays: object) -> None:
+    """Raises ``NoImplementation`` where a kernel that was named for other chips is to run, not
+    only to be compiled: where all ``arrays`` are here."""
+    is_traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arrays))
+    if interpret or is_traced or name not in KERNELS_NEED:
+        return
+    if reason := chip().refuse(name):
+        raise NoImplementation(
+            f"{operation} cannot run as {name} here: {reason}. Leave the implementation to choice,"
+            " or run it in the interpreter (interpret=True)"
+        )
+
+
 @functools.cache
-def _tell_of_fall(operation: str, name: str, chip: Chip, reason: str) -> None:
+def _tell_of_fall(
+    operation: str, name: str, chip: Chip, reasons: tuple[tuple[str, str], ...]
+) -> None:
     """Cached, so that nobody is told twice."""
-    logger.warning(
-        "%s runs as %s on %s, not as the %s kernel: %s",
-        operation,
-        name,
-        chip.kind,
-        chip.platform,
-        reason,
+    instead = "; ".join(
+        f"not as {f'the {faster} kernel' if faster in KERNELS_NEED else faster}: {reason}"
+        for faster, reason in reasons
     )
+    logger.warning("%s runs as %s on %s, %s", operation, name, chip.kind, instead)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from pallas_kernels import dispatch
+from pallas_kernels.powers import power_of_two_from
 
 Tiles = TypeVar("Tiles")
 """A frozen dataclass: the tile sizes of one kernel."""
@@ -88,9 +89,7 @@ def rounded(problem: Problem) -> Problem:
     """The problem that stands for all of its kind: tokens, rows, slots and pages are counted up to
     the next power of two, so that a table holds for all numbers between two of them."""
     counts = {field.name for field in fields(problem)} & ROUNDED
-    return replace(
-        problem, **{name: 1 << (getattr(problem, name) - 1).bit_length() for name in counts}
-    )
+    return replace(problem, **{name: power_of_two_from(getattr(problem, name)) for name in counts})
 
 
 def key_of(problem: Any) -> dict[str, Any]:

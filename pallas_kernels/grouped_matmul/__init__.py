@@ -8,6 +8,7 @@ import importlib
 
 import jax
 
+from pallas_kernels import dispatch
 from pallas_kernels.grouped_matmul.choice import choose
 from pallas_kernels.grouped_matmul.problem import describe
 
@@ -50,6 +51,7 @@ def grouped_matmul(
     """
     problem = describe(x_TD, w_EDF, group_sizes_E, w_scale_EF, preferred_element_type)
     chosen = choose(problem, implementation)
+    dispatch.refuse_to_run("grouped_matmul", chosen, interpret, (x_TD, w_EDF, group_sizes_E))
     module = importlib.import_module(f"{__name__}.{chosen}")
     interpreted = {"interpret": interpret} if chosen in ("tpu", "gpu") else {}
     with jax.named_scope("grouped_matmul"):

@@ -11,13 +11,13 @@ def choose(problem: Problem, implementation: str | None) -> str:
     chip = None if implementation else dispatch.chip()
 
     def tpu() -> str | None:
-        if chip and chip.platform != "tpu":
-            return f"the platform is {chip.platform}"
+        if chip and (elsewhere := chip.refuse("tpu")):
+            return elsewhere
         return refusals.refuse_tpu(problem)
 
     def gpu() -> str | None:
-        if chip and not chip.is_hopper:
-            return f"the platform is {chip.platform}, and no Hopper GPU"
+        if chip and (elsewhere := chip.refuse("gpu")):
+            return elsewhere
         return refusals.refuse_gpu(problem)
 
     def can() -> None:

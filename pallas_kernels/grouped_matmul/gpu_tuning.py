@@ -5,6 +5,7 @@ import itertools
 from dataclasses import dataclass
 
 from pallas_kernels import tile_table
+from pallas_kernels.dispatch import NoImplementation
 from pallas_kernels.gpu_chips import SHARED_BYTES
 from pallas_kernels.grouped_matmul.problem import Problem
 
@@ -43,14 +44,28 @@ class GpuTiles:
 
     def most_stages(self, problem: Problem) -> int:
         """Steps that fit into shared memory beside the result."""
-        # Three chunks of 64 columns of the result are on their way.
-        out = 3 * self.rows * 64 * problem.out_dtype.itemsize
-        step = 64 * (self.rows + self.columns) * problem.x_dtype.itemsize
-        return (SHARED_BYTES - OTHER_BYTES - out) // step
+        once, step = self._bytes(problem)
+        return (SHARED_BYTES - once) // step
 
     def stages(self, problem: Problem) -> int:
-        """Steps in flight: as many as fit, and no more than hide the latency of memory."""
-        return max(min(self.most_stages(problem), 6), LEAST_STAGES)
+        """Steps in flight: as many as fit, and no more than hide the latency of memory.
+
+        Raises ``NoImplementation`` where ``LEAST_STAGES`` do not fit.
+        """
+        most = self.most_stages(problem)
+        if most < LEAST_STAGES:
+            once, step = self._bytes(problem)
+            raise NoImplementation(
+                f"grouped_matmul as gpu takes {once + LEAST_STAGES * step} bytes of shared memory"
+                f" for {LEAST_STAGES} steps of {self}, above {SHARED_BYTES}: measure other tiles"
+            )
+        return min(most, 6)
+
+    def _bytes(self, problem: Problem) -> tuple[int, int]:
+        """Shared memory that is there once, and of a step."""
+        # Three chunks of 64 columns of the result are on their way.
+        out = 3 * self.rows * 64 * problem.out_dtype.itemsize
+        return OTHER_BYTES + out, 64 * (self.rows + self.columns) * problem.x_dtype.itemsize
 
 
 def gpu_tiles_for(problem: Problem) -> GpuTiles:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 
+from pallas_kernels import dispatch
 from pallas_kernels.latent_attention.arguments import check_arguments
 from pallas_kernels.latent_attention.choice import LatentPages, Wanted, choose, page_sizes
 from pallas_kernels.latent_attention.gpu_pages import allocate_gpu_latent_pages
@@ -114,8 +115,8 @@ def latent_attention(
     padding (tokens beyond the last border, rows beyond ``distribution[2]``), which is never read
     and may be NaN. So may all memory that no row has written. A position whose table entry is not
     in 1..P-1 is not written and not seen; a row whose numbers contradict each other (more new
-    tokens than its length, longer than its table) is idle. No such mistake reaches another row's
-    pages.
+    tokens than its length, longer than its table, beginning before another has ended) is idle. No
+    such mistake reaches another row's pages.
 
     Options: ``scale`` multiplies the logits; ``causal=False`` lets every new token see its whole
     row; ``update_kv_cache=False`` lets the new latents take part, rounded as if written, and leaves
@@ -144,6 +145,9 @@ def latent_attention(
     chosen = choose(wanted, implementation)
     rows = (kv_lens_S, page_table_SM, cu_q_lens_S1, distribution_3)
     check_row_values(q_latent_TNR.shape[0], latent_pages, *rows)
+    dispatch.refuse_to_run(
+        "latent_attention", chosen, interpret, (q_latent_TNR, latent_pages, *rows)
+    )
     module = importlib.import_module(f"{__name__}.{chosen}")
     interpreted = {"interpret": interpret} if chosen in ALLOCATE else {}
     with jax.named_scope("latent_attention"):

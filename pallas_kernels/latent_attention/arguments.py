@@ -24,6 +24,22 @@ def check_arguments(
     check_rows(kv_lens_S, page_table_SM, cu_q_lens_S1, distribution_3)
 
 
+def check_write_arguments(
+    latent_TR: jax.Array,
+    rope_Tr: jax.Array,
+    latent_pages: Pages,
+    kv_lens_S: jax.Array,
+    page_table_SM: jax.Array,
+    cu_q_lens_S1: jax.Array,
+    distribution_3: jax.Array,
+) -> None:
+    """``check_arguments`` of a call that writes and does not attend."""
+    shape = latent_TR.shape
+    require(len(shape) == 2 and 0 not in shape, "shape of latent_TR", shape, "[T, R]")
+    _check_new(shape[0], latent_TR, rope_Tr, latent_pages)
+    check_rows(kv_lens_S, page_table_SM, cu_q_lens_S1, distribution_3)
+
+
 def _check_queries(q_latent_TNR: jax.Array, q_rope_TNr: jax.Array, pages: Pages) -> None:
     shape, dtype = q_latent_TNR.shape, q_latent_TNR.dtype
     require(len(shape) == 3 and 0 not in shape, "shape of q_latent_TNR", shape, "[T, N, R]")

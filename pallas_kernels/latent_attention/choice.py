@@ -71,8 +71,8 @@ def choose(wanted: Wanted, implementation: str | None, *, tells: bool = True) ->
         return f"the pages have the layout of {name}: name the implementation when they are made"
 
     def tpu() -> str | None:
-        if chip and chip.platform != "tpu":
-            return f"the platform is {chip.platform}"
+        if chip and (elsewhere := chip.refuse("tpu")):
+            return elsewhere
         return (
             foreign(TpuLatentPages)
             or tpu_pages.refuse_pages(*kind)
@@ -80,8 +80,8 @@ def choose(wanted: Wanted, implementation: str | None, *, tells: bool = True) ->
         )
 
     def gpu() -> str | None:
-        if chip and not chip.is_hopper:
-            return f"the platform is {chip.platform}, and no Hopper GPU"
+        if chip and (elsewhere := chip.refuse("gpu")):
+            return elsewhere
         return foreign(GpuLatentPages) or gpu_limits.refuse_pages(*kind)
 
     def plain() -> str | None:

@@ -21,7 +21,6 @@ from pallas_kernels.paging.rows import (
     Rows,
     case_of,
     describe_rows,
-    in_order,
     take,
     token_pages,
 )
@@ -44,16 +43,14 @@ def latent_attention(
 ) -> tuple[jax.Array, GpuLatentPages]:
     """Queries are rounded to the dtype of the pages, as are the softmax weights."""
     page_size = latent_pages.page_size
-    rows = in_order(
-        describe_rows(
-            q_latent_TNR.shape[0],
-            latent_pages.num_pages,
-            page_size,
-            kv_lens_S,
-            page_table_SM,
-            cu_q_lens_S1,
-            distribution_3,
-        )
+    rows = describe_rows(
+        q_latent_TNR.shape[0],
+        latent_pages.num_pages,
+        page_size,
+        kv_lens_S,
+        page_table_SM,
+        cu_q_lens_S1,
+        distribution_3,
     )
     dtype = q_latent_TNR.dtype
     q_latent_TNR, q_rope_TNr = (x.astype(latent_pages.dtype) for x in (q_latent_TNR, q_rope_TNr))

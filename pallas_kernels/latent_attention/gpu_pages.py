@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.paging.pool import from_storage, to_storage
+from pallas_kernels.paging.pool import dropped_unless, from_storage, is_owned, to_storage
 
 
 @jax.tree_util.register_dataclass
@@ -90,8 +90,7 @@ def write_tokens(
 ) -> GpuLatentPages:
     """Writes one latent and rotary part a token, rounded to the dtype of the pages; pages not in
     1..P-1 are dropped."""
-    is_owned_T = (page_T > 0) & (page_T < pages.num_pages)
-    page_T = jnp.where(is_owned_T, page_T, jnp.int32(pages.num_pages))
+    page_T = dropped_unless(is_owned(page_T, pages), page_T, pages)
     options: dict[str, Any] = {"mode": "drop", "wrap_negative_indices": False}
     latent_TR, rope_Tr = latent_TR.astype(pages.dtype), rope_Tr.astype(pages.dtype)
     return GpuLatentPages(

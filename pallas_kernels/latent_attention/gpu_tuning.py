@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pallas_kernels import tile_table
 from pallas_kernels.gpu_chips import SHARED_BYTES
 from pallas_kernels.paging.rows import Case
+from pallas_kernels.powers import power_of_two_to
 
 BLOCK = 64
 """Positions that a step takes: one copy. A page holds one or more."""
@@ -85,8 +86,7 @@ class Tiles:
 
 def heuristic(problem: Problem) -> Tiles:
     """As many query tokens as fit, as many blocks as fit. Reasoned, not measured."""
-    queries = max(min(TILE // problem.group_size, problem.max_queries), 1)
-    queries = 1 << (queries.bit_length() - 1)
+    queries = power_of_two_to(min(TILE // problem.group_size, problem.max_queries))
     return Tiles(
         queries=queries,
         rows=-(-queries * problem.group_size // 8) * 8,

@@ -133,8 +133,7 @@ def write_tokens(
     pages: LatentPages, bits_TW: jax.Array, page_T: jax.Array, offset_T: jax.Array
 ) -> LatentPages:
     """Writes the stored bits of one position a token; pages not in 1..P-1 are dropped."""
-    is_owned_T = (page_T > 0) & (page_T < pages.num_pages)
-    page_T = jnp.where(is_owned_T, page_T, jnp.int32(pages.num_pages))
+    page_T = pool.dropped_unless(pool.is_owned(page_T, pages), page_T, pages)
     options: dict[str, Any] = {"mode": "drop", "wrap_negative_indices": False}
     return pages.replace(pages.latents_PpW.at[page_T, offset_T].set(bits_TW, **options))
 
@@ -166,6 +165,11 @@ def scatter_latent_pages(
     """Writes whole pages, as ``gather_latent_pages`` returned them, to ``ids_n``; the inverse of
     it.
 
-    An id that is not in 1..P-1 is ignored. The arrays must have the pool's dtype.
+    An id that is not in 1..P-1 is ignored. Raises ``ValueError`` for arrays of another shape, or
+    of another dtype than the pool's.
     """
-    return pool.scatter_pages(pages, ids_n, **{"latents": latent_npR, "rotary parts": rope_npr})
+    parts = {
+        "latents": (latent_npR, (pages.latent_rank,)),
+        "rotary parts": (rope_npr, (pages.rope_dim,)),
+    }
+    return pool.scatter_pages(pages, ids_n, **parts)

@@ -24,12 +24,9 @@ from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
 from pallas_kernels.paging import tpu_rows
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.pool import rounded_tokens
-from pallas_kernels.paging.rows import Case, case_of, describe_rows, in_order, take
+from pallas_kernels.paging.rows import Case, case_of, describe_rows, take
 from pallas_kernels.paging.tpu_registers import LANES, align, rows_of
 from pallas_kernels.paging.tpu_walk import MAX_PAGES
-
-VMEM_BYTES = 48 * 2**20
-"""What the kernel may take: three quarters of the smallest VMEM among the chips it is for."""
 
 
 def latent_attention(*arguments: Any, **options: Any) -> tuple[jax.Array, TpuLatentPages]:
@@ -57,16 +54,14 @@ def attend_and_count(
     case = case_of(distribution_3)
     has_new = latent_TR is not None
     shape = _shape_of(q_latent_TNR, latent_pages, case, has_new, pages_per_row, options)
-    rows = in_order(
-        describe_rows(
-            num_tokens,
-            latent_pages.num_pages,
-            latent_pages.page_size,
-            kv_lens_S,
-            page_table_SM,
-            cu_q_lens_S1,
-            jnp.asarray(distribution_3),
-        )
+    rows = describe_rows(
+        num_tokens,
+        latent_pages.num_pages,
+        latent_pages.page_size,
+        kv_lens_S,
+        page_table_SM,
+        cu_q_lens_S1,
+        jnp.asarray(distribution_3),
     )
     # Nothing of the layout that this makes for queries is used, and the compiler drops it.
     order = tpu_rows.order_rows(rows, unit=shape.short.tokens, num_places=1)
@@ -233,7 +228,7 @@ def _call(
         out_shape=outputs,
         input_output_aliases=aliases,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary",), vmem_limit_bytes=VMEM_BYTES
+            dimension_semantics=("arbitrary",), vmem_limit_bytes=tpu_tuning.VMEM_BYTES
         ),
         cost_estimate=_cost(shape, queries, out, pages, table.shape[0], pages_per_row),
         interpret=pltpu.InterpretParams() if interpret is True else interpret,

@@ -11,14 +11,12 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.latent_attention.tpu_tuning import WRITES
 from pallas_kernels.paging import tpu_walk
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.tpu_registers import LANES, align, rows_of
 from pallas_kernels.paging.tpu_walk import Act, Step, Walk, multiply, turn_of
 from pallas_kernels.paging.tpu_writes import write_tiles
-
-TILES = 4
-"""Tiles of new positions in flight, half of them being read and half being written."""
 
 
 class Part(NamedTuple):
@@ -114,7 +112,7 @@ class Refs(NamedTuple):
 def run_kernel(shape: Shape, only_short: bool, refs: Refs) -> None:
     refs.num_fetched_1[0] = 0
     if shape.writes:
-        write_tiles(refs, shape.pages_dtype, TILES)
+        write_tiles(refs, shape.pages_dtype, WRITES)
     num_short, num_rows = refs.counts_2[0], refs.counts_2[1]
     _attend(shape, refs, jnp.int32(0), num_short, shape.short)
     if not only_short:

@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pallas_kernels import tile_table
+from pallas_kernels.dispatch import NoImplementation
 from pallas_kernels.paging.rows import Case
+from pallas_kernels.paging.tpu_registers import LANES, SUBLANES
+from pallas_kernels.paging.tpu_walk import MAX_PAGES
 from pallas_kernels.powers import power_of_two_to
 
 
@@ -66,17 +69,59 @@ QUERY_BYTES = 2 * 2**20
 """A block of queries; the sums in float32 and the results are of this order, too."""
 
 
+VMEM_BYTES = 48 * 2**20
+"""What the kernel may take: three quarters of the smallest VMEM among the chips it is for."""
+WRITES = 4
+"""Tiles of new positions in flight, half of them being read and half being written."""
+
+
+def vmem_bytes(problem: Problem, tiles: Tiles, *, spills: bool = True) -> int:
+    """An upper bound of the VMEM that a call takes: the buffers as the kernel allocates them, and
+    what may be spilled (logits, masks, converted latents) unless it is left out."""
+    position_bytes = problem.width * problem.itemsize
+
+    def walk(tokens: int, positions: int) -> int:
+        rows = tokens * problem.num_heads
+        positions = min(max(positions, problem.page_size), MAX_PAGES * problem.page_size)
+        block = 2 * positions * position_bytes * (2 if problem.is_unwritten else 1)
+        # A result has no more lanes than a query, and its numbers no more bytes.
+        queries_and_results = 4 * rows * problem.width * problem.q_itemsize
+        sums = rows * (2 * LANES + problem.width) * 4
+        spilled = 4 * rows * positions * 4 + 3 * positions * problem.width * 4
+        return block + queries_and_results + sums + (spilled if spills else 0)
+
+    parts = [
+        walk(tiles.short_tokens, tiles.short_positions),
+        # Tiles of new positions have as many bytes a lane whatever their dtype: 8 rows of 32 bits.
+        2 * WRITES * SUBLANES * 4 * problem.width,
+    ]
+    if problem.case != "decode":
+        parts.append(walk(tiles.long_tokens, tiles.long_positions))
+    return max(parts) + 2**20
+
+
 def heuristic(problem: Problem) -> Tiles:
-    """Reasoned from the sizes of the chips, not measured."""
+    """Reasoned from the sizes of the chips, not measured.
+
+    Raises ``NoImplementation`` where the buffers alone do not fit into ``VMEM_BYTES``.
+    """
     position_bytes = problem.width * problem.itemsize
     most_positions = min(BLOCK_BYTES // position_bytes, problem.page_size * problem.pages_per_row)
     row_bytes = problem.width * problem.q_itemsize
     most_tokens = min(LONG_ROWS, QUERY_BYTES // row_bytes) // problem.num_heads
-    return Tiles(
+    tiles = Tiles(
         short_positions=power_of_two_to(min(SHORT_POSITIONS, most_positions)),
         long_tokens=power_of_two_to(min(most_tokens, problem.num_tokens)),
         long_positions=power_of_two_to(min(LONG_POSITIONS, most_positions)),
     )
+    needed = vmem_bytes(problem, tiles, spills=False)
+    if needed > VMEM_BYTES:
+        raise NoImplementation(
+            f"latent_attention as tpu takes {needed} bytes of VMEM for {problem.num_heads} heads"
+            f" and pages of {problem.page_size} positions, above {VMEM_BYTES}: take smaller pages,"
+            " or split the heads over more devices"
+        )
+    return tiles
 
 
 def tiles_for(problem: Problem) -> Tiles:
@@ -85,8 +130,8 @@ def tiles_for(problem: Problem) -> Tiles:
 
 
 def candidates(problem: Problem) -> Iterator[Tiles]:
-    """Sizes worth measuring, the heuristic's first: up to twice and down to half of it, in the
-    directions that the program has."""
+    """Sizes worth measuring, the heuristic's first, all within ``VMEM_BYTES``: up to twice and down
+    to half of it, in the directions that the program has."""
     guess = heuristic(problem)
     yield guess
     factors = (1, 2, 0.5)
@@ -99,7 +144,7 @@ def candidates(problem: Problem) -> Iterator[Tiles]:
             long_tokens=_scaled(guess.long_tokens, tokens, guess.short_tokens),
             long_positions=_scaled(guess.long_positions, long, problem.page_size),
         )
-        if scaled != guess:
+        if scaled != guess and vmem_bytes(problem, scaled) <= VMEM_BYTES:
             yield scaled
 
 

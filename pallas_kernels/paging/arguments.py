@@ -45,40 +45,51 @@ def check_row_values(
 ) -> None:
     """Raises ``ValueError`` where numbers that are known contradict each other.
 
-    Known are those of a call outside of ``jax.jit``. Inside of it they are not, and an
+    Known are all of a call outside of ``jax.jit``, and constants inside of it. Of the others an
     implementation takes rows that contradict themselves for idle, and such pages for none.
     """
-    given = (kv_lens_S, page_table_SM, cu_q_lens_S1, distribution_3)
-    if any(isinstance(x, jax.core.Tracer) for x in given):
+    zones = _known(distribution_3)
+    num_slots, pages_per_row = page_table_SM.shape
+    if zones is None:  # Then any row may be padding, and hold anything.
         return
-    kv_lens, table, borders, zones = map(np.asarray, given)
-    num_slots, pages_per_row = table.shape
     is_rising = 0 <= zones[0] <= zones[1] <= zones[2] <= num_slots
     require(is_rising, "distribution_3", zones.tolist(), f"rising, from 0 to {num_slots} rows")
-    kv_lens, table, borders = kv_lens[: zones[2]], table[: zones[2]], borders[: zones[2] + 1]
+    num_decode, _, num_rows = zones
+    kv_lens = _known(kv_lens_S, num_rows)
+    borders, table = _known(cu_q_lens_S1, num_rows + 1), _known(page_table_SM, num_rows)
     most = pages_per_row * pages.page_size
-    _require_all(
-        (kv_lens >= 0) & (kv_lens <= most),
-        "kv_lens_S",
-        kv_lens,
-        f"0 to {most}, what {pages_per_row} pages of {pages.page_size} hold",
-    )
-    _require_all(
-        (borders >= 0) & (borders <= num_tokens) & (np.diff(borders, prepend=0) >= 0),
-        "cu_q_lens_S1",
-        borders,
-        f"rising, from 0 to {num_tokens} tokens",
-    )
+    if kv_lens is not None:
+        _require_all(
+            (kv_lens >= 0) & (kv_lens <= most),
+            "kv_lens_S",
+            kv_lens,
+            f"0 to {most}, what {pages_per_row} pages of {pages.page_size} hold",
+        )
+    if borders is not None:
+        _require_all(
+            (borders >= 0) & (borders <= num_tokens) & (np.diff(borders, prepend=0) >= 0),
+            "cu_q_lens_S1",
+            borders,
+            f"rising, from 0 to {num_tokens} tokens",
+        )
+    if kv_lens is None:  # Then any row may be idle, and have any tokens and pages.
+        return
     is_active = kv_lens > 0
-    new = np.diff(borders)
-    num_decode = zones[0]
-    is_single = ~is_active[:num_decode] | (new[:num_decode] == 1)
-    name = "new tokens of decode row cu_q_lens_S1"
-    _require_all(is_single, name, new[:num_decode], "1, as distribution_3 says")
-    fits = ~is_active | (new <= kv_lens)
-    _require_all(fits, "new tokens of cu_q_lens_S1", new, "no more than kv_lens_S counts")
-    is_page = (table >= 0) & (table < pages.num_pages) | ~is_active[:, None]
-    _require_all(is_page, "page_table_SM", table, f"0 (none) to {pages.num_pages - 1}")
+    if borders is not None:
+        new = np.diff(borders)
+        is_single = ~is_active[:num_decode] | (new[:num_decode] == 1)
+        name = "new tokens of decode row cu_q_lens_S1"
+        _require_all(is_single, name, new[:num_decode], "1, as distribution_3 says")
+        fits = ~is_active | (new <= kv_lens)
+        _require_all(fits, "new tokens of cu_q_lens_S1", new, "no more than kv_lens_S counts")
+    if table is not None:
+        is_page = (table >= 0) & (table < pages.num_pages) | ~is_active[:, None]
+        _require_all(is_page, "page_table_SM", table, f"0 (none) to {pages.num_pages - 1}")
+
+
+def _known(x: jax.Array | np.ndarray, count: int | None = None) -> np.ndarray | None:
+    """The first ``count`` of ``x``, or None where the numbers come when the program runs."""
+    return None if isinstance(x, jax.core.Tracer) else np.asarray(x)[:count]
 
 
 def _require_all(is_allowed: np.ndarray, name: str, values: np.ndarray, allowed: str) -> None:

@@ -23,7 +23,8 @@ STORAGE = {
 """The dtypes a page can hold, and the dtype of the array that holds them."""
 
 XLA_PAGE_SIZES = (8, 16, 32, 64, 128, 256)
-"""The usual positions of a page. Plain XLA takes any, kernels take some of these."""
+"""The usual positions of a page: kernels take some of these, ``xla`` of ragged paged attention
+these and no others, that of latent attention any."""
 
 
 class Pages(Protocol):
@@ -118,9 +119,14 @@ def copy_pages(pages: AnyPages, src_n: jax.Array, dst_n: jax.Array) -> AnyPages:
     written.
 
     Int32 ids ``[n]``. A pair whose ``src`` or ``dst`` is not in 1..P-1 is ignored, so ``(0, 0)``
-    pads.
+    pads. Raises ``ValueError`` unless both are one list each, of the same length.
     """
     src_n, dst_n = jnp.asarray(src_n), jnp.asarray(dst_n)
+    if src_n.ndim != 1 or src_n.shape != dst_n.shape:
+        raise ValueError(
+            f"ids of shapes {src_n.shape} to copy from and {dst_n.shape} to copy to are not"
+            " allowed: they must be two lists of the same length [n]"
+        )
     keep_n = is_owned(src_n, pages) & is_owned(dst_n, pages)
     dst_n = dropped_unless(keep_n, dst_n, pages)
     src_n = jnp.where(keep_n, src_n, jnp.int32(0))
@@ -134,16 +140,28 @@ def gather_pages(pages: Pages, ids_n: jax.Array) -> tuple[jax.Array, jax.Array]:
     return pages.read(jnp.where(keep_n, ids_n, jnp.int32(0)), keep_n)
 
 
-def scatter_pages(pages: AnyPages, ids_n: jax.Array, **parts: jax.Array) -> AnyPages:
-    """Writes whole pages as ``gather_pages`` returned them: two ``parts``, by what they are called.
+def scatter_pages(
+    pages: AnyPages, ids_n: jax.Array, **parts: tuple[jax.Array, tuple[int, ...]]
+) -> AnyPages:
+    """Writes whole pages as ``gather_pages`` returned them: two ``parts``, by what they are called,
+    each with the shape of one position of it.
 
-    An id that is not in 1..P-1 is ignored. Raises ``ValueError`` for parts of another dtype.
+    An id that is not in 1..P-1 is ignored. Raises ``ValueError`` for parts of another shape or
+    dtype.
     """
-    for name, x in parts.items():
+    ids_n = jnp.asarray(ids_n)
+    if ids_n.ndim != 1:
+        raise ValueError(f"ids of shape {ids_n.shape} are not allowed: they must be a list [n]")
+    for name, (x, position) in parts.items():
+        allowed = (ids_n.size, pages.page_size, *position)
+        if x.shape != allowed:
+            raise ValueError(
+                f"{name} have shape {x.shape}: {ids_n.size} pages of {pages.page_size} positions"
+                f" take {allowed}"
+            )
         if x.dtype != pages.dtype:
             raise ValueError(f"{name} have dtype {x.dtype}: the pages hold {pages.dtype}")
-    ids_n = jnp.asarray(ids_n)
-    first, second = parts.values()
+    (first, _), (second, _) = parts.values()
     return pages.write(dropped_unless(is_owned(ids_n, pages), ids_n, pages), first, second)
 
 

@@ -1,6 +1,6 @@
 """Who is who in a ragged batch: the row and the position of every token."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import jax
@@ -48,20 +48,25 @@ def describe_rows(
     cu_q_lens_S1: jax.Array,
     distribution_3: jax.Array,
 ) -> Rows:
-    """Reads the description of a batch. No layer enters, so XLA shares the result among layers."""
+    """Reads the description of a batch. No layer enters, so XLA shares the result among layers.
+
+    Rows that begin before another has ended are idle, so what is left of them never overlaps.
+    """
     # Outside of jit they may be NumPy arrays.
     kv_lens_S, cu_q_lens_S1 = jnp.asarray(kv_lens_S), jnp.asarray(cu_q_lens_S1)
     num_slots, pages_per_row = page_table_SM.shape
     slot_S = jnp.arange(num_slots, dtype=jnp.int32)
     is_row_S = slot_S < distribution_3[2]
     starts_S, ends_S = cu_q_lens_S1[:-1], cu_q_lens_S1[1:]
+    highest_S1 = _highest_so_far(cu_q_lens_S1)
     q_lens_S = ends_S - starts_S
     fits_S = (kv_lens_S <= pages_per_row * page_size) & (q_lens_S <= kv_lens_S)
-    fits_S &= (starts_S >= 0) & (ends_S <= num_tokens)
-    takes_part_S = is_row_S & (kv_lens_S > 0) & (q_lens_S > 0) & fits_S
+    fits_S &= (starts_S >= 0) & (ends_S <= num_tokens) & (starts_S == highest_S1[:-1])
+    # Not of the difference, which wraps.
+    takes_part_S = is_row_S & (kv_lens_S > 0) & (starts_S < ends_S) & fits_S
 
     token_T = jnp.arange(num_tokens, dtype=jnp.int32)
-    is_past_TS = (ends_S[None, :] <= token_T[:, None]) & is_row_S[None, :]
+    is_past_TS = (highest_S1[None, 1:] <= token_T[:, None]) & is_row_S[None, :]
     row_T = jnp.minimum(is_past_TS.sum(axis=1, dtype=jnp.int32), jnp.int32(num_slots - 1))
     is_inside_T = (token_T >= take(starts_S, row_T)) & (token_T < take(ends_S, row_T))
     is_owned_SM = (page_table_SM > 0) & (page_table_SM < num_pages)
@@ -76,6 +81,14 @@ def describe_rows(
     )
 
 
+def _highest_so_far(borders_S1: jax.Array) -> jax.Array:
+    """The running maximum, as one comparison of all with all: ``cummax`` is dozens of operations,
+    and all of them take time to compile."""
+    place_S1 = jnp.arange(borders_S1.size, dtype=jnp.int32)
+    is_before_S1S1 = place_S1[None, :] <= place_S1[:, None]
+    return jnp.where(is_before_S1S1, borders_S1[None, :], borders_S1[0]).max(axis=1)
+
+
 def token_pages(rows: Rows, page_size: int) -> tuple[jax.Array, jax.Array]:
     """The page and the offset in it where each token's key and value belong; page 0 for padding."""
     position_T = jnp.where(rows.is_token_T, rows.position_T, 0)
@@ -86,20 +99,6 @@ def token_pages(rows: Rows, page_size: int) -> tuple[jax.Array, jax.Array]:
 # What follows does in one operation what Python's notation spells out in ten, to be right for
 # negative numbers as well; there are none here. A layer has hundreds of operations, and all of them
 # take time to compile.
-
-
-def in_order(rows: Rows) -> Rows:
-    """The same rows; idle where borders fall: a kernel that gives each row tiles of its own has no
-    room for rows that overlap."""
-    starts_S = rows.q_starts_S
-    keep_S = starts_S >= jax.lax.cummax(starts_S)
-    keep_S &= rows.q_lens_S <= rows.row_T.size - starts_S  # Not what the sum of borders wraps to.
-    return replace(
-        rows,
-        q_lens_S=jnp.where(keep_S, rows.q_lens_S, 0),
-        kv_lens_S=jnp.where(keep_S, rows.kv_lens_S, 0),
-        is_token_T=rows.is_token_T & take(keep_S, rows.row_T),
-    )
 
 
 def take(array: jax.Array, *index: jax.Array) -> jax.Array:

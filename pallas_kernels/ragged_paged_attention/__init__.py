@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 
+from pallas_kernels import dispatch
 from pallas_kernels.paging.arguments import check_row_values
 from pallas_kernels.paging.options import Options
 from pallas_kernels.ragged_paged_attention.arguments import check_arguments
@@ -112,8 +113,9 @@ def ragged_paged_attention(
     - ``cu_q_lens_S1``: row s owns tokens ``cu_q_lens[s]`` to ``cu_q_lens[s + 1]``; its last token
       has position ``kv_lens[s] - 1``.
     - ``distribution_3``: ends of the decode rows (one token each), of the pure-prefill rows
-      (nothing cached), of all rows. The first two are hints for speed and never change a result; in
-      a NumPy array, which leaves parts of the program out, they must be true.
+      (nothing cached), of all rows. The first two are hints for speed and never change a result. A
+      NumPy array leaves parts of the program out: a row of several tokens among decode rows alone
+      then comes out right or as zeros.
     - ``sinks_N``: an extra logit per query head that joins the softmax denominator only.
     - ``k_scale_K``, ``v_scale_K``: a page holds ``value / scale``; int8 pages need both.
 
@@ -121,7 +123,8 @@ def ragged_paged_attention(
     (tokens beyond the last border, rows beyond ``distribution[2]``), which is never read and may be
     NaN. So may all memory that no row has written. A position whose table entry is not in 1..P-1 is
     not written and not seen; a row whose numbers contradict each other (more new tokens than its
-    length, longer than its table) is idle. No such mistake reaches another row's pages.
+    length, longer than its table, beginning before another has ended) is idle. No such mistake
+    reaches another row's pages.
 
     Options: ``scale`` multiplies the logits; ``causal=False`` lets every new token see its whole
     row; ``sliding_window=w`` lets position i see no position before ``i - w + 1``;
@@ -161,6 +164,7 @@ def ragged_paged_attention(
     chosen = choose(Wanted.by_call(kv_pages), implementation)
     rows = (kv_lens_S, page_table_SM, cu_q_lens_S1, distribution_3)
     check_row_values(q_TNH.shape[0], kv_pages, *rows)
+    dispatch.refuse_to_run("ragged_paged_attention", chosen, interpret, (q_TNH, kv_pages, *rows))
     module = importlib.import_module(f"{__name__}.{chosen}")
     interpreted = {"interpret": interpret} if chosen in ALLOCATE else {}
     with jax.named_scope("ragged_paged_attention"):

@@ -53,7 +53,7 @@ def page_sizes(num_kv_heads: int, head_dim: int, dtype: jax.typing.DTypeLike) ->
 def choose(wanted: Wanted, implementation: str | None, *, tells: bool = True) -> str:
     """The name of the implementation; errors as those of ``dispatch.choose``, and its warning if it
     ``tells``."""
-    kind = (wanted.page_size, wanted.num_kv_heads, wanted.head_dim, jnp.dtype(wanted.dtype))
+    kind = (wanted.page_size, wanted.head_dim, jnp.dtype(wanted.dtype))
     # A name is taken at its word: what is compiled ahead of time may be for other machines.
     # Pages that exist were made for the chip they are on.
     chip = None if implementation or wanted.layout else dispatch.chip()
@@ -65,13 +65,13 @@ def choose(wanted: Wanted, implementation: str | None, *, tells: bool = True) ->
         return f"the pages have the layout of {name}: name the implementation when they are made"
 
     def tpu() -> str | None:
-        if chip and chip.platform != "tpu":
-            return f"the platform is {chip.platform}"
+        if chip and (elsewhere := chip.refuse("tpu")):
+            return elsewhere
         return foreign(TpuKVPages) or tpu_pages.refuse_pages(*kind)
 
     def gpu() -> str | None:
-        if chip and not chip.is_hopper:
-            return f"the platform is {chip.platform}, and no Hopper GPU"
+        if chip and (elsewhere := chip.refuse("gpu")):
+            return elsewhere
         return foreign(GpuKVPages) or gpu_limits.refuse_pages(*kind)
 
     def xla() -> str | None:

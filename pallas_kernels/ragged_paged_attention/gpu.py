@@ -20,7 +20,6 @@ from pallas_kernels.paging.rows import (
     Rows,
     case_of,
     describe_rows,
-    in_order,
     take,
     token_pages,
 )
@@ -57,16 +56,14 @@ def ragged_paged_attention(
     the dtype of 16-bit pages, bfloat16 for those of 8 bits, two bfloat16 for float32."""
     num_tokens, num_heads, head_dim = q_TNH.shape
     num_kv_heads, page_size = kv_pages.num_kv_heads, kv_pages.page_size
-    rows = in_order(
-        describe_rows(
-            num_tokens,
-            kv_pages.num_pages,
-            page_size,
-            kv_lens_S,
-            page_table_SM,
-            cu_q_lens_S1,
-            distribution_3,
-        )
+    rows = describe_rows(
+        num_tokens,
+        kv_pages.num_pages,
+        page_size,
+        kv_lens_S,
+        page_table_SM,
+        cu_q_lens_S1,
+        distribution_3,
     )
     pools = [kv_pages]
     if k_TKH is not None and v_TKH is not None:

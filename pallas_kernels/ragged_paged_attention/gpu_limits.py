@@ -7,7 +7,7 @@ PAGE_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2",
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 
 
-def refuse_pages(page_size: int, num_kv_heads: int, head_dim: int, dtype: np.dtype) -> str | None:
+def refuse_pages(page_size: int, head_dim: int, dtype: np.dtype) -> str | None:
     """Why pages of this kind cannot be served, or None."""
     for name, value, allowed in (
         ("page_size", page_size, PAGE_SIZES),

@@ -9,7 +9,8 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.gpu_chips import NUM_SMS
+from pallas_kernels.dispatch import NoImplementation
+from pallas_kernels.gpu_chips import NUM_SMS, SHARED_BYTES
 from pallas_kernels.paging import gpu_units
 from pallas_kernels.powers import power_of_two_to
 from pallas_kernels.ragged_paged_attention.gpu_tiles import (
@@ -75,8 +76,17 @@ class Plan:
 
 
 def plan(problem: GpuProblem, *, interpret: bool = False) -> Plan:
-    """The launch for a problem, with the tiles of the table or of the heuristic."""
+    """The launch for a problem, with the tiles of the table or of the heuristic.
+
+    Raises ``NoImplementation`` where these do not fit into shared memory.
+    """
     tiles = gpu_tiles_for(problem)
+    stages = tiles.stages(problem)
+    if stages < 1:
+        raise NoImplementation(
+            f"ragged_paged_attention as gpu takes {tiles.least_bytes(problem)} bytes of shared"
+            f" memory for a tile of {tiles}, above {SHARED_BYTES}: measure other tiles"
+        )
     rows = tiles.warpgroups(problem) * WARPGROUP_ROWS
     tile_queries = power_of_two_to(max(min(rows // problem.group_size, problem.max_queries), 1))
     return Plan(
@@ -85,7 +95,7 @@ def plan(problem: GpuProblem, *, interpret: bool = False) -> Plan:
         tile_rows=min(-(-tile_queries * problem.group_size // 8) * 8, rows),
         head_dim=problem.head_dim,
         warpgroups=tiles.warpgroups(problem),
-        stages=max(tiles.stages(problem), 1),
+        stages=stages,
         pages_dtype=jnp.dtype(problem.pages_dtype),
         out_dtype=jnp.dtype(problem.out_dtype),
         interpret=interpret,

@@ -112,6 +112,15 @@ class GpuTiles:
     def stages(self, problem: GpuProblem) -> int:
         """Blocks in flight: ``max_stages``, or what shared memory holds beside a tile. Below 1
         where these sizes do not fit."""
+        per_tile, per_stage = self._bytes(problem)
+        return min((SHARED_BYTES - per_tile) // per_stage, self.max_stages)
+
+    def least_bytes(self, problem: GpuProblem) -> int:
+        """Shared memory with one block in flight."""
+        return sum(self._bytes(problem))
+
+    def _bytes(self, problem: GpuProblem) -> tuple[int, int]:
+        """Shared memory of a tile and of all that is there once, and of a block in flight."""
         pages_dtype = jnp.dtype(problem.pages_dtype)
         operands, warpgroups = operands_of(pages_dtype), self.warpgroups(problem)
         matrix_bytes = operands.parts * operands.dtype.itemsize * problem.head_dim
@@ -119,5 +128,4 @@ class GpuTiles:
         per_tile = warpgroups * WARPGROUP_ROWS * (matrix_bytes + out_bytes + 4)
         if operands.is_converted:
             per_tile += warpgroups * self.block * matrix_bytes
-        per_stage = self.block * problem.head_dim * pages_dtype.itemsize
-        return min((SHARED_BYTES - per_tile - OTHER_BYTES) // per_stage, self.max_stages)
+        return per_tile + OTHER_BYTES, self.block * problem.head_dim * pages_dtype.itemsize

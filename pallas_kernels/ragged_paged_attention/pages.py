@@ -144,6 +144,8 @@ def scatter_kv_pages(
 ) -> AnyPages:
     """Writes whole pages, as ``gather_kv_pages`` returned them, to ``ids_n``; the inverse of it.
 
-    An id that is not in 1..P-1 is ignored. The arrays must have the pool's dtype.
+    An id that is not in 1..P-1 is ignored. Raises ``ValueError`` for arrays of another shape, or
+    of another dtype than the pool's.
     """
-    return scatter_pages(pages, ids_n, keys=keys_npKH, values=values_npKH)
+    heads = (pages.num_kv_heads, pages.head_dim)
+    return scatter_pages(pages, ids_n, keys=(keys_npKH, heads), values=(values_npKH, heads))

@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.paging import tpu_rows
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.pool import rounded_tokens
-from pallas_kernels.paging.rows import Case, case_of, describe_rows, in_order, take
+from pallas_kernels.paging.rows import Case, case_of, describe_rows, take
 from pallas_kernels.paging.tpu_registers import LANES, SUBLANES
 from pallas_kernels.ragged_paged_attention import tpu_pages
 from pallas_kernels.ragged_paged_attention.tpu_kernel import Refs, Shape, run_kernel
@@ -70,16 +70,14 @@ def attend_and_count(
         out_dtype=jnp.dtype(jnp.bfloat16 if call.is_narrow else jnp.float32),
         pages_dtype=kv_pages.dtype,
     )
-    rows = in_order(
-        describe_rows(
-            num_tokens,
-            kv_pages.num_pages,
-            kv_pages.page_size,
-            kv_lens_S,
-            page_table_SM,
-            cu_q_lens_S1,
-            jnp.asarray(distribution_3),
-        )
+    rows = describe_rows(
+        num_tokens,
+        kv_pages.num_pages,
+        kv_pages.page_size,
+        kv_lens_S,
+        page_table_SM,
+        cu_q_lens_S1,
+        jnp.asarray(distribution_3),
     )
     # Every row wastes less than a unit of places, and none needs more units than it has tokens.
     unit = shape.short_tokens
@@ -125,7 +123,10 @@ def attend_and_count(
         kv_pages.kv_PKpW,
     )
     out_TNH = _tokens(out, order.place_T, shape)
-    out_TNH = jnp.where(rows.is_token_T[:, None, None], out_TNH, jnp.zeros((), out_TNH.dtype))
+    is_attended_T = rows.is_token_T
+    if not shape.has_long:  # Nobody writes the results of a row that is long all the same.
+        is_attended_T &= take(rows.q_lens_S <= unit, rows.row_T)
+    out_TNH = jnp.where(is_attended_T[:, None, None], out_TNH, jnp.zeros((), out_TNH.dtype))
     written = TpuKVPages(kv_PKpW=pages, head_dim=kv_pages.head_dim)
     return out_TNH[:, : q_TNH.shape[1]].astype(q_TNH.dtype), written, num_fetched_1
 

@@ -56,9 +56,7 @@ def lanes_of(head_dim: int) -> Lanes:
     return Lanes(2 * key_width, key_width, key_width)
 
 
-def refuse_pages(
-    page_size: int, num_kv_heads: int, head_dim: int, dtype: jax.typing.DTypeLike
-) -> str | None:
+def refuse_pages(page_size: int, head_dim: int, dtype: jax.typing.DTypeLike) -> str | None:
     """Why pages of this kind cannot be served, or None."""
     name = jnp.dtype(dtype).name
     if name not in DTYPES:

@@ -55,7 +55,7 @@ def tpu_heuristic(chip: Chip, call: TpuCall) -> TpuTiles:
     often are. Prefilling computes: with R rows a block of queries computes R FLOPs for a byte of
     bfloat16 keys, so it has as many as the chip computes for a byte. What does not fit is computed
     for fewer kv heads at a time, then for fewer rows. Where a device has several cores, the kv
-    heads are divided between them.
+    heads are divided between them. Raises ``NoImplementation`` where the least does not fit.
     """
     known = tpu_chips.tpu_chip(chip)
     most = power_of_two_from(math.ceil(known.bytes_per_second * BLOCK_SECONDS))
@@ -85,7 +85,11 @@ def tpu_heuristic(chip: Chip, call: TpuCall) -> TpuTiles:
         elif tiles.long_positions > call.page_size:
             tiles = replace(tiles, long_positions=tiles.long_positions // 2)
         else:
-            break
+            raise dispatch.NoImplementation(
+                f"ragged_paged_attention as tpu takes {tpu_vmem_bytes(call, tiles)} bytes of VMEM"
+                f" for its least blocks, above {budget}, half of what {chip.kind} has: take smaller"
+                " pages, or split the heads over more devices"
+            )
     return tiles
 
 

@@ -28,6 +28,7 @@ from pallas_kernels.paging.rows import (
 )
 from pallas_kernels.paging.softmax import Softmax
 from pallas_kernels.paging.tiles import list_tiles
+from pallas_kernels.powers import power_of_two_from
 from pallas_kernels.ragged_paged_attention.pages import KVPages, write_tokens
 
 CHUNK_BYTES = 3 << 20
@@ -261,7 +262,7 @@ def _tile_size(num_tokens: int, num_slots: int) -> int:
     """A power of two near the tokens a row has, for rows in a program of these static sizes."""
     least, largest = TILE_QUERIES
     size = min(max(_ceil_div(num_tokens, num_slots), least), largest, num_tokens)
-    return 1 << (size - 1).bit_length()
+    return power_of_two_from(size)
 
 
 def _attend_pages(

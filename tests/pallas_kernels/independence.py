@@ -144,6 +144,22 @@ def test_a_row_with_tokens_before_the_first_is_idle(
     assert_same_pages(pages, expected_pages)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("borders", [[16, 4, 20], [16, -(2**31), 20], [16, 4, 4]])
+def test_a_row_that_claims_the_tokens_of_another_is_idle(
+    borders, implementation, batch_of, attend, assert_same_pages
+):
+    """Falling borders: the third row begins inside of the first, or before it."""
+    batch = batch_of([(16, 20), (4, 9), (4, 18)])
+    first = batch.where(kv_lens_S=batch.kv_lens_S.at[1:].set(0))
+    expected, expected_pages = attend(implementation, first)
+    falling = jnp.asarray([0, *borders, *borders[-1:] * 3], jnp.int32)
+    out, pages = attend(implementation, batch.where(cu_q_lens_S1=falling))
+    np.testing.assert_array_equal(out, expected)
+    assert expected[:16].any()
+    assert_same_pages(pages, expected_pages)
+
+
 BROKEN = {
     "page ids beyond the pool": {"page_table_SM": 73},
     "huge page ids": {"page_table_SM": 2**31 - 1},

@@ -86,7 +86,12 @@ FALLS = {
     "float16 on TPU": (V6E, kv_pages(dtype="float16"), "ragged_paged_attention", "float16"),
     "float16 latents on TPU": (V6E, latent_pages, "latent_attention", "float16"),
     "products of odd depth on TPU": (V6E, product, "grouped_matmul", "72"),
-    "an older GPU": (A100, kv_pages(), "ragged_paged_attention", "no Hopper GPU"),
+    "an older GPU": (
+        A100,
+        kv_pages(),
+        "ragged_paged_attention",
+        "A100 (gpu), not a Hopper GPU (H100, H200",
+    ),
 }
 
 
@@ -99,6 +104,50 @@ def test_who_falls_to_a_slower_implementation_is_told_why_and_once(
     assert message.startswith(f"{operation} runs as xla on {kind}, not as the {platform} kernel: ")
     assert reason in message
     assert told_on(chip, call) == []
+
+
+def test_who_gets_the_reference_is_told_on_any_chip(told_on):
+    sizes = "page_size = 24 is not one of 8, 16, 32, 64, 128, 256"
+    [message] = told_on(CPU, kv_pages(page_size=24))
+    assert message == f"ragged_paged_attention runs as reference on cpu, not as xla: {sizes}"
+    [message] = told_on(V6E, kv_pages(page_size=24))
+    assert message == (
+        "ragged_paged_attention runs as reference on TPU v6 lite, not as the tpu kernel: page_size"
+        f" = 24 is not a power of two from 16 on, for bfloat16; not as xla: {sizes}"
+    )
+    assert told_on(CPU, kv_pages(page_size=24, implementation="reference")) == []
+
+
+def latents_on(pages, name):
+    none = jnp.zeros((1,), jnp.int32)
+    return pallas_kernels.latent_attention(
+        jnp.zeros((1, 1, 512), jnp.bfloat16),
+        jnp.zeros((1, 1, 64), jnp.bfloat16),
+        None,
+        None,
+        pages,
+        none,
+        jnp.zeros((1, 1), jnp.int32),
+        jnp.zeros((2,), jnp.int32),
+        jnp.zeros((3,), jnp.int32),
+        scale=1.0,
+        implementation=name,
+    )
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="its own chip may be here")
+@pytest.mark.parametrize(("name", "needs"), [("tpu", "a TPU"), ("gpu", r"a Hopper GPU \(H100")])
+def test_a_kernel_named_where_its_chip_is_not_is_refused_when_it_runs(name, needs):
+    here = rf"cannot run as {name} here: the chip is cpu \(cpu\), not {needs}.*interpret=True"
+    x_TD, w_EDF = jnp.zeros((8, 128), jnp.bfloat16), jnp.zeros((2, 128, 128), jnp.bfloat16)
+    with pytest.raises(NoImplementation, match=f"grouped_matmul {here}"):
+        pallas_kernels.grouped_matmul(
+            x_TD, w_EDF, jnp.asarray([3, 4], jnp.int32), implementation=name
+        )
+    with pytest.raises(NoImplementation, match=f"ragged_paged_attention {here}"):
+        call_on(kv_pages(implementation=name)(), head_dim=64, implementation=name)
+    with pytest.raises(NoImplementation, match=f"latent_attention {here}"):
+        latents_on(pallas_kernels.init_latent_pages(3, 64, 512, 64, "bfloat16", name), name)
 
 
 def test_another_reason_is_told_as_well(told_on):
@@ -115,10 +164,10 @@ def test_nobody_is_told_of_what_is_no_fall(told_on):
     assert told_on(H200, lambda: call_on(kv_pages(72, implementation="xla")())) == []
 
 
-def call_on(pages):
+def call_on(pages, head_dim=72, **options):
     none = jnp.zeros((1,), jnp.int32)
     return pallas_kernels.ragged_paged_attention(
-        jnp.zeros((1, 1, 72)),
+        jnp.zeros((1, 1, head_dim)),
         None,
         None,
         pages,
@@ -127,6 +176,7 @@ def call_on(pages):
         jnp.zeros((2,), jnp.int32),
         jnp.zeros((3,), jnp.int32),
         scale=1.0,
+        **options,
     )
 
 

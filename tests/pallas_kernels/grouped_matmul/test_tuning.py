@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import tile_table
+from pallas_kernels.dispatch import NoImplementation
 from pallas_kernels.grouped_matmul.bench import OPERATION
 from pallas_kernels.grouped_matmul.gpu_tuning import GpuTiles, gpu_tiles_for
 from pallas_kernels.grouped_matmul.problem import Problem, describe
@@ -56,6 +57,10 @@ def test_gpu_tiles_that_leave_no_room_for_two_steps_are_no_candidates():
     assert GpuTiles(rows=128, columns=256).most_stages(wide) < 2
     assert GpuTiles(rows=128, columns=256) in candidates("gpu", problem)
     assert GpuTiles(rows=128, columns=256) not in candidates("gpu", wide)
+    # Barriers, chunks of the result, and two steps of 64 columns of rows and of weights.
+    needed = 3 * 1024 + 3 * 128 * 64 * 4 + 2 * 64 * (128 + 256) * 4
+    with pytest.raises(NoImplementation, match=f"takes {needed} bytes .* above {227 * 1024}"):
+        GpuTiles(rows=128, columns=256).stages(wide)
 
 
 @pytest.mark.parametrize("name", OPERATION.specs)

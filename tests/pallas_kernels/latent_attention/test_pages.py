@@ -97,6 +97,17 @@ def test_scatter_refuses_another_dtype():
         scatter_latent_pages(some_pages("bfloat16", "xla"), ids(1), *some_latents(1, "float32"))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scatter_refuses_another_shape_also_one_that_would_spread(layout):
+    pages = some_pages("bfloat16", layout)
+    latents, rope = some_latents(2, "bfloat16")
+    take = r"2 pages of 32 positions take \(2, 32"
+    with pytest.raises(ValueError, match=rf"latents have shape \(2, 1, 8\): {take}, 8\)"):
+        scatter_latent_pages(pages, ids(1, 2), latents[:, :1], rope)
+    with pytest.raises(ValueError, match=rf"rotary parts have shape \(1, 32, 4\): {take}, 4\)"):
+        scatter_latent_pages(pages, ids(1, 2), latents, rope[:1])
+
+
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
 def test_values_beyond_a_dtype_are_stored_as_its_largest(dtype, batch_of, attend):
     batch = batch_of([(1, 1)], pages_dtype=dtype)

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import init_latent_pages, latent_attention
+from pallas_kernels.latent_attention import tpu_tuning
 from pallas_kernels.latent_attention.specs import Spec
 
 SMALL = Spec(num_heads=16, rows=((1, 900), (40, 40)), max_len=1024, num_slots=8, num_tokens=64)
@@ -41,7 +42,7 @@ def compile_call(
     spec,
     *,
     num_pages=1_000,
-    pages_dtype="bfloat16",
+    pages_dtype=None,
     q_dtype="bfloat16",
     has_new=True,
     zones=None,
@@ -56,7 +57,12 @@ def compile_call(
 
     pool = jax.eval_shape(
         lambda: init_latent_pages(
-            num_pages, spec.page_size, rank, rope, pages_dtype, implementation="tpu"
+            num_pages,
+            spec.page_size,
+            rank,
+            rope,
+            pages_dtype or spec.pages_dtype,
+            implementation="tpu",
         )
     )
     pool = jax.tree.map(lambda leaf: array(leaf.dtype, *leaf.shape), pool)
@@ -105,6 +111,27 @@ def test_every_shape_compiles_for_v6e_and_writes_in_place(shape, tpu_mesh):
     spec, rest = with_changes(SMALL, shape)
     compiled, pool_bytes = compile_call(tpu_mesh("v6e"), spec, **rest)
     assert compiled.memory_analysis().alias_size_in_bytes == pool_bytes
+
+
+@pytest.mark.parametrize("name", ["unwritten", "unwritten e4m3", "40 heads of rank 256"])
+def test_the_vmem_that_is_counted_suffices(name, tpu_mesh, monkeypatch):
+    """The compiler refuses a kernel that takes more than it asks for."""
+    asked, tiles_for = [], tpu_tuning.tiles_for
+
+    def counting(problem):
+        tiles = tiles_for(problem)
+        asked.append(tpu_tuning.vmem_bytes(problem, tiles))
+        monkeypatch.setattr(tpu_tuning, "VMEM_BYTES", asked[-1])
+        return tiles
+
+    spec, rest = with_changes(SMALL, SHAPES[name])
+    mesh = tpu_mesh("v6e")
+    with monkeypatch.context() as patch:
+        patch.setattr(tpu_tuning, "tiles_for", counting)
+        jax.clear_caches()  # Of kernels that were traced with the other limit.
+        compile_call(mesh, spec, **rest)
+    jax.clear_caches()
+    assert 0 < asked[0] < 48 * 2**20
 
 
 def test_a_decode_program_has_no_long_rows(tpu_mesh):

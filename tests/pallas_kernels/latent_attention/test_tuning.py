@@ -6,10 +6,18 @@ import jax
 import pytest
 
 from pallas_kernels import tile_table
+from pallas_kernels.dispatch import NoImplementation
 from pallas_kernels.latent_attention import gpu_tuning
 from pallas_kernels.latent_attention.bench import OPERATION
 from pallas_kernels.latent_attention.specs import Spec
-from pallas_kernels.latent_attention.tpu_tuning import Problem, Tiles, candidates, heuristic
+from pallas_kernels.latent_attention.tpu_tuning import (
+    VMEM_BYTES,
+    Problem,
+    Tiles,
+    candidates,
+    heuristic,
+    vmem_bytes,
+)
 
 DEEPSEEK = Problem(
     case="mixed",
@@ -72,6 +80,31 @@ def test_candidates_differ_in_what_the_program_has(case, fixed):
     assert len({first, *others}) == 1 + len(others) > 1
     varied = {name for tiles in others for name, x in vars(tiles).items() if x != vars(first)[name]}
     assert varied == {"short_positions", "long_tokens", "long_positions"} - set(fixed)
+
+
+WIDE = replace(DEEPSEEK, width=2048, itemsize=4, q_itemsize=4, page_size=64, is_unwritten=True)
+
+
+@pytest.mark.parametrize("problem", [DEEPSEEK, WIDE], ids=["deepseek", "wide"])
+def test_all_candidates_fit_into_vmem(problem):
+    every = list(candidates(problem))
+    assert len(every) > 1
+    assert max(vmem_bytes(problem, tiles) for tiles in every) <= VMEM_BYTES == 48 * 2**20
+    # What is allocated for long rows: blocks of latents and of queries, results and sums.
+    tiles = every[0]
+    rows, lanes = tiles.long_tokens * 128, problem.width
+    latents = 2 * tiles.long_positions * lanes * problem.itemsize * (1 + problem.is_unwritten)
+    queries = 2 * rows * lanes * problem.q_itemsize
+    allocated = latents + 2 * queries + rows * (128 + 128 + lanes) * 4
+    assert allocated <= vmem_bytes(problem, tiles, spills=False) < vmem_bytes(problem, tiles)
+
+
+def test_what_does_not_fit_into_vmem_is_no_candidate_and_refused_when_it_is_the_least():
+    twice = {"short_positions": 512, "long_tokens": 4, "long_positions": 512}
+    assert vmem_bytes(WIDE, Tiles(**twice)) > VMEM_BYTES
+    assert Tiles(**twice) not in list(candidates(WIDE))
+    with pytest.raises(NoImplementation, match=r"takes \d+ bytes of VMEM .* above 50331648"):
+        heuristic(replace(WIDE, num_heads=2048))
 
 
 @pytest.mark.parametrize("group_size", [16, 64])

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import init_latent_pages, latent_attention
+from pallas_kernels import init_latent_pages, latent_attention, write_latents
 
 ARRAYS = {
     "q_latent_TNR": np.zeros((4, 6, 16), np.float32),
@@ -51,6 +51,32 @@ def test_a_wrong_argument_is_named_with_its_value(changes, message):
     options = {name: x for name, x in call.items() if name not in ARRAYS}
     with pytest.raises(ValueError, match=message):
         latent_attention(*arrays.values(), **options)
+
+
+NOT_WRITTEN = ("q_latent_TNR", "q_rope_TNr", "scale", "implementation")
+WRONG_TO_WRITE = [(x, said) for x, said in WRONG if not {*x} & {*NOT_WRITTEN, "latent_TR"}]
+WRONG_TO_WRITE += [
+    ({"rope_Tr": np.zeros((3, 8), np.float32)}, r"shape of rope_Tr = \(3, 8\) .* \(4, 8\)"),
+    ({"latent_TR": np.zeros((4, 8), np.float32)}, r"shape of latent_TR = \(4, 8\) .* \(4, 16\)"),
+    ({"latent_TR": np.zeros(16, np.float32)}, r"shape of latent_TR = \(16,\) .* \[T, R\]"),
+    ({"kv_lens_S": np.array([17, 0, 0], np.int32)}, r"kv_lens_S\[0\] = 17 .* 0 to 16"),
+    ({"cu_q_lens_S1": np.array([0, 2, 1, 1], np.int32)}, r"cu_q_lens_S1\[2\] = 1 .* rising"),
+    ({"distribution_3": np.array([0, 0, 4], np.int32)}, r"distribution_3 = \[0, 0, 4\] .* 3 rows"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), WRONG_TO_WRITE, ids=[message for _, message in WRONG_TO_WRITE]
+)
+def test_a_wrong_argument_of_a_write_is_named_with_its_value(changes, message):
+    call = {**ARRAYS, "distribution_3": np.array([0, 0, 3], np.int32), **changes}
+    arrays = {
+        name: jnp.asarray(x) if isinstance(x, np.ndarray) else x
+        for name, x in call.items()
+        if name not in NOT_WRITTEN
+    }
+    with pytest.raises(ValueError, match=message):
+        write_latents(**arrays)
 
 
 @pytest.mark.parametrize(

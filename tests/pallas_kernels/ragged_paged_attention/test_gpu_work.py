@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import tile_table
+from pallas_kernels.dispatch import NoImplementation
 from pallas_kernels.paging import gpu_work
 from pallas_kernels.paging.options import Options
-from pallas_kernels.paging.rows import describe_rows, in_order, token_pages
-from pallas_kernels.ragged_paged_attention import gpu_unwritten
+from pallas_kernels.paging.rows import describe_rows, token_pages
+from pallas_kernels.ragged_paged_attention import gpu_plan, gpu_unwritten
 from pallas_kernels.ragged_paged_attention.bench import OPERATION
 from pallas_kernels.ragged_paged_attention.gpu_limits import HEAD_DIMS, PAGE_DTYPES
 from pallas_kernels.ragged_paged_attention.gpu_pages import allocate_gpu_kv_pages
@@ -42,16 +43,14 @@ FIELDS = ("out", "query", "row", "first_block", "num_blocks", "position", "kv_le
 def described(kv_lens, borders, *, num_tokens, table=None, page_size=64, pages_per_row=16):
     slots = len(kv_lens)
     table = np.ones((slots, pages_per_row), np.int32) if table is None else table
-    return in_order(
-        describe_rows(
-            num_tokens,
-            1_000_000,
-            page_size,
-            jnp.asarray(kv_lens, jnp.int32),
-            jnp.asarray(table, jnp.int32),
-            jnp.asarray(borders, jnp.int32),
-            jnp.asarray([0, 0, slots], jnp.int32),
-        )
+    return describe_rows(
+        num_tokens,
+        1_000_000,
+        page_size,
+        jnp.asarray(kv_lens, jnp.int32),
+        jnp.asarray(table, jnp.int32),
+        jnp.asarray(borders, jnp.int32),
+        jnp.asarray([0, 0, slots], jnp.int32),
     )
 
 
@@ -260,6 +259,16 @@ def test_two_warpgroups_are_no_candidate_where_shared_memory_has_no_room_for_the
     assert {tiles.prefill_warpgroups for tiles in gpu_candidates(wide)} == {1}
     narrow = replace(wide, head_dim=64, pages_dtype="bfloat16")
     assert {tiles.prefill_warpgroups for tiles in gpu_candidates(narrow)} == {1, 2}
+
+
+def test_tiles_that_do_not_fit_are_refused_with_their_sum_and_the_budget(monkeypatch):
+    wide = replace(DECODE, case="prefill", max_queries=512, head_dim=256, pages_dtype="float32")
+    tiles = replace(TILES, columns=64, prefill_warpgroups=2)
+    monkeypatch.setattr(gpu_plan, "gpu_tiles_for", lambda _: tiles)
+    # 128 queries of two bfloat16 parts, results and sums; converted keys; barriers; one block.
+    needed = 128 * (2 * 2 * 256 + 64 * 4 + 4) + 2 * 64 * 2 * 2 * 256 + 3 * 1024 + 64 * 256 * 4
+    with pytest.raises(NoImplementation, match=f"takes {needed} bytes .* above {227 * 1024}"):
+        gpu_plan.plan(wide)
 
 
 PADDED = {"num_heads": 8, "num_kv_heads": 2, "head_dim": 64, "num_tokens": 16}

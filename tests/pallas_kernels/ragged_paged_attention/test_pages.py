@@ -1,6 +1,7 @@
 """The pool: written in place, moved by page, and never copied as a whole."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,31 @@ def test_scatter_refuses_another_dtype():
     new = jnp.zeros((1, 8, 2, 4), jnp.float32)
     with pytest.raises(ValueError, match=r"keys have dtype float32: the pages hold bfloat16"):
         scatter_kv_pages(some_pages("bfloat16"), ids(1), new, new)
+
+
+@pytest.mark.parametrize("layout", ["xla", "tpu", "gpu"])
+@pytest.mark.parametrize(
+    "shape", [(2, 64, 1, 64), (1, 64, 2, 64), (2, 64, 2, 1), (2, 1, 2, 64), (64, 2, 64)]
+)
+def test_scatter_refuses_another_shape_also_one_that_would_spread(shape, layout):
+    pages = init_kv_pages(3, 64, 2, 64, "float32", implementation=layout)
+    whole, wrong = jnp.zeros((2, 64, 2, 64)), jnp.zeros(shape)
+    for name, new in (("keys", (wrong, whole)), ("values", (whole, wrong))):
+        message = f"{name} have shape {shape}: 2 pages of 64 positions take (2, 64, 2, 64)"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            scatter_kv_pages(pages, ids(1, 2), *new)
+
+
+def test_ids_are_lists_of_one_length():
+    pages, page = some_pages("float32"), jnp.zeros((1, 8, 2, 4))
+    with pytest.raises(
+        ValueError, match=r"\(1,\) to copy from and \(2,\) to copy to .* length \[n\]"
+    ):
+        copy_kv_pages(pages, ids(3), ids(1, 2))
+    with pytest.raises(ValueError, match=r"\(1, 1\) to copy from and \(1, 1\) to copy to"):
+        copy_kv_pages(pages, ids(3)[None], ids(1)[None])
+    with pytest.raises(ValueError, match=r"ids of shape \(1, 1\) .* a list \[n\]"):
+        scatter_kv_pages(pages, ids(1)[None], page, page)
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8"])

@@ -1,5 +1,6 @@
 """Sizes of the kernels: what they are for, and that they fit."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from pallas_kernels.dispatch import Chip
+from pallas_kernels.dispatch import Chip, NoImplementation
 from pallas_kernels.paging.rows import case_of
 from pallas_kernels.ragged_paged_attention.tpu_tiles import tpu_vmem_bytes
 from pallas_kernels.ragged_paged_attention.tpu_tuning import (
@@ -60,6 +61,15 @@ def test_all_candidates_fit_and_the_first_is_the_heuristic(chip, call, case):
         for size in (tiles.short_positions, tiles.long_positions, tiles.long_rows, tiles.writes):
             assert size & (size - 1) == 0
         assert min(tiles.short_positions, tiles.long_positions) >= call.page_size
+
+
+def test_a_call_whose_least_blocks_do_not_fit_is_refused_with_their_sum():
+    call = replace(CALLS["large pages"], num_kv_heads=1, group_size=2048, case="decode")
+    with pytest.raises(
+        NoImplementation, match=r"takes (\d+) bytes of VMEM .* above 33554432"
+    ) as said:
+        tpu_heuristic(Chip("tpu", "TPU7x"), call)
+    assert int(re.findall(r"\d+", str(said.value))[0]) > 2**25
 
 
 def test_sizes_never_exceed_what_there_is():

@@ -109,6 +109,28 @@ def test_a_number_that_is_not_known_yet_is_not_refused():
     assert out.shape == (4, 6, 16)
 
 
+KNOWN_ALONE = [x for x in CONTRADICTIONS if x[0] == "distribution_3" or x[3].endswith("0 to 16")]
+KNOWN_ALONE += [("cu_q_lens_S1", 3, 5, r"cu_q_lens_S1\[3\] = 5 .* rising, from 0 to 4 tokens")]
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "number", "message"),
+    KNOWN_ALONE,
+    ids=[message for *_, message in KNOWN_ALONE],
+)
+def test_a_constant_of_a_program_is_refused_whatever_else_is_traced(name, place, number, message):
+    rows = with_number(name, place, number)
+    known = {key: rows[key] for key in (name, "distribution_3")}
+    traced = {key: x for key, x in rows.items() if key not in known}
+
+    def program(traced):
+        arrays = {**jax.tree.map(jnp.asarray, ARRAYS), **traced, **known}
+        return ragged_paged_attention(**arrays, scale=1.0)[0]
+
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(program, traced)
+
+
 def test_what_an_idle_row_and_one_beyond_the_batch_say_is_not_looked_at():
     rows = with_number("page_table_SM", (2, 0), -3)
     rows["distribution_3"] = np.array([1, 1, 2], np.int32)
