@@ -1,11 +1,14 @@
 """The Hopper kernel in the interpreter of Mosaic GPU, against the meaning, on small batches."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pallas_kernels import gather_latent_pages
 from pallas_kernels.latent_attention import gpu_kernel
+from tests.pallas_kernels.independence import all_broken
 
 pytest.importorskip("absl", reason="the interpreter of Mosaic GPU needs absl-py")
 
@@ -97,3 +100,12 @@ def test_a_row_alone_equals_itself_among_others_bit_for_bit(batch_of, attend):
         )
         out, _ = attend("gpu", alone)
         np.testing.assert_array_equal(out[: rows[row][0]], among[tokens])
+
+
+def test_broken_rows_of_every_kind_count_as_idle(batch_of, attend, assert_close, assert_same_pages):
+    broken, without = all_broken(functools.partial(small, batch_of), 64, 4)
+    expected, expected_pages = attend("reference", without)
+    out, pages = attend("gpu", broken)
+    assert_close(out, expected, "bfloat16")
+    ids = jnp.arange(1, pages.num_pages, dtype=jnp.int32)  # Nobody owns page 0.
+    assert_same_pages(*(gather_latent_pages(x, ids) for x in (pages, expected_pages)))
