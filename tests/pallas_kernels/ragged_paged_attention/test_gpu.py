@@ -61,12 +61,19 @@ def assert_same_numbers(pages, expected, ids=None):
         np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(wanted, np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 def test_gpu_equals_the_reference(rows, batch_of, check):
     check(small(batch_of, rows))
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=() if "unwritten" in name else pytest.mark.slow)
+        for name, options in OPTIONS.items()
+    ],
+)
 def test_every_option(options, batch_of, check, monkeypatch):
     monkeypatch.setattr(gpu_plan, "INTERPRETED_SMS", 2)
     check(small(batch_of, ROWS["mixed"]), **options)
@@ -161,9 +168,14 @@ def ragged_rows(draw):
 
 
 @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
-@given(rows=ragged_rows(), seed=st.integers(0, 99))
-def test_any_ragged_batch(rows, seed, batch_of, check):
-    check(small(batch_of, rows, seed=seed))
+@given(
+    rows=ragged_rows(),
+    seed=st.integers(0, 99),
+    options=st.sampled_from(({}, *OPTIONS.values())),
+    pages_dtype=st.sampled_from(("bfloat16", "float16", "float8_e5m2")),
+)
+def test_any_ragged_batch(rows, seed, options, pages_dtype, batch_of, check):
+    check(small(batch_of, rows, seed=seed, pages_dtype=pages_dtype), **options)
 
 
 def test_a_row_alone_equals_itself_among_others_bit_for_bit(batch_of, attend):
