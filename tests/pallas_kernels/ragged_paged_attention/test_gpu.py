@@ -79,9 +79,10 @@ def test_every_option(options, batch_of, check, monkeypatch):
     check(small(batch_of, ROWS["mixed"]), **options)
 
 
-@pytest.mark.parametrize("head_dim", [80, pytest.param(192, marks=pytest.mark.slow)])
-def test_heads_of_another_width_on_pages_of_two_blocks(head_dim, batch_of, check):
-    sizes = {"head_dim": head_dim, "page_size": 128, "pages_per_row": 2, "group_size": 1}
+# A product of 192 columns is more than one.
+@pytest.mark.parametrize(("head_dim", "page_size"), [(80, 128), (192, 256)])
+def test_heads_of_another_width_on_pages_of_several_blocks(head_dim, page_size, batch_of, check):
+    sizes = {"head_dim": head_dim, "page_size": page_size, "pages_per_row": 2, "group_size": 1}
     check(small(batch_of, [(1, 150), (4, 140)], **sizes))
 
 

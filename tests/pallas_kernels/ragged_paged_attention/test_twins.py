@@ -1,6 +1,8 @@
 """The kernels in their interpreters on small twins of the named shapes: head dims, query heads of a
 kv head, pages, dtypes, windows, softcaps, sinks and the sizes of blocks are real."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +92,12 @@ def check(batch_of, in_layout_of, assert_close):
 def test_tpu_equals_the_reference_on_a_twin_without_a_race(spec, check, has_raced):
     check(spec, "tpu", pltpu.InterpretParams(detect_races=True))
     assert not has_raced()
+
+
+def test_thousands_of_pages_of_a_row_are_all_seen(check):
+    sizes = {"num_heads": 1, "num_kv_heads": 1, "head_dim": 64, "page_size": 16}
+    rows = {"rows": ((1, 33_001), (1, 40)), "max_len": 33_600}
+    check(replace(SPECS["llama3-8b-decode"], **sizes, **rows), "tpu", True)
 
 
 @pytest.mark.parametrize("spec", twins(128))
