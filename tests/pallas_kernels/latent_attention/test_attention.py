@@ -74,10 +74,18 @@ TPU_KINDS = {
     "a register of latents, unwritten": ("a register of latents", "unwritten"),
     "more than a register": ("more than a register", None),
 }
+ELSEWHERE = {"bfloat16, bidirectional", "a register of latents, unwritten"}
+"""Each half of them is in another, or in a twin: slow."""
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize(("kind", "option"), TPU_KINDS.values(), ids=TPU_KINDS)
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        pytest.param(*x, id=name, marks=pytest.mark.slow if name in ELSEWHERE else ())
+        for name, x in TPU_KINDS.items()
+    ],
+)
 def test_tpu_equals_the_reference_on_latents_of_every_kind(
     kind, option, batch_of, attend, assert_close
 ):

@@ -3,7 +3,6 @@ once, and nothing else."""
 
 from types import SimpleNamespace
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings

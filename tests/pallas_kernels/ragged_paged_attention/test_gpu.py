@@ -93,7 +93,13 @@ PAGES = {
 }
 
 
-@pytest.mark.parametrize(("pages", "options"), PAGES.values(), ids=PAGES)
+@pytest.mark.parametrize(
+    ("pages", "options"),
+    [
+        pytest.param(*x, id=name, marks=pytest.mark.slow if "unwritten" in name else ())
+        for name, x in PAGES.items()
+    ],
+)
 def test_pages_of_eight_bits(pages, options, batch_of, check):
     check(small(batch_of, ROWS["mixed"], **pages), **options)
 
@@ -118,7 +124,8 @@ def test_a_kv_head_with_more_query_heads_than_a_tile_has_rows(batch_of, check):
     check(small(batch_of, [(1, 70), (3, 5)], **sizes), sinks_N=tuple(np.linspace(-2, 2, 71)))
 
 
-@pytest.mark.parametrize("window", [None, pytest.param(70, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [None, 70])
 def test_a_position_in_no_page_is_not_seen(window, batch_of, check):
     batch = small(batch_of, [(1, 190), (6, 180)])
     table = batch.page_table_SM.at[0, 2].set(0).at[1, 1].set(9_999)
@@ -168,15 +175,18 @@ def ragged_rows(draw):
     return rows
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     rows=ragged_rows(),
     seed=st.integers(0, 99),
     options=st.sampled_from(({}, *OPTIONS.values())),
+    hole=st.tuples(st.integers(0, 4), st.integers(0, 3), st.sampled_from((0, -1, 9_999))),
     pages_dtype=st.sampled_from(("bfloat16", "float16", "float8_e5m2")),
 )
-def test_any_ragged_batch(rows, seed, options, pages_dtype, batch_of, check):
-    check(small(batch_of, rows, seed=seed, pages_dtype=pages_dtype), **options)
+def test_any_ragged_batch(rows, seed, options, hole, pages_dtype, batch_of, check):
+    batch = small(batch_of, rows, seed=seed, pages_dtype=pages_dtype)
+    row, page, no_page = hole
+    check(batch.where(page_table_SM=batch.page_table_SM.at[row, page].set(no_page)), **options)
 
 
 def test_a_row_alone_equals_itself_among_others_bit_for_bit(batch_of, attend):
