@@ -189,18 +189,19 @@ def test_any_ragged_batch(rows, seed, options, hole, pages_dtype, batch_of, chec
     check(batch.where(page_table_SM=batch.page_table_SM.at[row, page].set(no_page)), **options)
 
 
-def test_a_row_alone_equals_itself_among_others_bit_for_bit(batch_of, attend):
+def test_a_row_equals_itself_among_other_rows_bit_for_bit(batch_of, attend):
     rows = ROWS["mixed"]
     among, _ = attend("gpu", small(batch_of, rows))
-    for row, slot in ((0, 3), (3, 0)):
-        alone_rows = [(0, 0)] * slot + [rows[row]]
-        alone = small(
-            batch_of,
-            alone_rows,
-            page_seed=7,
-            content=lambda _, row=row: np.random.default_rng((0, row)),
-        )
-        out, _ = attend("gpu", alone)
+    # Two of them in other slots, beside a neighbour that is not there among the others.
+    alone_rows, slots = [rows[3], (0, 0), (2, 70), rows[0]], {0: 3, 3: 0}
+    alone = small(
+        batch_of,
+        alone_rows,
+        page_seed=7,
+        content=lambda slot: np.random.default_rng((0, slots.get(slot, 9))),
+    )
+    out, _ = attend("gpu", alone)
+    for slot, row in slots.items():
         np.testing.assert_array_equal(out[tokens_of(alone_rows, slot)], among[tokens_of(rows, row)])
 
 
