@@ -25,7 +25,15 @@ def check(call_of, assert_equals_the_reference):
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize("sizes", [(3, 17, 0, 9), (64, 0, 0, 8), (-5, 1, 2**31 - 1, 9)], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((3, 17, 0, 9), marks=pytest.mark.slow),
+        pytest.param((64, 0, 0, 8), marks=pytest.mark.slow),
+        (-5, 1, 2**31 - 1, 9),
+    ],
+    ids=str,
+)
 def test_gpu_equals_the_reference(sizes, check):
     check(sizes)
 
@@ -43,7 +51,7 @@ def test_rows_that_are_no_multiple_of_a_copy(check):
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize("columns", [256, 384])
+@pytest.mark.parametrize("columns", [pytest.param(256, marks=pytest.mark.slow), 384])
 def test_tiles_of_two_warpgroups(columns, check):
     # Four visits and one to the padding: three blocks of visits over one or three strips.
     check((5, 207, 130), num_rows=360, columns=columns)

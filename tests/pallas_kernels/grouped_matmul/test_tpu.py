@@ -24,7 +24,7 @@ def test_no_copy_races_another(depth, call_of, multiply, monkeypatch, has_raced,
     raced = pltpu.InterpretParams(detect_races=True)
     run = jax.jit(lambda *arrays: tpu.grouped_matmul(problem, *arrays, interpret=raced))
     out = np.asarray(jax.block_until_ready(run(*jax.block_until_ready(arrays))))
-    assert_close(out, expected, atol=2e-4)
+    assert_close(out, expected, near_zero="cancelled sums")
     assert not has_raced()
 
 

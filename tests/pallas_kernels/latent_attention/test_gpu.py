@@ -1,11 +1,16 @@
 """The Hopper kernel in the interpreter of Mosaic GPU, against the meaning, on small batches."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pallas_kernels import gather_latent_pages
 from pallas_kernels.latent_attention import gpu_kernel
+from tests.pallas_kernels.independence import all_broken
 
 pytest.importorskip("absl", reason="the interpreter of Mosaic GPU needs absl-py")
 
@@ -46,12 +51,19 @@ def check(attend, assert_close, assert_same_pages):
     return equals_the_reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 def test_gpu_equals_the_reference(rows, batch_of, check):
     check(small(batch_of, rows))
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=pytest.mark.slow if "causal" not in options else ())
+        for name, options in OPTIONS.items()
+    ],
+)
 def test_every_option(options, batch_of, check):
     check(small(batch_of, ROWS["mixed"]), **options)
 
@@ -63,7 +75,8 @@ def test_long_rows_are_split_and_many_heads_grouped_over_the_grid(batch_of, chec
     check(small(batch_of, [(1, 700), (3, 400), (1, 290)], **sizes))
 
 
-@pytest.mark.parametrize("update_kv_cache", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("update_kv_cache", [True, False])
 def test_a_position_in_no_page_is_not_seen(update_kv_cache, batch_of, check):
     batch = small(batch_of, [(1, 190), (6, 180), (9, 130), (1, 65)])
     table = batch.page_table_SM.at[0, 2].set(0).at[1, 1].set(9_999).at[2, 2].set(-1)
@@ -85,15 +98,58 @@ def test_what_the_pages_hold_is_read_without_new_latents(batch_of, attend, asser
     assert_close(out, expected, "bfloat16")
 
 
-def test_a_row_alone_equals_itself_among_others_bit_for_bit(batch_of, attend):
+def test_a_row_equals_itself_among_other_rows_bit_for_bit(batch_of, attend):
     rows = [(1, 150), (5, 80), (1, 30)]
     among, _ = attend("gpu", small(batch_of, rows))
-    for row, tokens in ((0, slice(0, 1)), (1, slice(1, 6))):
-        alone = small(
-            batch_of,
-            [(0, 0), rows[row]],
-            page_seed=7,
-            content=lambda _, row=row: np.random.default_rng((0, row)),
-        )
-        out, _ = attend("gpu", alone)
-        np.testing.assert_array_equal(out[: rows[row][0]], among[tokens])
+    # Both in another order, each beside a neighbour that is not there among them.
+    order = [(0, 0), rows[1], (2, 70), rows[0]]
+    alone = small(
+        batch_of,
+        order,
+        page_seed=7,
+        content=lambda slot: np.random.default_rng((0, {1: 1, 3: 0}.get(slot, 9))),
+    )
+    out, _ = attend("gpu", alone)
+    np.testing.assert_array_equal(out[:5], among[1:6])
+    np.testing.assert_array_equal(out[7], among[0])
+
+
+def test_broken_rows_of_every_kind_count_as_idle(batch_of, attend, assert_close, assert_same_pages):
+    broken, without = all_broken(functools.partial(small, batch_of), 64, 4)
+    expected, expected_pages = attend("reference", without)
+    out, pages = attend("gpu", broken)
+    assert_close(out, expected, "bfloat16")
+    ids = jnp.arange(1, pages.num_pages, dtype=jnp.int32)  # Nobody owns page 0.
+    assert_same_pages(*(gather_latent_pages(x, ids) for x in (pages, expected_pages)))
+
+
+@st.composite
+def ragged_rows(draw):
+    """Five rows of every kind in any order."""
+    rows, left = [], 24
+    for _ in range(5):
+        new = min(draw(st.sampled_from((0, 1, 1, 5, 11))), left)
+        left -= new
+        cached = draw(st.one_of(st.just(0), st.integers(0, 256 - new)))
+        rows.append((new, 0 if draw(st.integers(0, 5)) == 5 or not new else cached + new))
+    return rows
+
+
+# Each call is a program for the interpreter, and its making is the time: two examples, with holes.
+@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    rows=ragged_rows(),
+    seed=st.integers(0, 99),
+    hole=st.tuples(st.integers(0, 4), st.integers(0, 3), st.sampled_from((0, -1, 9_999))),
+    pages_dtype=st.sampled_from(("bfloat16", "float16")),
+)
+def test_any_ragged_batch(rows, seed, hole, pages_dtype, batch_of, check):
+    batch = small(batch_of, rows, seed=seed, pages_dtype=pages_dtype, rope_dim=32)
+    row, page, no_page = hole
+    check(batch.where(page_table_SM=batch.page_table_SM.at[row, page].set(no_page)))
+
+
+@pytest.mark.slow
+def test_positions_beyond_sixteen_bits_are_not_folded(batch_of, check):
+    sizes = {"page_size": 256, "pages_per_row": 260, "num_slots": 2, "num_heads": 1}
+    check(small(batch_of, [(1, 66_000), (2, 300)], num_tokens=3, **sizes))

@@ -23,6 +23,7 @@ def compiled(
     pages_dtype="bfloat16",
     q_dtype="bfloat16",
     slots=8,
+    pages_per_row=32,
     tokens=8,
     decode=True,
     has_new=True,
@@ -58,7 +59,7 @@ def compiled(
         array(q_dtype, tokens, latent_rank) if has_new else None,
         array(q_dtype, tokens, rope_dim) if has_new else None,
         array("int32", slots),
-        array("int32", slots, 32),
+        array("int32", slots, pages_per_row),
         array("int32", slots + 1),
     )
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
@@ -103,6 +104,16 @@ def test_no_step_copies_the_pool(program, hopper_mesh):
     )
     assert large.temp_size_in_bytes == small.temp_size_in_bytes
     assert large.alias_size_in_bytes == 20_000 * 64 * (512 + 64) * 2
+
+
+def test_a_large_table_takes_no_more_than_itself(hopper_mesh):
+    sizes = {"slots": 128, "tokens": 128}
+    narrow, wide = (
+        compiled(hopper_mesh, pages_per_row=pages, **sizes).memory_analysis()
+        for pages in (32, 4096)
+    )
+    assert wide.alias_size_in_bytes == narrow.alias_size_in_bytes
+    assert wide.temp_size_in_bytes - narrow.temp_size_in_bytes <= 128 * 4096 * 4
 
 
 def test_a_read_only_call_compiles(hopper_mesh):

@@ -125,7 +125,9 @@ def test_page_properties_and_spec_name_the_shape():
     assert latent_pages_spec("model") == PartitionSpec()
 
 
-def test_query_heads_split_over_devices_share_the_pool(four_devices, batch_of, attend):
+def test_query_heads_split_over_devices_share_the_pool(
+    four_devices, batch_of, attend, assert_close
+):
     batch = batch_of([(1, 40), (5, 30)], num_heads=4)
     expected, _ = attend("xla", batch)
     mesh = jax.sharding.Mesh(np.array(four_devices[:2]), ("model",))
@@ -138,7 +140,7 @@ def test_query_heads_split_over_devices_share_the_pool(four_devices, batch_of, a
         check_vma=False,
     )
     out, _ = jax.jit(split)(*batch.arguments)
-    np.testing.assert_allclose(np.asarray(out), expected, rtol=2e-5, atol=2e-5)
+    assert_close(np.asarray(out), expected)
 
 
 @pytest.mark.parametrize("implementation", ["xla", "reference"])

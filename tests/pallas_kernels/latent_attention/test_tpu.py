@@ -54,8 +54,7 @@ def test_entries_that_are_no_page_are_not_fetched(batch_of):
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize("latent_rank", [16, 128])
-@pytest.mark.parametrize("updates", [True, False])
+@pytest.mark.parametrize(("latent_rank", "updates"), [(128, True), (16, False)])
 def test_no_copy_races_another(updates, latent_rank, batch_of, has_raced):
     rows = [(1, 40), (9, 9), (1, 0), (6, 33), (1, 17)]
     batch = batch_of(rows, latent_rank=latent_rank)
@@ -70,7 +69,10 @@ def test_no_copy_races_another(updates, latent_rank, batch_of, has_raced):
     "tiles",
     [
         tpu_tuning.Tiles(short_positions=64, long_tokens=1, long_positions=8),
-        tpu_tuning.Tiles(short_tokens=2, short_positions=8, long_tokens=8, long_positions=32),
+        pytest.param(
+            tpu_tuning.Tiles(short_tokens=2, short_positions=8, long_tokens=8, long_positions=32),
+            marks=pytest.mark.slow,
+        ),
         tpu_tuning.Tiles(short_tokens=4, short_positions=32, long_tokens=32, long_positions=64),
     ],
     ids=str,

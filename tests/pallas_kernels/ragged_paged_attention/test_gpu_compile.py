@@ -88,6 +88,7 @@ DECODE = {
     "e4m3, heads of 96": {"head_dim": 96} | E4M3,
     "e4m3, gemma3 local": GEMMA3_LOCAL | E4M3,
     "e5m2, gpt-oss": GPT_OSS | {"dtype": "float8_e5m2"},
+    "pages of 256": {"page_size": 256},
     "float32": LLAMA3_8B | FLOAT32,
     "float32, heads of 256": {"head_dim": 256, "logit_softcap": 50.0} | FLOAT32,
     "a large table": {"slots": 128, "tokens": 128, "pages_per_row": 4096},

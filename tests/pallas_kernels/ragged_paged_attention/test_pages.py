@@ -138,7 +138,7 @@ def test_page_properties_and_spec_name_the_shape():
     assert kv_pages_spec("model") == PartitionSpec(None, "model")
 
 
-def test_pages_split_over_devices_by_kv_head(four_devices, batch_of, attend):
+def test_pages_split_over_devices_by_kv_head(four_devices, batch_of, attend, assert_close):
     batch = batch_of([(1, 40), (5, 30)])
     expected, _ = attend("xla", batch)
     mesh = jax.sharding.Mesh(np.array(four_devices[:2]), ("model",))
@@ -149,7 +149,7 @@ def test_pages_split_over_devices_by_kv_head(four_devices, batch_of, attend):
         call, mesh=mesh, in_specs=specs, out_specs=(heads, heads), check_vma=False
     )
     out, _ = jax.jit(split)(*batch.arguments)
-    np.testing.assert_allclose(np.asarray(out), expected, rtol=2e-5, atol=2e-5)
+    assert_close(np.asarray(out), expected)
 
 
 def test_another_page_size_is_left_to_the_reference():

@@ -32,6 +32,7 @@ SHAPES = {
         "num_tokens": 16,
         "num_pages": 64,
     },
+    "heads of 96": {"num_heads": 8, "num_kv_heads": 8, "head_dim": 96},
     "heads of 192": {"num_heads": 16, "num_kv_heads": 16, "head_dim": 192},
     "float32": {"pages_dtype": "float32", "q_dtype": "float32"},
     "float16 queries": {"q_dtype": "float16"},

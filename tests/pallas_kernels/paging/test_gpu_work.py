@@ -1,28 +1,19 @@
 """What the Hopper kernel is told to fetch, without running it: blocks that are seen, all of them,
 once, and nothing else."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import tile_table
-from pallas_kernels.dispatch import NoImplementation
 from pallas_kernels.paging import gpu_work
 from pallas_kernels.paging.options import Options
-from pallas_kernels.paging.rows import describe_rows, token_pages
-from pallas_kernels.ragged_paged_attention import gpu_plan, gpu_unwritten
-from pallas_kernels.ragged_paged_attention.bench import OPERATION
-from pallas_kernels.ragged_paged_attention.gpu_limits import HEAD_DIMS, PAGE_DTYPES
-from pallas_kernels.ragged_paged_attention.gpu_pages import allocate_gpu_kv_pages
+from pallas_kernels.paging.rows import token_pages
 from pallas_kernels.ragged_paged_attention.gpu_tiles import GpuProblem
-from pallas_kernels.ragged_paged_attention.gpu_tuning import gpu_candidates, gpu_heuristic
-from pallas_kernels.ragged_paged_attention.specs import Spec
+from pallas_kernels.ragged_paged_attention.gpu_tuning import gpu_heuristic
+from tests.pallas_kernels.described import described, described_rows
 
 DECODE = GpuProblem(
     case="decode",
@@ -38,26 +29,6 @@ DECODE = GpuProblem(
 TILES = gpu_heuristic(DECODE)
 LANES = 8
 FIELDS = ("out", "query", "row", "first_block", "num_blocks", "position", "kv_len", "is_whole")
-
-
-def described(kv_lens, borders, *, num_tokens, table=None, page_size=64, pages_per_row=16):
-    slots = len(kv_lens)
-    table = np.ones((slots, pages_per_row), np.int32) if table is None else table
-    return describe_rows(
-        num_tokens,
-        1_000_000,
-        page_size,
-        jnp.asarray(kv_lens, jnp.int32),
-        jnp.asarray(table, jnp.int32),
-        jnp.asarray(borders, jnp.int32),
-        jnp.asarray([0, 0, slots], jnp.int32),
-    )
-
-
-def described_rows(lens, *, num_tokens=64, **sizes):
-    """Rows as ``(new tokens, length after)``."""
-    borders = np.cumsum([0, *(new for new, _ in lens)])
-    return described([length for _, length in lens], borders, num_tokens=num_tokens, **sizes)
 
 
 def items_of(work):
@@ -190,114 +161,3 @@ def test_rubbish_stays_within_its_row_and_all_lists(kv_lens, borders, table):
     for token, page in enumerate(np.asarray(page_T)):
         owned = {0} | {int(x) for x in np.asarray(rows.page_table_SM)[rows.row_T[token]]}
         assert int(page) in owned
-
-
-def test_unwritten_tokens_are_put_into_copies_of_the_pages_they_belong_to():
-    page_size, lens = 64, [(3, 65), (0, 0), (1, 64), (70, 130)]
-    table = np.arange(1, 13, dtype=np.int32).reshape(4, 3)
-    table[2, 0] = 0  # A position in no page stays in none.
-    rows = described_rows(lens, num_tokens=80, table=table)
-    pages = allocate_gpu_kv_pages(13, page_size, 1, 64, "bfloat16")
-    fill = jnp.arange(13, dtype=jnp.bfloat16)[:, None, None, None]
-    pages = jax.tree.map(lambda pool: pool + fill, pages)
-    new = jnp.arange(100, 180, dtype=jnp.bfloat16)[:, None, None] * jnp.ones(
-        (80, 1, 64), jnp.bfloat16
-    )
-    copies, moved = gpu_unwritten.beside(pages, rows, new, -new)
-    expected_rows = {0: (62, 65, 0), 3: (60, 130, 4)}
-    numbers = np.asarray(moved.page_table_SM)
-    np.testing.assert_array_equal(numbers[[1, 2]], np.asarray(rows.page_table_SM)[[1, 2]])
-    assert numbers[0, 2] == table[0, 2]
-    for row, (first, end, token) in expected_rows.items():
-        for position in range(first // page_size * page_size, -(-end // page_size) * page_size):
-            page, offset = numbers[row, position // page_size], position % page_size
-            assert page > 13
-            key = float(copies.keys_PKpH[page - 13, 0, offset, 0])
-            value = float(copies.values_PKpH[page - 13, 0, offset, 63])
-            if first <= position < end:
-                assert (key, value) == tuple(
-                    float(jnp.bfloat16(sign * (100 + token + position - first))) for sign in (1, -1)
-                )
-            else:
-                assert key == value == table[row, position // page_size]
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ({"block": 128}, "block = 128 is not 64"),
-        ({"columns": 192}, "columns = 192 is not a multiple of 16 up to 128"),
-        ({"prefill_warpgroups": 3}, "prefill_warpgroups = 3 is not 1 or 2"),
-        ({"max_stages": 0}, "max_stages = 0 is not 1 or more"),
-    ],
-)
-def test_sizes_that_the_kernel_cannot_have_are_refused(sizes, message):
-    with pytest.raises(ValueError, match=message):
-        replace(TILES, **sizes)
-
-
-@pytest.mark.parametrize("pages_dtype", PAGE_DTYPES)
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-@pytest.mark.parametrize("case", ["decode", "prefill"])
-def test_all_candidates_fit_begin_with_the_heuristic_and_do_not_repeat(case, head_dim, pages_dtype):
-    queries = {"max_queries": 1} if case == "decode" else {"max_queries": 512}
-    problem = replace(DECODE, case=case, head_dim=head_dim, pages_dtype=pages_dtype, **queries)
-    first, *others = gpu_candidates(problem)
-    assert first == gpu_heuristic(problem)
-    assert len({first, *others}) == 1 + len(others)
-    assert all(tiles.stages(problem) >= 1 for tiles in (first, *others))
-    launches = [
-        (t.warpgroups(problem), t.stages(problem), t.min_split, t.wanted_units)
-        for t in (first, *others)
-    ]
-    assert len(set(launches)) == len(launches)
-
-
-def test_two_warpgroups_are_no_candidate_where_shared_memory_has_no_room_for_them():
-    wide = replace(DECODE, case="prefill", max_queries=512, head_dim=256, pages_dtype="float32")
-    assert replace(TILES, columns=64, prefill_warpgroups=2).stages(wide) < 1
-    assert {tiles.prefill_warpgroups for tiles in gpu_candidates(wide)} == {1}
-    narrow = replace(wide, head_dim=64, pages_dtype="bfloat16")
-    assert {tiles.prefill_warpgroups for tiles in gpu_candidates(narrow)} == {1, 2}
-
-
-def test_tiles_that_do_not_fit_are_refused_with_their_sum_and_the_budget(monkeypatch):
-    wide = replace(DECODE, case="prefill", max_queries=512, head_dim=256, pages_dtype="float32")
-    tiles = replace(TILES, columns=64, prefill_warpgroups=2)
-    monkeypatch.setattr(gpu_plan, "gpu_tiles_for", lambda _: tiles)
-    # 128 queries of two bfloat16 parts, results and sums; converted keys; barriers; one block.
-    needed = 128 * (2 * 2 * 256 + 64 * 4 + 4) + 2 * 64 * 2 * 2 * 256 + 3 * 1024 + 64 * 256 * 4
-    with pytest.raises(NoImplementation, match=f"takes {needed} bytes .* above {227 * 1024}"):
-        gpu_plan.plan(wide)
-
-
-PADDED = {"num_heads": 8, "num_kv_heads": 2, "head_dim": 64, "num_tokens": 16}
-SPEC = Spec(**PADDED, num_slots=8, rows=((1, 400),) * 8)
-OTHERS = {
-    "prompts": replace(SPEC, rows=((2, 2),) * 8),
-    "mixed": replace(SPEC, rows=((1, 400), (4, 4))),
-    "more slots": replace(SPEC, num_slots=16),
-    "longer rows": replace(SPEC, max_len=8192),
-    "a window": replace(SPEC, sliding_window=128),
-    "fewer heads": replace(SPEC, num_kv_heads=1),
-}
-
-
-def questions(spec):
-    """The problems that a step asks tiles for, as a table knows them."""
-    case = OPERATION.case(spec, "bfloat16", "gpu")
-    carried, arguments = jax.eval_shape(case.make)
-    with tile_table.trial(OPERATION.name, {}) as asked:
-        jax.eval_shape(lambda *x: case.run(*x), carried, *arguments)
-    return {identity: question.problem for identity, question in asked.items()}
-
-
-@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
-def test_programs_with_other_best_sizes_are_other_questions(other):
-    assert len(questions(SPEC)) == 1
-    assert not questions(SPEC).keys() & questions(other).keys()
-
-
-def test_numbers_up_to_a_power_of_two_are_one_question():
-    seven = replace(SPEC, num_slots=7, rows=SPEC.rows[:7], max_len=450)
-    assert questions(seven).keys() == questions(SPEC).keys()
