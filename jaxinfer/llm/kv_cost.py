@@ -61,7 +61,10 @@ def longest_context(groups: Sequence[GroupFacts], page_size: int, room: int, max
 
 
 def largest_batch(groups: Sequence[GroupFacts], page_size: int, room: int, num_tokens: int) -> int:
-    """How many sequences of ``num_tokens`` tokens have room for their pages at once."""
+    """How many sequences of ``num_tokens`` tokens have room for their pages at once.
+
+    Of windows beside full attention the engine's pools have more (``engine.memory.cache_groups``).
+    """
     left = room - unused_bytes(groups)
     return max(0, left // sequence_bytes(groups, page_size, num_tokens))
 
