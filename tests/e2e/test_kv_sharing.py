@@ -35,6 +35,7 @@ def test_samples_share_the_pages_of_their_prompt_and_of_an_earlier_one(house: Ho
     assert engine.stats.prefix_hit_tokens > 0
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_tokens_of_one(house: House, four_devices: list[jax.Device]) -> None:
     split = replace(house, model=tiny_model(WINDOWS, devices=2, owners=OWNERS))
     engine = split.engine(num_pages=24)

@@ -56,6 +56,7 @@ def test_a_hit_needs_the_whole_prefix_of_one_group_and_the_window_of_the_other(
     assert hit_tokens([*shared, *tails[2]]) == 40
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_tokens_of_one(house: House, four_devices: list[jax.Device]) -> None:
     split = replace(house, model=tiny_model(WINDOWS, devices=2, mlps=MLPS, **MIXER))
     asked = [request(f"r{i}", p, **GREEDY) for i, p in enumerate(prompts(4, [3, 20, 31]))]

@@ -45,6 +45,7 @@ def test_the_budget_is_what_each_device_holds(
         assert runner.budget.slots == held_by(device, runner._slots)
 
 
+@pytest.mark.slow
 def test_a_data_axis_makes_no_room_for_more_pages(
     four_devices: list[jax.Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:

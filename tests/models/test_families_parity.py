@@ -23,7 +23,16 @@ def test_the_plain_meaning_of_a_config_is_what_transformers_computes(case):
         assert_golden(sequence, logits_TV)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+def of_each_family() -> list:
+    """All cases; those after the first of a family are slow, for most is made of the same specs."""
+    first = {family_for(case.config).name: case for case in reversed(CASES)}
+    return [
+        pytest.param(case, id=str(case), marks=() if case in first.values() else pytest.mark.slow)
+        for case in CASES
+    ]
+
+
+@pytest.mark.parametrize("case", of_each_family())
 def test_the_decoder_computes_what_transformers_computes(case: GoldenCase):
     for sequence, logits_TV in zip(case.sequences, logits(case), strict=True):
         assert_golden(sequence, logits_TV)
