@@ -17,8 +17,6 @@ from jaxinfer.presets import find_config
 from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages
 from pallas_kernels.ragged_paged_attention.tpu_pages import TpuKVPages
 
-pytestmark = pytest.mark.slow
-
 STEPS = ("decode/1", "prefill/512")
 LAYERS, WIDTH, VOCAB, SLOTS, PAGES, PAGE_SIZE = 32, 4096, 128256, 64, 2000, 64
 POOL_BYTES = LAYERS * PAGES * PAGE_SIZE * 2 * 8 * 128 * 2
@@ -96,7 +94,10 @@ def test_experts_on_two_tpus_exchange_one_sum_and_their_weights_are_not_copied(t
     assert text(table, "decode/1").count('custom_call_target="tpu_custom_call"') == 2 * 4
 
 
-@pytest.mark.parametrize(("name", "temporaries"), [("decode/1", 16), ("prefill/512", 64)])
+@pytest.mark.parametrize(
+    ("name", "temporaries"),
+    [("decode/1", 16), pytest.param("prefill/512", 64, marks=pytest.mark.slow)],
+)
 def test_experts_on_one_gpu(name, temporaries, hopper_mesh):
     mesh = Mesh(hopper_mesh.devices.reshape(1, 1), ("data", "model"))
     table = two_layers_of_qwen3_moe_for(mesh)
@@ -106,7 +107,9 @@ def test_experts_on_one_gpu(name, temporaries, hopper_mesh):
     assert text(table, name).count('custom_call_target="mosaic_gpu') >= 2 * 4
 
 
-@pytest.mark.parametrize(("name", "calls"), [("decode/1", 1), ("prefill/512", 2)])
+@pytest.mark.parametrize(
+    ("name", "calls"), [pytest.param("decode/1", 1, marks=pytest.mark.slow), ("prefill/512", 2)]
+)
 def test_latents_on_two_tpus_are_attended_to_in_place(name, calls, tpu_mesh):
     """DeepSeek-V2-Lite's first layer. A long prefill writes by a call of its own, then attends."""
     config = model_config(find_config("deepseek-v2-lite"))

@@ -24,6 +24,13 @@ from tests.chips import REPORT
 
 OPERATIONS = {operation.name: operation for operation in (RAGGED, LATENT, GROUPED)}
 OTHER_TPUS = ["v5e", "v5p", "tpu7x"]
+LIKE_ANOTHER = {
+    *("smollm2-decode-8", "smollm2-decode-32", "smollm2-one-long"),
+    *("llama3-8b-decode-16", "llama3-8b-decode-256", "llama3-8b-prefill-8k"),
+    *("gpt-oss-window-at-512", "gpt-oss-window-at-8k", "mixtral-8x7b-decode"),
+    *("qwen3-30b-a3b-down", "deepseek-v3-device-down"),
+}
+"""Specs that differ from another one in sizes alone: slow, for whoever asks."""
 KINDS = {
     "ragged_paged_attention": {
         "decode": "llama3-8b-decode",
@@ -73,7 +80,13 @@ def programs(operation):
 def pairs(chips, *, of_each_kind=None, without=()):
     """Operation, spec and chip; ``of_each_kind``: only those of ``KINDS``, or all others."""
     return [
-        pytest.param(operation.name, name, chip, id=f"{operation.name}-{name}-{chip}")
+        pytest.param(
+            operation.name,
+            name,
+            chip,
+            id=f"{operation.name}-{name}-{chip}",
+            marks=pytest.mark.slow if name in LIKE_ANOTHER else (),
+        )
         for operation in OPERATIONS.values()
         for name in programs(operation)
         for chip in chips
