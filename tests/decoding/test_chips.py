@@ -108,7 +108,7 @@ def test_experts_on_one_gpu(name, temporaries, hopper_mesh):
 
 
 @pytest.mark.parametrize(
-    ("name", "calls"), [pytest.param("decode/1", 1, marks=pytest.mark.slow), ("prefill/512", 2)]
+    ("name", "calls"), [("decode/1", 1), pytest.param("prefill/512", 2, marks=pytest.mark.slow)]
 )
 def test_latents_on_two_tpus_are_attended_to_in_place(name, calls, tpu_mesh):
     """DeepSeek-V2-Lite's first layer. A long prefill writes by a call of its own, then attends."""
