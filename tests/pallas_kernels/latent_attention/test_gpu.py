@@ -57,13 +57,8 @@ def test_gpu_equals_the_reference(rows, batch_of, check):
     check(small(batch_of, rows))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param(options, id=name, marks=pytest.mark.slow if "causal" not in options else ())
-        for name, options in OPTIONS.items()
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_every_option(options, batch_of, check):
     check(small(batch_of, ROWS["mixed"]), **options)
 
