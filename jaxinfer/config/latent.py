@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxinfer.config.attention import QueryTemperature
 from jaxinfer.config.checks import positive, require
 from jaxinfer.config.norm import NormSpec
 from jaxinfer.config.rope import RopeSpec
@@ -18,8 +17,7 @@ class LatentSpec:
     and a value of ``value_dim``; its queries have ``nope_dim`` numbers for the one and ``rope_dim``
     for the other. ``q_rank``: queries come of a latent of their own, after ``query_norm``; None: of
     the input. ``scale`` multiplies ``q . k``; None means ``(nope_dim + rope_dim) ** -0.5``.
-    ``query_temperature`` multiplies the queries last of all. ``down_bias``: on the products that
-    make the two latents.
+    ``down_bias``: on the products that make the two latents.
     """
 
     num_heads: int
@@ -32,7 +30,6 @@ class LatentSpec:
     q_rank: int | None = None
     query_norm: NormSpec | None = None
     scale: float | None = None
-    query_temperature: QueryTemperature | None = None
     down_bias: bool = False
     out_bias: bool = False
 
@@ -55,6 +52,10 @@ class LatentSpec:
     def query_dim(self) -> int:
         """Numbers of one head's query."""
         return self.nope_dim + self.rope_dim
+
+    @property
+    def query_temperature(self) -> None:
+        """Queries do not grow with their position."""
 
     @property
     def window(self) -> None:

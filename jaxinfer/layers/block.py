@@ -28,7 +28,7 @@ from jaxinfer.layers.laurel import Laurel
 from jaxinfer.layers.layer_input import LayerInput
 from jaxinfer.layers.mlp import Mlp
 from jaxinfer.layers.moe import Moe
-from jaxinfer.layers.norm import Norm
+from jaxinfer.layers.norm import Norm, maybe_normed
 from jaxinfer.layers.parameter import KeySource, ones, parameter
 from jaxinfer.ops.rope import RopeTable
 
@@ -115,7 +115,7 @@ class Block(nnx.Module):
         mesh: Mesh,
     ) -> tuple[jax.Array, Pages]:
         """The stream after mixer and MLP."""
-        mixer_in = _maybe(self.mixer_norm, x_TD)
+        mixer_in = maybe_normed(self.mixer_norm, x_TD)
         mixed, pages = self.mixer(mixer_in, rope, query_scale_T, pages, page_table_SM, ragged, mesh)
         out_TD = self._add(x_TD, mixed, self.mixer_post_norm)
         if self.laurel is not None:
@@ -126,7 +126,7 @@ class Block(nnx.Module):
         if self.spec.shared_norm:
             mlp_in = mixer_in
         else:
-            mlp_in = _maybe(self.mlp_norm, x_TD if self.spec.parallel else out_TD)
+            mlp_in = maybe_normed(self.mlp_norm, x_TD if self.spec.parallel else out_TD)
         if isinstance(self.mlp, Moe):
             branch = self.mlp(mlp_in, ragged.live_tokens(x_TD.shape[0]), mesh)
         else:
@@ -134,14 +134,10 @@ class Block(nnx.Module):
         return self._add(out_TD, branch, self.mlp_post_norm), pages
 
     def _add(self, x_TD: jax.Array, branch_TD: jax.Array, post_norm: Norm | None) -> jax.Array:
-        branch_TD = _maybe(post_norm, branch_TD) * jnp.float32(self.spec.residual_scale)
+        branch_TD = maybe_normed(post_norm, branch_TD) * jnp.float32(self.spec.residual_scale)
         return (x_TD.astype(jnp.float32) + branch_TD).astype(x_TD.dtype)
 
     def _scaled(self, x: jax.Array) -> jax.Array:
         if self.scale is None:
             return x
         return x * jnp.broadcast_to(self.scale.get_value().astype(x.dtype), x.shape)
-
-
-def _maybe(norm: Norm | None, x_TD: jax.Array) -> jax.Array:
-    return x_TD if norm is None else norm(x_TD)

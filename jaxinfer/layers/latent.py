@@ -60,16 +60,15 @@ class LatentAttention(nnx.Module):
     ) -> tuple[jax.Array, LatentPages]:
         """Float32 ``[T, D]`` and the pages with this step's latents in them.
 
-        ``query_scale_T``: what the spec's ``query_temperature`` makes of the positions.
+        ``query_scale_T``: None, for no such spec has a ``query_temperature``.
         """
         assert rope is not None
+        assert query_scale_T is None
         spec, num_tokens = self.spec, x_TD.shape[0]
         q, kv_TX = self._project(x_TD)
         latent_TR = self.kv_norm(kv_TX[:, : spec.kv_rank])
         k_T1r = rotate(spec.rope, rope, kv_TX[:, None, spec.kv_rank :])
         q_TNH = q.reshape(num_tokens, spec.num_heads, spec.query_dim)
-        if query_scale_T is not None:
-            q_TNH = (q_TNH.astype(jnp.float32) * query_scale_T[:, None, None]).astype(q_TNH.dtype)
         heads = Heads(
             q_nope_TNh=q_TNH[..., : spec.nope_dim],
             q_rope_TNr=rotate(spec.rope, rope, q_TNH[..., spec.nope_dim :]),

@@ -9,7 +9,7 @@ from jaxinfer.config import MlpSpec, MoeSpec
 from jaxinfer.errors import Unsupported
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.mlp import Mlp
-from jaxinfer.layers.norm import Norm
+from jaxinfer.layers.norm import Norm, maybe_normed
 from jaxinfer.layers.parameter import KeySource, fan_in_of_each, ones, parameter, zeros
 from jaxinfer.ops.experts import ExpertWeights, apply_experts, route
 from sharding import LogicalAxes
@@ -58,30 +58,26 @@ class Moe(nnx.Module):
         with jax.named_scope("moe"):
             correction_E = None if self.correction is None else self.correction.get_value()
             scale_E = None if self.expert_scale is None else self.expert_scale.get_value()
-            logits_TE = self.router(_maybe(self.router_norm, x_TD))
+            logits_TE = self.router(maybe_normed(self.router_norm, x_TD))
             routes = route(self.spec.router, logits_TE, correction_E, scale_E)
             params = self.experts.weights()
             out_TD = apply_experts(
                 self.spec.expert,
                 params,
-                _maybe(self.expert_norm, x_TD),
+                maybe_normed(self.expert_norm, x_TD),
                 routes,
                 is_live_T,
                 mesh=mesh,
                 weigh_input=self.spec.weigh_input,
             )
-            out_TD = _maybe(self.expert_post_norm, out_TD)
+            out_TD = maybe_normed(self.expert_post_norm, out_TD)
             if self.shared is None:
                 return out_TD
-            shared_TD = self.shared(_maybe(self.shared_norm, x_TD))
-            shared_TD = _maybe(self.shared_post_norm, shared_TD)
+            shared_TD = self.shared(maybe_normed(self.shared_norm, x_TD))
+            shared_TD = maybe_normed(self.shared_post_norm, shared_TD)
             if self.shared_gate is not None:
                 shared_TD = shared_TD * jax.nn.sigmoid(self.shared_gate(x_TD))
             return out_TD + shared_TD
-
-
-def _maybe(norm: Norm | None, x_TD: jax.Array) -> jax.Array:
-    return x_TD if norm is None else norm(x_TD)
 
 
 class Experts(nnx.Module):

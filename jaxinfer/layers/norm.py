@@ -34,3 +34,8 @@ class Norm(nnx.Module):
         scale = None if self.scale is None else self.scale.get_value()
         bias = None if self.bias is None else self.bias.get_value()
         return normalize(self.spec, x, scale, bias)
+
+
+def maybe_normed(norm: Norm | None, x: jax.Array) -> jax.Array:
+    """``x`` as it is where there is no norm."""
+    return x if norm is None else norm(x)

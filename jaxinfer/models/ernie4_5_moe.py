@@ -35,22 +35,17 @@ def _read(fields: HfConfig) -> ModelConfig:
     fields.only("num_experts_per_tok", None, fields.get("moe_k"))
     chosen = router(fields, "moe_num_experts", "num_experts", top_k_name="moe_k", correction=True)
     expert = expert_mlp(fields, "moe_intermediate_size")
-    num_shared = _count(fields, "moe_num_shared_experts", 2, MAX_EXPERTS)
+    num_shared = fields.count("moe_num_shared_experts", 2, most=MAX_EXPERTS)
     shared = replace(expert, width=num_shared * expert.width) if num_shared else None
     moe = MoeSpec(router=chosen, expert=expert, shared=shared)
     step = fields.size("moe_layer_interval", 1, most=MAX_LAYERS)
-    first = _count(fields, "moe_layer_start_index", 1, MAX_LAYERS)
+    first = fields.count("moe_layer_start_index", 1, most=MAX_LAYERS)
     last = fields.get("moe_layer_end_index", -1)
-    last = count - 1 if last == -1 else _count(fields, "moe_layer_end_index", 0, MAX_LAYERS)
+    last = count - 1 if last == -1 else fields.count("moe_layer_end_index", 0, most=MAX_LAYERS)
     layers = with_experts(
         (layer,) * count, moe, lambda i: first <= i <= last and (i + 1) % step == 0
     )
     return decoder(fields, layers=layers, final_norm=norms)
-
-
-def _count(fields: HfConfig, name: str, default: int, most: int) -> int:
-    """A whole number from 0 to ``most``."""
-    return 0 if fields.get(name, default) == 0 else fields.size(name, default, most=most)
 
 
 def _weights(config: ModelConfig) -> Iterator[WeightRule]:

@@ -19,9 +19,9 @@ from jaxinfer.config import (
     NormSpec,
     QueryTemperature,
 )
-from jaxinfer.models.hf_config import HARMLESS, MAX_LAYERS, MAX_LEN, HfConfig
+from jaxinfer.models.hf_config import MAX_LAYERS, MAX_LEN, HfConfig
 from jaxinfer.models.hf_experts import BALANCING_FIELDS, expert_mlp, has_experts, moe_of, router
-from jaxinfer.models.hf_multimodal import SHARED_FIELDS, TEXT_NAMES
+from jaxinfer.models.hf_multimodal import TEXT_NAMES, read_text_part
 from jaxinfer.models.hf_rope import rope
 from jaxinfer.models.hf_specs import attention, decoder, head_dim, max_len, num_layers, rms_norm
 from jaxinfer.models.llama import (
@@ -59,15 +59,7 @@ _VISION_FIELDS = {
 
 
 def _read(fields: HfConfig) -> ModelConfig:
-    inner = fields.inner("text_config")
-    if inner is None:
-        return _read_text(fields)
-    # What the whole says goes before what its text half says.
-    shared = {name: fields.get(name) for name in SHARED_FIELDS if fields.get(name) is not None}
-    text = inner.updated({"model_type": "llama4_text", **shared}, defaults=_DEFAULTS)
-    model = _read_text(text)
-    text.refuse_unread(HARMLESS | _IGNORED_FIELDS)
-    return model
+    return read_text_part(fields, _read_text, "llama4_text", _DEFAULTS, _IGNORED_FIELDS)
 
 
 def _read_text(fields: HfConfig) -> ModelConfig:

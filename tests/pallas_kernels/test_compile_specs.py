@@ -120,7 +120,7 @@ def assert_is_lean(compiled, case, implementation):
     assert memory.temp_size_in_bytes < times * given + more
 
 
-def compile_for_tpu(operation, name, chip, mesh):
+def assert_it_compiles_for_tpu(operation, name, chip, mesh):
     lowered, case, questions = lower(operation, name, mesh)
     assert len(questions) == 1
     compiled = lowered.compile(compiler_options=WHOLE)
@@ -148,18 +148,18 @@ def threads_of(operation, question):
 
 @pytest.mark.parametrize(("operation", "name", "chip"), pairs(["v6e"]))
 def test_every_spec_compiles_for_one_tpu(operation, name, chip, tpu_mesh):
-    compile_for_tpu(operation, name, chip, tpu_mesh(chip))
+    assert_it_compiles_for_tpu(operation, name, chip, tpu_mesh(chip))
 
 
 @pytest.mark.parametrize(("operation", "name", "chip"), pairs(OTHER_TPUS, of_each_kind=True))
 def test_every_kind_compiles_for_the_other_tpus(operation, name, chip, tpu_mesh):
-    compile_for_tpu(operation, name, chip, tpu_mesh(chip))
+    assert_it_compiles_for_tpu(operation, name, chip, tpu_mesh(chip))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("operation", "name", "chip"), pairs(OTHER_TPUS, of_each_kind=False))
 def test_every_other_pair_compiles(operation, name, chip, tpu_mesh):
-    compile_for_tpu(operation, name, chip, tpu_mesh(chip))
+    assert_it_compiles_for_tpu(operation, name, chip, tpu_mesh(chip))
 
 
 @pytest.mark.parametrize(
