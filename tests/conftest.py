@@ -4,7 +4,9 @@ Warnings are errors (pyproject.toml). Set JAX_PLATFORMS to run the same tests on
 """
 
 import os
+import signal
 import typing
+from collections.abc import Generator
 
 import jax
 import pytest
@@ -19,6 +21,14 @@ jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A shell that starts the tests in the background has them ignore interrupts; some raise their own.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+#: Rooms whose tests build whole models and engines, for which XLA works longer than they do. What
+#: it does to loops last of all is left out there: tokens of two schedules are compared, or numbers
+#: with those of others. What is about bits and speed is in the other rooms.
+WHOLE_MODELS = {"bench", "cli", "e2e", "engine", "llm", "models"}
 
 settings.register_profile("house", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("house")
@@ -67,6 +77,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("interpreted"):
             item.add_marker(pytest.mark.skip(reason="takes minutes: ask with -m interpreted"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Programs of whole models are compiled as fast as they can be, not made fast."""
+    room = item.path.relative_to(item.config.rootpath / "tests").parts[0]
+    jax.config.update("jax_disable_most_optimizations", room in WHOLE_MODELS)
+    return (yield)
 
 
 @pytest.fixture
