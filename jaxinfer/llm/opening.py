@@ -20,6 +20,7 @@ from jaxinfer.errors import InvalidParameter, ModelNotFound
 from jaxinfer.models.loading import random_weights, read_weights, restore_weights
 from jaxinfer.models.model import Model, blank_model
 from jaxinfer.models.registry import model_config
+from jaxinfer.models.tied_head import checkpoint_config
 from jaxinfer.presets import config_names, find_config
 from jaxinfer.tokenizer import Tokenizer, load_tokenizer
 
@@ -102,7 +103,7 @@ def open_model(
                 config = model_config(read_config(path))
             else:
                 source = on_error.enter_context(open_source(path))
-                config = _with_stored_dtype(model_config(source.config), source)
+                config = _with_stored_dtype(checkpoint_config(source), source)
         found = None
         if isinstance(tokenizer, Tokenizer):
             found = tokenizer

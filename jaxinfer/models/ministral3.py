@@ -30,10 +30,12 @@ def _read(fields: HfConfig) -> ModelConfig:
         return _read_text(fields)
     defaults = inner.choice("model_type", _TEXT_DEFAULTS, "mistral")
     model_type = inner.get("model_type", "mistral")
-    # What the text says goes before what the whole says, which is often transformers' default.
+    # What the text says goes before what the whole says, which is often transformers' default. But
+    # the head is the whole's: of whether it is tied the text knows nothing.
     shared = {name: fields.get(name) for name in SHARED_FIELDS}
-    lacking = {name: value for name, value in shared.items() if inner.get(name) is None}
-    text = inner.updated({"model_type": model_type, **lacking}, defaults=defaults)
+    added = {name: value for name, value in shared.items() if inner.get(name) is None}
+    added["tie_word_embeddings"] = fields.flag("tie_word_embeddings", True)
+    text = inner.updated({"model_type": model_type, **added}, defaults=defaults)
     read = MISTRAL.read if model_type == "mistral" else _read_text
     model = read(text)
     text.refuse_unread(HARMLESS)

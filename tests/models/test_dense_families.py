@@ -204,7 +204,7 @@ def multimodal(text: dict[str, Any], **fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["ministral3", "mistral"])
 def test_a_multimodal_mistral_is_the_model_of_its_text(name):
     text = config_of(name, eos_token_id=WITHOUT)
-    expected = replace(model_config(config_of(name)), eos_token_ids=(5,))
+    expected = replace(model_config(config_of(name)), eos_token_ids=(5,), tied_head=True)
     assert model_config(multimodal(text, eos_token_id=5)) == expected
     with pytest.raises(ConfigError, match=r"text_config\.num_experts = 4"):
         model_config(multimodal({**text, "num_experts": 4}))
@@ -212,12 +212,11 @@ def test_a_multimodal_mistral_is_the_model_of_its_text(name):
         model_config(multimodal(text, quantization_config={"quant_method": "fp8"}))
 
 
-def test_whether_the_head_is_tied_is_said_by_the_text_first():
-    # transformers writes its default of true beside a text that says false.
-    text = config_of("ministral3", tie_word_embeddings=False)
-    assert not model_config(multimodal(text, tie_word_embeddings=True)).tied_head
-    text = config_of("ministral3", tie_word_embeddings=WITHOUT)
-    assert model_config(multimodal(text, tie_word_embeddings=True)).tied_head
+def test_whether_the_head_of_a_multimodal_mistral_is_tied_its_text_does_not_say():
+    for said in (True, False):
+        text = config_of("ministral3", tie_word_embeddings=not said)
+        assert model_config(multimodal(text, tie_word_embeddings=said)).tied_head == said
+    assert model_config(multimodal(text)).tied_head
 
 
 @pytest.mark.parametrize("model_type", ["mistral4", ["mistral"], "llama"])

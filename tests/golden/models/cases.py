@@ -556,6 +556,28 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "gpt2_layer_scale": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "n_inner": 96}, {}),
+    # What transformers writes by itself: the whole is tied, its text says it is not, and no tensor
+    # is a head.
+    "mistral3": (
+        "mistral3",
+        {
+            "text_config": {
+                **SHAPE,
+                **HEAD_16,
+                **TWO_LAYERS,
+                "model_type": "ministral3",
+                **rope(**YARN, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.5),
+            },
+            "vision_config": VISION,
+        },
+        {},
+    ),
+    # A config that ties what the checkpoint has twice, with different numbers.
+    "mixtral_two_heads": (
+        "mixtral",
+        {**HEAD_16, **TWO_LAYERS, "num_local_experts": 4, "tie_word_embeddings": True},
+        {"added": {"lm_head.weight": (128, 48)}},
+    ),
     # From here on: fields that change what is computed, and that no case above changes.
     "qwen3_moe_windows": (
         "qwen3_moe",
