@@ -33,7 +33,14 @@ def _read(fields: HfConfig) -> ModelConfig:
     mixer = attention(fields, dim, rope=rope(fields, dim, theta=500000.0, interleaved=True))
     layer = LayerSpec(mixer=mixer, mlp=gated_mlp(fields), pre_norm=norms)
     fields.only("num_experts_per_tok", None, fields.get("moe_k"))
-    chosen = router(fields, "moe_num_experts", "num_experts", top_k_name="moe_k", correction=True)
+    chosen = router(
+        fields,
+        "moe_num_experts",
+        "num_experts",
+        top_k_name="moe_k",
+        correction=True,
+        float32=True,
+    )
     expert = expert_mlp(fields, "moe_intermediate_size")
     num_shared = fields.count("moe_num_shared_experts", 2, most=MAX_EXPERTS)
     shared = replace(expert, width=num_shared * expert.width) if num_shared else None

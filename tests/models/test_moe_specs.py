@@ -2,10 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
 from jaxinfer.config import LongropeScaling, MlpSpec, MoeSpec, RouterSpec
 from jaxinfer.errors import ConfigError, Unsupported
+from jaxinfer.layers.moe import Moe
 from jaxinfer.layers.parameter import fan_in_of_each
 from jaxinfer.models.layout import for_decoding
 from jaxinfer.models.loading import load_model
@@ -182,6 +185,37 @@ def test_numbers_that_correct_the_choice_stay_in_float32():
     mlp = model.params["layers"][1]["mlp"]
     assert mlp["correction"].dtype == jnp.float32
     assert mlp["experts"]["up"]["kernel"].dtype == jnp.bfloat16
+
+
+def test_the_router_of_ernie_is_in_float32_whatever_the_dtype():
+    case = GoldenCase("ernie4_5_moe")
+    model = load_model(case.source, mesh=make_mesh(), dtype="bfloat16")
+    mlp = model.params["layers"][1]["mlp"]
+    stored_ED = case.source.read("model.layers.1.mlp.gate.weight")
+    np.testing.assert_array_equal(mlp["router"]["kernel"], stored_ED.T)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(mlp["experts"])} == {"bfloat16"}
+
+
+def test_a_router_in_float32_tells_what_bfloat16_holds_as_the_same():
+    router = RouterSpec(num_experts=2, top_k=1, float32=True)
+    spec = MoeSpec(router=router, expert=MlpSpec(width=8))
+    graph, _ = nnx.split(Moe(spec, 8, jnp.dtype("bfloat16"), rngs=None))
+    kernels = np.random.default_rng(0).normal(size=(3, 2, 8, 8))
+
+    @jax.jit
+    def output(columns):
+        named = zip(("gate", "up", "down"), jnp.asarray(kernels, jnp.bfloat16), strict=True)
+        params = {
+            "experts": {name: {"kernel": kernel} for name, kernel in named},
+            "router": {"kernel": jnp.broadcast_to(columns, (8, 2))},
+        }
+        x_TD, is_live_T = jnp.ones((1, 8), jnp.bfloat16), jnp.ones(1, bool)
+        return nnx.merge(graph, params)(x_TD, is_live_T, make_mesh())
+
+    columns = np.asarray([[[2, 1]], [[1, 2]], [[1, 1 + 2**-12]]], np.float32)
+    first, second, near = map(output, columns)
+    assert (first != second).any()
+    np.testing.assert_array_equal(near, second)
 
 
 def test_experts_in_float16_are_a_clear_no():
