@@ -20,10 +20,11 @@ def router(
     """The router: the number of experts stands in one of the fields ``count_names``, or in several
     that agree. ``kwargs`` are further fields of the spec.
     """
-    name = next((name for name in count_names if fields.get(name) is not None), count_names[0])
+    stated = [name for name in count_names if fields.states(name)]
+    name = next(iter(stated), count_names[0])
     num_experts = fields.size(name, most=MAX_EXPERTS)
-    for other in count_names:
-        if fields.get(other, num_experts) != num_experts:
+    for other in stated:
+        if fields.get(other) != num_experts:
             raise fields.error(other, fields.get(other), f"{name} = {num_experts}")
     top_k = fields.size(top_k_name, most=MAX_EXPERTS)
     if top_k > num_experts:

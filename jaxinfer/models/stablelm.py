@@ -75,5 +75,6 @@ STABLELM = Family(
     model_types=("stablelm",),
     read=_read,
     weights=_weights,
+    defaults={"num_key_value_heads": 32},
     ignored_tensors=IGNORED_TENSORS,
 )
