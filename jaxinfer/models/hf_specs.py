@@ -12,8 +12,8 @@ from jaxinfer.config import (
     NormSpec,
     YarnScaling,
 )
-from jaxinfer.errors import Unsupported
 from jaxinfer.models.hf_config import MAX_LAYERS, MAX_LEN, MAX_VOCAB, HfConfig
+from jaxinfer.models.hf_quantization import refuse_other_quantizations
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
@@ -116,12 +116,12 @@ def decoder(
     """A whole decoder: the fields that nearly all families share, and ``kwargs`` beside them.
 
     ``width`` and ``max_len`` are read here unless they are among the ``kwargs``. ``decodes``: the
-    quantisations whose tensors are decoded as they are read.
+    quantisations, beside blocks of FP8, whose tensors are decoded as they are read.
     """
     fields.only("is_encoder_decoder", False)
     fields.only("add_cross_attention", False)
     fields.only("pruned_heads", {}, [])
-    _refuse_quantization(fields, decodes)
+    refuse_other_quantizations(fields, decodes)
     if "width" not in kwargs:
         kwargs["width"] = fields.size("hidden_size")
     if "max_len" not in kwargs:
@@ -136,17 +136,6 @@ def decoder(
         eos_token_ids=_token_ids(fields, "eos_token_id"),
         **kwargs,
     )
-
-
-def _refuse_quantization(fields: HfConfig, decodes: tuple[str, ...]) -> None:
-    quantization = fields.inner("quantization_config")
-    if quantization is None:
-        return
-    if quantization.get("quant_method") not in decodes:
-        stated = fields.get("quantization_config")
-        raise Unsupported(f"quantization_config = {stated!r:.200}: not read by this build")
-    # Whether a tensor is packed, the checkpoint itself shows.
-    quantization.refuse_unread({"modules_to_not_convert", "dequantize"})
 
 
 def _served_len(positions: int, layers: tuple[LayerSpec, ...]) -> int:

@@ -208,7 +208,7 @@ def test_a_multimodal_mistral_is_the_model_of_its_text(name):
     with pytest.raises(ConfigError, match=r"text_config\.num_experts = 4"):
         model_config(multimodal({**text, "num_experts": 4}))
     with pytest.raises(Unsupported, match="quantization_config"):
-        model_config(multimodal(text, quantization_config={"quant_method": "fp8"}))
+        model_config(multimodal(text, quantization_config={"quant_method": "awq"}))
 
 
 def test_whether_the_head_of_a_multimodal_mistral_is_tied_its_text_does_not_say():
