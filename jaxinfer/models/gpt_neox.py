@@ -34,7 +34,8 @@ def _read(fields: HfConfig) -> ModelConfig:
         pre_norm=norms,
         parallel=fields.flag("use_parallel_residual", True),
     )
-    return decoder(fields, layers=(layer,) * num_layers(fields), final_norm=norms)
+    layers = (layer,) * num_layers(fields)
+    return decoder(fields, layers=layers, final_norm=norms, fused_kv=True)
 
 
 def _weights(config: ModelConfig) -> Iterator[WeightRule]:

@@ -1,4 +1,4 @@
-"""Weights that a config says are quantised: which of them a source decodes, and which are refused."""
+"""Weights that a config says are quantised: those that a source decodes, and a no to the others."""
 
 from jaxinfer.errors import Unsupported
 from jaxinfer.models.hf_config import HfConfig

@@ -11,6 +11,7 @@ from jaxinfer.config import (
     ModelConfig,
     NormSpec,
     YarnScaling,
+    shared_kv,
 )
 from jaxinfer.models.hf_config import MAX_LAYERS, MAX_LEN, MAX_VOCAB, HfConfig
 from jaxinfer.models.hf_quantization import refuse_other_quantizations
@@ -111,12 +112,18 @@ def layer_norm(fields: HfConfig, name: str = "layer_norm_eps", **kwargs: Any) ->
 
 
 def decoder(
-    fields: HfConfig, *, layers: tuple[LayerSpec, ...], decodes: tuple[str, ...] = (), **kwargs: Any
+    fields: HfConfig,
+    *,
+    layers: tuple[LayerSpec, ...],
+    decodes: tuple[str, ...] = (),
+    fused_kv: bool = False,
+    **kwargs: Any,
 ) -> ModelConfig:
     """A whole decoder: the fields that nearly all families share, and ``kwargs`` beside them.
 
     ``width`` and ``max_len`` are read here unless they are among the ``kwargs``. ``decodes``: the
-    quantisations, beside blocks of FP8, whose tensors are decoded as they are read.
+    quantisations, beside blocks of FP8, whose tensors are decoded as they are read. ``fused_kv``:
+    queries, keys and values are one tensor.
     """
     fields.only("is_encoder_decoder", False)
     fields.only("add_cross_attention", False)
@@ -129,13 +136,43 @@ def decoder(
     return ModelConfig(
         model_type=fields.get("model_type"),
         vocab_size=fields.size("vocab_size", most=MAX_VOCAB),
-        layers=layers,
+        layers=_sharing_kv(fields, layers, fused_kv),
         tied_head=fields.flag("tie_word_embeddings", False),
         dtype=fields.get("dtype", fields.get("torch_dtype", "bfloat16")),
         bos_token_id=next(iter(_token_ids(fields, "bos_token_id")), None),
         eos_token_ids=_token_ids(fields, "eos_token_id"),
         **kwargs,
     )
+
+
+def _sharing_kv(
+    fields: HfConfig, layers: tuple[LayerSpec, ...], fused_kv: bool
+) -> tuple[LayerSpec, ...]:
+    """The layers, of which each ``kv_sharing_factor`` consecutive ones read the keys and values of
+    their first (CLA, arXiv 2405.12981). The field is ours: Hugging Face has none for it.
+    """
+    name, count = "kv_sharing_factor", len(layers)
+    factor = fields.size(name, 1, most=count)
+    if factor == 1:
+        return layers
+    if fused_kv:
+        raise fields.error(name, factor, "1 where queries, keys and values are one tensor")
+    if not all(isinstance(layer.mixer, AttentionSpec) for layer in layers):
+        raise fields.error(name, factor, "1 where layers hold latents")
+    if any(layer.kv_from is not None for layer in layers):
+        raise fields.error(name, factor, "1 beside num_kv_shared_layers")
+    for i, layer in enumerate(layers):
+        owner = i - i % factor
+        kinds = (_kind_of_kv(spec) for spec in (layer, layers[owner]))
+        if next(kinds) != next(kinds):
+            allowed = f"one that leaves out layer {i}, for layer {owner} has another kind of pages"
+            raise fields.error(name, factor, allowed)
+    return shared_kv(layers, factor)
+
+
+def _kind_of_kv(layer: LayerSpec) -> tuple[int, int, int | None]:
+    mixer = layer.attention
+    return mixer.num_kv_heads, mixer.head_dim, mixer.window
 
 
 def _served_len(positions: int, layers: tuple[LayerSpec, ...]) -> int:
