@@ -17,7 +17,7 @@ from jaxinfer.errors import (
     ModelNotFound,
     TokenizerError,
 )
-from jaxinfer.llm.opening import open_model
+from jaxinfer.llm.opening import is_architecture, open_model
 from jaxinfer.models.loading import dummy_model, save_model
 from jaxinfer.models.registry import model_config
 from sharding import make_mesh
@@ -85,6 +85,13 @@ def test_a_directory_without_weights_is_no_model_unless_they_are_random(tiny_dir
         open_model(tiny_directory)
     with pytest.raises(ModelNotFound, match=r"llama-3\.1-8b"):
         open_model("unheard-of", load_format="dummy")
+
+
+def test_the_name_of_an_architecture_needs_random_weights_and_the_error_says_how():
+    with pytest.raises(ModelNotFound, match=r"'llama-3\.1-8b'.*load_format = 'dummy'"):
+        open_model("llama-3.1-8b")
+    assert not is_architecture("gemma3-270m")  # which can be had
+    assert not is_architecture("unheard-of")
 
 
 def test_the_home_of_nobody_holds_neither_model_nor_tokenizer(tiny_directory):
