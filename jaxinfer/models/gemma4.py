@@ -87,8 +87,8 @@ def _read_text(fields: HfConfig) -> ModelConfig:
     layer = LayerSpec(
         mixer=mixer, mlp=_mlp(fields), pre_norm=norms, post_norm=norms, learned_scale=True
     )
-    window = sliding_window(fields)
-    layers = windowed(fields, layer, num_layers(fields), window, lambda i: (i + 1) % 6 != 0)
+    count, window = num_layers(fields), sliding_window(fields)
+    layers = windowed(fields, layer, count, window, lambda i: (i + 1) % 6 != 0 and i + 1 < count)
     if layers[-1].mixer.window is not None:
         allowed = "a list that ends with 'full_attention'"
         raise fields.error("layer_types", fields.get("layer_types"), allowed)

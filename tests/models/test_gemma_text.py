@@ -209,3 +209,11 @@ def test_the_stream_keeps_the_dtype_of_the_model(case):
     hidden_TD, logits_TV = jax.eval_shape(step, model.params)
     assert (hidden_TD.shape, hidden_TD.dtype) == ((2, 48), jnp.bfloat16)
     assert (logits_TV.shape, logits_TV.dtype) == ((2, 128), jnp.float32)
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 7, 12])
+def test_the_last_layer_of_a_gemma_4_sees_everything_where_nothing_is_said(count):
+    fields = {"num_hidden_layers": count, "layer_types": None, "per_layer_config": None}
+    config = model_config({**GEMMA4.config, **fields, "num_kv_shared_layers": 0})
+    seeing = [i for i, layer in enumerate(config.layers) if layer.mixer.window is None]
+    assert seeing == sorted({*range(5, count, 6), count - 1})
