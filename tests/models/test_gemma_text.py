@@ -58,12 +58,17 @@ NORM = NormSpec()
         (
             GEMMA4,
             {"per_layer_config": {"2": {"num_key_value_heads": 3}}},
-            "key and value heads = 3",
+            r"per_layer_config\.2\.num_key_value_heads = 3.*divisor of num_attention_heads = 4",
         ),
         (
             GEMMA4,
             {"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.5}}},
             "full_attention = .*'proportional' only",
+        ),
+        (
+            GEMMA4_MOE,
+            {"per_layer_config": None, "num_global_key_value_heads": 3},
+            "num_global_key_value_heads = 3.*divisor of num_attention_heads = 4",
         ),
         (GEMMA4_MOE, {"top_k_experts": 7}, "top_k_experts = 7.*at most num_experts = 6"),
         (GEMMA4_MOE, {"moe_intermediate_size": None}, "moe_intermediate_size is missing"),

@@ -77,6 +77,8 @@ def test_a_gate_without_a_shared_expert_is_refused():
         ("qwen3_moe", {"moe_intermediate_size": None}, "moe_intermediate_size is missing"),
         ("qwen3_moe", {"mlp_only_layers": 1}, "mlp_only_layers = 1.*a list of numbers of layers"),
         ("qwen3_moe", {"mlp_only_layers": ["1"]}, "mlp_only_layers = "),
+        ("qwen3_moe", {"mlp_only_layers": [99]}, r"mlp_only_layers = \[99\].*from 0 to 2"),
+        ("qwen2_moe", {"mlp_only_layers": [-1]}, r"mlp_only_layers = \[-1\].*from 0 to 3"),
         ("qwen2_moe", {"decoder_sparse_step": 0}, "decoder_sparse_step = 0"),
         ("qwen2_moe", {"norm_topk_prob": 1}, "norm_topk_prob = 1.*true or false"),
         ("olmoe", {"clip_qkv": -8.0}, "clip_qkv = -8.0.*above 0"),
