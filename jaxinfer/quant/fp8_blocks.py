@@ -13,6 +13,8 @@ from jaxinfer.shapes import Shape
 
 #: Rows and columns of a block.
 BLOCK = 128
+#: Rows decoded at once: what they need stays inside the second-level cache.
+_CHUNK_ROWS = 8
 
 
 def num_blocks(shape: Shape) -> Shape:
@@ -32,10 +34,12 @@ def decode(numbers: np.ndarray, factors: np.ndarray, skip: tuple[int, int] = (0,
     codes, out = numbers.view(np.uint8), np.empty(numbers.shape, np.float32)
     column_block = (np.arange(num_columns) + skip[1]) // BLOCK
     for row_block, factors_of_row in enumerate(factors):
-        start = max(row_block * BLOCK - skip[0], 0)
-        rows = slice(start, min((row_block + 1) * BLOCK - skip[0], num_rows))
-        np.take(_table(), codes[rows], out=out[rows], mode="clip")
-        out[rows] *= factors_of_row[column_block]
+        begin, end = (max(nth * BLOCK - skip[0], 0) for nth in (row_block, row_block + 1))
+        factor_of_column = factors_of_row[column_block]
+        for start in range(begin, min(end, num_rows), _CHUNK_ROWS):
+            rows = slice(start, min(start + _CHUNK_ROWS, end))
+            np.take(_table(), codes[rows], out=out[rows], mode="clip")
+            out[rows] *= factor_of_column
     return out
 
 
