@@ -152,20 +152,20 @@ def _original_len(parameters: HfConfig, fields: HfConfig) -> int:
 
 
 def _linear(parameters: HfConfig, fields: HfConfig) -> LinearScaling:
-    return LinearScaling(factor=parameters.number("factor"))
+    return LinearScaling(factor=parameters.positive("factor"))
 
 
 def _dynamic(parameters: HfConfig, fields: HfConfig) -> DynamicScaling:
     # Grows from the length in the config: an original length in the object would change nothing.
     parameters.get(_ORIGINAL_LEN)
-    return DynamicScaling(factor=parameters.number("factor"), original_len=max_len(fields))
+    return DynamicScaling(factor=parameters.positive("factor"), original_len=max_len(fields))
 
 
 def _llama3(parameters: HfConfig, fields: HfConfig) -> Llama3Scaling:
     return Llama3Scaling(
-        factor=parameters.number("factor"),
-        low_freq_factor=parameters.number("low_freq_factor"),
-        high_freq_factor=parameters.number("high_freq_factor"),
+        factor=parameters.positive("factor"),
+        low_freq_factor=parameters.positive("low_freq_factor"),
+        high_freq_factor=parameters.positive("high_freq_factor"),
         original_len=_original_len(parameters, fields),
     )
 
@@ -173,10 +173,10 @@ def _llama3(parameters: HfConfig, fields: HfConfig) -> Llama3Scaling:
 def _yarn(parameters: HfConfig, fields: HfConfig) -> YarnScaling:
     original_len = _original_len(parameters, fields)
     return YarnScaling(
-        factor=parameters.number("factor", max_len(fields) / original_len),
+        factor=parameters.positive("factor", max_len(fields) / original_len),
         original_len=original_len,
-        beta_fast=parameters.number("beta_fast", 32.0),
-        beta_slow=parameters.number("beta_slow", 1.0),
+        beta_fast=parameters.positive("beta_fast", 32.0),
+        beta_slow=parameters.positive("beta_slow", 1.0),
         attention_factor=parameters.optional_positive("attention_factor"),
         mscale=parameters.optional_number("mscale"),
         mscale_all_dim=parameters.optional_number("mscale_all_dim"),
@@ -191,7 +191,7 @@ def _longrope(parameters: HfConfig, fields: HfConfig) -> LongropeScaling:
         short_factor=parameters.numbers("short_factor"),
         long_factor=parameters.numbers("long_factor"),
         original_len=original_len,
-        factor=parameters.number("factor", max_len(fields) / original_len),
+        factor=parameters.positive("factor", max_len(fields) / original_len),
         attention_factor=either if short is None else short,
         long_attention_factor=parameters.optional_positive("long_mscale"),
     )
@@ -200,7 +200,7 @@ def _longrope(parameters: HfConfig, fields: HfConfig) -> LongropeScaling:
 def _proportional(parameters: HfConfig, fields: HfConfig) -> ProportionalScaling:
     return ProportionalScaling(
         share=parameters.number("partial_rotary_factor", 1.0),
-        factor=parameters.number("factor", 1.0),
+        factor=parameters.positive("factor", 1.0),
     )
 
 

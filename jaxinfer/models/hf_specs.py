@@ -103,12 +103,12 @@ def last_share_kv(
 
 def rms_norm(fields: HfConfig, eps: float = 1e-6, **kwargs: Any) -> NormSpec:
     """RMSNorm with ``rms_norm_eps``."""
-    return NormSpec(eps=fields.number("rms_norm_eps", eps), **kwargs)
+    return NormSpec(eps=fields.positive("rms_norm_eps", eps), **kwargs)
 
 
 def layer_norm(fields: HfConfig, name: str = "layer_norm_eps", **kwargs: Any) -> NormSpec:
     """LayerNorm with the epsilon of this field."""
-    return NormSpec(kind="layer", eps=fields.number(name, 1e-5), **kwargs)
+    return NormSpec(kind="layer", eps=fields.positive(name, 1e-5), **kwargs)
 
 
 def decoder(

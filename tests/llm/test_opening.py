@@ -1,11 +1,13 @@
 """A model's name leads to its config, its dtype and its tokenizer."""
 
 import json
+from contextlib import closing
 
 import gguf
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from jaxinfer import LLM
 from jaxinfer.checkpoint.gguf import GgufSource
@@ -21,7 +23,9 @@ from jaxinfer.llm.opening import is_architecture, open_model
 from jaxinfer.models.loading import dummy_model, save_model
 from jaxinfer.models.registry import model_config
 from sharding import make_mesh
+from tests.golden.models.seeded import seeded_tensor
 from tests.llm.tiny_model import write_tiny_model
+from tests.models.golden_case import GoldenCase
 
 
 def write_gguf(path, matrix_type):
@@ -118,6 +122,16 @@ def test_an_orbax_checkpoint_opens_with_the_weights_that_were_saved(tmp_path):
     model = opened.load(blank, seed=0, progress=no_progress)
     assert opened.tokenizer is not None
     jax.tree.map(np.testing.assert_array_equal, model.params, saved.params)
+
+
+def test_a_head_that_is_tied_in_the_config_alone_is_opened_as_one(tmp_path):
+    case = GoldenCase("llama")
+    shapes = {**case.shapes, "lm_head.weight": case.shapes["model.embed_tokens.weight"]}
+    tensors = {name: seeded_tensor(name, shape) for name, shape in shapes.items()}
+    (tmp_path / "config.json").write_text(json.dumps(case.config))
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    with closing(open_model(tmp_path, skip_tokenizer=True)) as opened:
+        assert not opened.config.tied_head
 
 
 def test_what_fails_after_opening_closes_the_source(tmp_path, tiny_directory, monkeypatch):

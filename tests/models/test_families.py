@@ -162,6 +162,12 @@ def test_any_field_with_any_value_is_a_model_or_a_refusal(data):
             "rope_parameters.partial_rotary_factor = 2.0.*at most 1",
         ),
         ("llama", {"head_dim": 15}, "head_dim = 15.*even"),
+        ("llama", {"rms_norm_eps": 0}, "^rms_norm_eps = 0.0.*above 0"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "factor": -1}},
+            "rope_parameters.factor = -1.0.*above 0",
+        ),
         (
             "glm4",
             {"rope_parameters": {"partial_rotary_factor": 0.2}},
