@@ -72,6 +72,7 @@ def open_source(path: Path) -> Source:
         Unsupported: a GGUF architecture or storage format that is not known here.
     """
     # The readers import this module for TensorInfo.
+    from jaxinfer.checkpoint.fp8 import Fp8Source, is_fp8
     from jaxinfer.checkpoint.gguf import GgufSource
     from jaxinfer.checkpoint.mxfp4 import Mxfp4Source, is_mxfp4
     from jaxinfer.checkpoint.safetensors import SafetensorsSource
@@ -79,6 +80,8 @@ def open_source(path: Path) -> Source:
     path = Path(path)
     if path.is_dir():
         source = SafetensorsSource(path)
+        if is_fp8(source.config):
+            return Fp8Source(source)
         return Mxfp4Source(source) if is_mxfp4(source.config) else source
     if path.is_file() and path.suffix == ".gguf":
         return GgufSource(path)

@@ -19,7 +19,7 @@ def add_parser(commands: Any, name: str) -> None:
     parser = new_parser(commands, name, _DESCRIPTION, run)
     parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="default: %(default)s")
     parser.add_argument("--tokenizer", help="another than the model's own")
-    parser.add_argument("--load-format", default="auto", help="dummy: a name of configs/models")
+    parser.add_argument("--load-format", default="auto", help="dummy: look for no weights")
     parser.add_argument("--dtype", default="auto", help="of the weights once loaded")
     parser.add_argument("--kv-cache-dtype", default="auto", help="of the KV cache")
     parser.add_argument("--page-size", type=int, default=64, help="tokens a page of the KV cache")
@@ -40,9 +40,12 @@ def add_parser(commands: Any, name: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from jaxinfer.llm.facts import model_facts
-    from jaxinfer.llm.opening import open_model
+    from jaxinfer.llm.opening import is_architecture, open_model
 
-    opened = open_model(args.model, tokenizer=args.tokenizer, load_format=args.load_format)
+    # No weights are read, and an architecture has none to look for.
+    is_shape = args.load_format == "auto" and is_architecture(args.model)
+    load_format = "dummy" if is_shape else args.load_format
+    opened = open_model(args.model, tokenizer=args.tokenizer, load_format=load_format)
     try:
         facts = model_facts(
             opened,

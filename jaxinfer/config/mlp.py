@@ -66,6 +66,8 @@ class RouterSpec:
     learned number for each expert is added to its score where experts are chosen, not where they
     are weighed. ``bias``: another one, added to the logits themselves (gpt-oss). ``logit_scale``
     multiplies the logits, ``expert_scale`` the weights, by a learned number for each expert.
+    ``float32``: the router's matrix is kept and multiplied so, whatever the model's dtype (Ernie
+    4.5); without it the product of what the dtype holds is still summed up in float32.
 
     Experts lie in ``num_groups`` groups of equal size, of which only the best ``top_groups`` are
     chosen from (DeepSeek-V2, arXiv 2405.04434). A group is as good as its best expert (``"max"``)
@@ -80,6 +82,7 @@ class RouterSpec:
     correction: bool = False
     bias: bool = False
     expert_scale: bool = False
+    float32: bool = False
     logit_scale: float = 1.0
     num_groups: int = 1
     top_groups: int = 1

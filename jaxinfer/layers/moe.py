@@ -26,7 +26,8 @@ class Moe(nnx.Module):
         num_experts = spec.router.num_experts
         self.spec = spec
         axes, bias = ("embed", "experts"), spec.router.bias
-        self.router = Linear(width, num_experts, dtype, axes, bias=bias, rngs=rngs)
+        router_dtype = jnp.dtype("float32") if spec.router.float32 else dtype
+        self.router = Linear(width, num_experts, router_dtype, axes, bias=bias, rngs=rngs)
         # Small differences between experts decide: kept in float32 whatever the model's dtype.
         self.correction = (
             parameter(rngs, (num_experts,), jnp.dtype("float32"), ("experts",), zeros)
@@ -58,7 +59,7 @@ class Moe(nnx.Module):
         with jax.named_scope("moe"):
             correction_E = None if self.correction is None else self.correction.get_value()
             scale_E = None if self.expert_scale is None else self.expert_scale.get_value()
-            logits_TE = self.router(maybe_normed(self.router_norm, x_TD))
+            logits_TE = self._logits(maybe_normed(self.router_norm, x_TD))
             routes = route(self.spec.router, logits_TE, correction_E, scale_E)
             params = self.experts.weights()
             out_TD = apply_experts(
@@ -78,6 +79,14 @@ class Moe(nnx.Module):
             if self.shared_gate is not None:
                 shared_TD = shared_TD * jax.nn.sigmoid(self.shared_gate(x_TD))
             return out_TD + shared_TD
+
+    def _logits(self, x_TD: jax.Array) -> jax.Array:
+        """Float32 ``[T, E]``."""
+        if not self.spec.router.float32:
+            return self.router(x_TD)
+        # Some units round float32 before they multiply unless they are asked not to.
+        with jax.default_matmul_precision("highest"):
+            return self.router(x_TD.astype(jnp.float32))
 
 
 class Experts(nnx.Module):

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jaxinfer.checkpoint.directory import read_config
 from jaxinfer.checkpoint.gguf import GgufSource
+from jaxinfer.checkpoint.known import KNOWN_MODELS
 from jaxinfer.checkpoint.load import Progress
 from jaxinfer.checkpoint.orbax import is_orbax_directory
 from jaxinfer.checkpoint.resolve import expanded, resolve_model
@@ -20,6 +21,7 @@ from jaxinfer.errors import InvalidParameter, ModelNotFound
 from jaxinfer.models.loading import random_weights, read_weights, restore_weights
 from jaxinfer.models.model import Model, blank_model
 from jaxinfer.models.registry import model_config
+from jaxinfer.models.tied_head import checkpoint_config
 from jaxinfer.presets import config_names, find_config
 from jaxinfer.tokenizer import Tokenizer, load_tokenizer
 
@@ -96,13 +98,19 @@ def open_model(
             path = expanded(model)
             config = model_config(_config_only(model, path))
         else:
+            if is_architecture(model):
+                raise ModelNotFound(
+                    f"{str(model)!r} is the name of an architecture, of which there are no weights"
+                    " here: give a directory that holds some, or take random ones with"
+                    " load_format = 'dummy' (--load-format dummy)"
+                )
             path = resolve_model(model)
             if path.is_dir() and is_orbax_directory(path):
                 orbax = path
                 config = model_config(read_config(path))
             else:
                 source = on_error.enter_context(open_source(path))
-                config = _with_stored_dtype(model_config(source.config), source)
+                config = _with_stored_dtype(checkpoint_config(source), source)
         found = None
         if isinstance(tokenizer, Tokenizer):
             found = tokenizer
@@ -110,6 +118,12 @@ def open_model(
             found = _find_tokenizer(path, source) if tokenizer is None else _tokenizer_at(tokenizer)
         on_error.pop_all()  # from here on, who asked for it closes it
         return OpenModel(config=config, source=source, tokenizer=found, orbax=orbax)
+
+
+def is_architecture(model: str | Path) -> bool:
+    """Whether it is a name of ``configs/models``, and not one of a model that can be had."""
+    name = str(model)
+    return name in config_names() and name not in KNOWN_MODELS and not expanded(model).exists()
 
 
 def _config_only(model: str | Path, path: Path) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 from jaxinfer.config import LayerSpec, ModelConfig
 from jaxinfer.models.hf_config import HfConfig
-from jaxinfer.models.hf_rope import rope, rope_object
+from jaxinfer.models.hf_rope import rope
 from jaxinfer.models.hf_specs import (
     attention,
     decoder,
@@ -15,14 +15,22 @@ from jaxinfer.models.hf_specs import (
 from jaxinfer.models.llama import IGNORED_TENSORS, gated_mlp, weights
 from jaxinfer.models.weights import Family
 
+#: Where a config states no rope.
+_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
 
 def _read(fields: HfConfig) -> ModelConfig:
-    if rope_object(fields) is None:
-        raise fields.error("rope_parameters", None, "given: this family's rope is scaled")
     fields.only("attention_bias", False)
     dim, norms = head_dim(fields), rms_norm(fields, eps=1e-5)
     layer = LayerSpec(
-        mixer=attention(fields, dim, rope=rope(fields, dim, theta=1e6)),
+        mixer=attention(fields, dim, rope=rope(fields, dim, theta=1e6, unstated=_ROPE)),
         mlp=gated_mlp(fields, bias=fields.flag("mlp_bias", False)),
         pre_norm=norms,
     )
@@ -36,6 +44,6 @@ CWM = Family(
     model_types=("cwm",),
     read=_read,
     weights=weights,
-    defaults={"head_dim": 128, "sliding_window": 8192},
+    defaults={"head_dim": 128, "num_key_value_heads": 8, "sliding_window": 8192},
     ignored_tensors=IGNORED_TENSORS,
 )

@@ -85,6 +85,7 @@ DEEPSEEK_V2 = Family(
         "v_head_dim": 128,
         "n_routed_experts": 64,
         "n_shared_experts": 2,
+        "moe_intermediate_size": 1407,
     },
     ignored_fields=TRAINING_FIELDS | DERIVED_FIELDS,
     ignored_tensors=IGNORED_TENSORS,

@@ -35,7 +35,7 @@ ERNIE4_5 = Family(
     model_types=("ernie4_5",),
     read=_read_ernie,
     weights=weights,
-    defaults={**_DEFAULTS, "tie_word_embeddings": True},
+    defaults={**_DEFAULTS, "num_key_value_heads": 2, "tie_word_embeddings": True},
     ignored_tensors=IGNORED_TENSORS,
 )
 HELIUM = Family(
@@ -43,6 +43,6 @@ HELIUM = Family(
     model_types=("helium",),
     read=_read_helium,
     weights=weights,
-    defaults=_DEFAULTS,
+    defaults={**_DEFAULTS, "num_key_value_heads": 20},
     ignored_tensors=IGNORED_TENSORS,
 )

@@ -32,8 +32,19 @@ def _read(fields: HfConfig) -> ModelConfig:
     dim = head_dim(fields)
     mixer = attention(fields, dim, rope=rope(fields, dim, theta=500000.0, interleaved=True))
     layer = LayerSpec(mixer=mixer, mlp=gated_mlp(fields), pre_norm=norms)
-    fields.only("num_experts_per_tok", None, fields.get("moe_k"))
-    chosen = router(fields, "moe_num_experts", "num_experts", top_k_name="moe_k", correction=True)
+    top_k_name = "moe_k"
+    if fields.states("num_experts_per_tok") and not fields.states("moe_k"):
+        top_k_name = "num_experts_per_tok"
+    else:
+        fields.only("num_experts_per_tok", None, fields.get("moe_k"))
+    chosen = router(
+        fields,
+        "moe_num_experts",
+        "num_experts",
+        top_k_name=top_k_name,
+        correction=True,
+        float32=True,
+    )
     expert = expert_mlp(fields, "moe_intermediate_size")
     num_shared = fields.count("moe_num_shared_experts", 2, most=MAX_EXPERTS)
     shared = replace(expert, width=num_shared * expert.width) if num_shared else None
@@ -68,6 +79,7 @@ ERNIE4_5_MOE = Family(
     read=_read,
     weights=_weights,
     defaults={
+        "num_key_value_heads": 4,
         "moe_num_experts": 64,
         "moe_k": 6,
         "moe_intermediate_size": 1536,

@@ -50,6 +50,6 @@ EXAONE4 = Family(
     model_types=("exaone4",),
     read=_read,
     weights=weights,
-    defaults={"sliding_window": 4096},
+    defaults={"num_key_value_heads": 32, "sliding_window": 4096},
     ignored_tensors=IGNORED_TENSORS,
 )

@@ -61,7 +61,7 @@ GEMMA = Family(
     model_types=("gemma",),
     read=_read,
     weights=weights,
-    defaults=GEMMA_DEFAULTS,
+    defaults={**GEMMA_DEFAULTS, "num_key_value_heads": 16},
     ignored_fields=frozenset({"hidden_act"}),
     ignored_tensors=IGNORED_TENSORS,
 )

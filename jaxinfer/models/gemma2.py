@@ -71,6 +71,7 @@ def weights(config: ModelConfig) -> Iterator[WeightRule]:
 
 _DEFAULTS = {
     **GEMMA_DEFAULTS,
+    "num_key_value_heads": 4,
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
     "attn_logit_softcapping": 50.0,

@@ -87,8 +87,8 @@ def _read_text(fields: HfConfig) -> ModelConfig:
     layer = LayerSpec(
         mixer=mixer, mlp=_mlp(fields), pre_norm=norms, post_norm=norms, learned_scale=True
     )
-    window = sliding_window(fields)
-    layers = windowed(fields, layer, num_layers(fields), window, lambda i: (i + 1) % 6 != 0)
+    count, window = num_layers(fields), sliding_window(fields)
+    layers = windowed(fields, layer, count, window, lambda i: (i + 1) % 6 != 0 and i + 1 < count)
     if layers[-1].mixer.window is not None:
         allowed = "a list that ends with 'full_attention'"
         raise fields.error("layer_types", fields.get("layer_types"), allowed)
@@ -113,22 +113,22 @@ def _with_heads(fields: HfConfig, layers: tuple[LayerSpec, ...]) -> tuple[LayerS
     global_dim = fields.size("global_head_dim")
     num_kv_heads = layers[0].attention.num_kv_heads
     global_kv_heads = fields.size("num_global_key_value_heads", num_kv_heads)
-    by_layer = _by_layer(fields, len(layers))
+    by_layer, no_sizes = _by_layer(fields, len(layers)), HfConfig({})
 
     def heads(i: int, mixer: AttentionSpec) -> AttentionSpec:
         is_global = mixer.window is None
         if by_layer is not None:
-            sizes = by_layer.get(i)
-            dim = mixer.head_dim if sizes is None else sizes.size("head_dim", mixer.head_dim)
-            kv = num_kv_heads if sizes is None else sizes.size("num_key_value_heads", num_kv_heads)
-            if sizes is not None:
-                sizes.refuse_unread()
+            sizes, name = by_layer.get(i, no_sizes), "num_key_value_heads"
+            dim = sizes.size("head_dim", mixer.head_dim)
+            kv = sizes.size(name, num_kv_heads)
+            sizes.refuse_unread()
         else:
+            sizes, name = fields, "num_global_key_value_heads"
             dim = global_dim if is_global else mixer.head_dim
             kv = global_kv_heads if is_global and v_from_k else num_kv_heads
         if mixer.num_heads % kv:
             allowed = f"a divisor of num_attention_heads = {mixer.num_heads}"
-            raise fields.error("number of key and value heads", kv, allowed)
+            raise sizes.error(name, kv, allowed)
         return replace(mixer, head_dim=dim, num_kv_heads=kv, v_from_k=v_from_k and is_global)
 
     return tuple(replace(layer, mixer=heads(i, layer.attention)) for i, layer in enumerate(layers))

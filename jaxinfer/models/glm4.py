@@ -16,7 +16,12 @@ from jaxinfer.models.llama import (
 from jaxinfer.models.phi3 import fused_mlp_weights
 from jaxinfer.models.weights import Family, WeightRule, norm
 
-_DEFAULTS = {"head_dim": 128, "attention_bias": True, "rms_norm_eps": 1.5625e-7}
+_DEFAULTS = {
+    "head_dim": 128,
+    "num_key_value_heads": 2,
+    "attention_bias": True,
+    "rms_norm_eps": 1.5625e-7,
+}
 
 
 def _read_glm(fields: HfConfig) -> ModelConfig:

@@ -43,7 +43,12 @@ GLM4_MOE = Family(
     model_types=("glm4_moe",),
     read=_read,
     weights=_weights,
-    defaults={"n_routed_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1408},
+    defaults={
+        "num_key_value_heads": 8,
+        "n_routed_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 1408,
+    },
     # Layers that predict further tokens at once: none of the decoder's.
     ignored_fields=BALANCING_FIELDS | {"num_nextn_predict_layers", "num_mtp_layers"},
     ignored_tensors=(*IGNORED_TENSORS, r"model\.layers\.(46|92)\..*"),

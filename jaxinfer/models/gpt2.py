@@ -44,6 +44,7 @@ def _read(fields: HfConfig) -> ModelConfig:
         width=width,
         max_len=num_positions,
         learned_positions=num_positions,
+        fused_kv=True,
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxinfer.config import LayerSpec, MlpSpec, ModelConfig, NormSpec
 from jaxinfer.models.hf_config import HfConfig
-from jaxinfer.models.hf_rope import rope
+from jaxinfer.models.hf_rope import rope, rope_base, turning_share
 from jaxinfer.models.hf_specs import attention, decoder, head_dim, num_layers
 from jaxinfer.models.weights import Family, WeightRule, embedding, linear, norm
 
@@ -19,8 +19,8 @@ def _read(fields: HfConfig) -> ModelConfig:
     rope_spec = rope(
         fields,
         dim,
-        theta=fields.number("rotary_emb_base", 10000.0),
-        rotary_share=fields.number("rotary_pct", 0.25),
+        theta=rope_base(fields, "rotary_emb_base", 10000.0),
+        rotary_share=turning_share(fields, "rotary_pct", 0.25),
     )
     mlp = MlpSpec(
         width=fields.size("intermediate_size"),
@@ -34,7 +34,8 @@ def _read(fields: HfConfig) -> ModelConfig:
         pre_norm=norms,
         parallel=fields.flag("use_parallel_residual", True),
     )
-    return decoder(fields, layers=(layer,) * num_layers(fields), final_norm=norms)
+    layers = (layer,) * num_layers(fields)
+    return decoder(fields, layers=layers, final_norm=norms, fused_kv=True)
 
 
 def _weights(config: ModelConfig) -> Iterator[WeightRule]:

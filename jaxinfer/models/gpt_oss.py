@@ -10,7 +10,7 @@ import numpy as np
 from jaxinfer.config import LayerSpec, MlpSpec, ModelConfig, MoeSpec
 from jaxinfer.models.hf_config import HfConfig
 from jaxinfer.models.hf_experts import BALANCING_FIELDS, router
-from jaxinfer.models.hf_rope import rope, rope_object
+from jaxinfer.models.hf_rope import rope
 from jaxinfer.models.hf_specs import (
     attention,
     decoder,
@@ -28,8 +28,19 @@ _DEFAULTS = {
     "num_local_experts": 128,
     "num_experts_per_tok": 4,
     "head_dim": 64,
+    "num_key_value_heads": 8,
     "sliding_window": 128,
     "rope_theta": 150000.0,
+}
+
+#: Where a config states no rope.
+_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
 }
 
 
@@ -37,14 +48,13 @@ def _read(fields: HfConfig) -> ModelConfig:
     # What its first converter wrote beside the field that counts.
     fields.only("experts_per_token", None, fields.size("num_experts_per_tok"))
     fields.only("hidden_act", "silu")
-    if rope_object(fields) is None:
-        raise fields.error("rope_scaling", None, "given: YaRN, as in the published models")
     dim, norms, bias = (
         head_dim(fields),
         rms_norm(fields, eps=1e-5),
         fields.flag("attention_bias", True),
     )
-    mixer = attention(fields, dim, rope=rope(fields, dim), qkv_bias=bias, out_bias=bias, sinks=True)
+    turning = rope(fields, dim, unstated=_ROPE)
+    mixer = attention(fields, dim, rope=turning, qkv_bias=bias, out_bias=bias, sinks=True)
     expert = MlpSpec(
         width=fields.size("intermediate_size"),
         bias=True,

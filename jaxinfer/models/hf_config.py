@@ -88,6 +88,11 @@ class HfConfig:
         value = self._fields.get(name) if name in self._fields else self._defaults.get(name)
         return default if value is None else value
 
+    def states(self, name: str) -> bool:
+        """Whether the object itself gives the field a value."""
+        self._read.add(name)
+        return self._fields.get(name) is not None
+
     def size(self, name: str, default: int | None = None, *, most: int = MAX_WIDTH) -> int:
         """A whole number from 1 to ``most``."""
         value = self._required(name, default)
@@ -176,8 +181,10 @@ class HfConfig:
 
     def error(self, name: str, value: Any, allowed: str) -> ConfigError:
         """The refusal of one value."""
+        is_default = name in self._defaults and name not in self._fields
+        left_out = ", what it means where it is left out," if is_default else ""
         return ConfigError(
-            f"{self._path}{name} = {value!r:.200} is not allowed: it must be {allowed}"
+            f"{self._path}{name} = {value!r:.200}{left_out} is not allowed: it must be {allowed}"
         )
 
     def _required(self, name: str, default: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxinfer.config import GroupScore, LayerSpec, MlpSpec, ModelConfig, MoeSpec, RouterSpec
 from jaxinfer.models.hf_config import MAX_LAYERS, HfConfig
+from jaxinfer.models.hf_specs import num_layers
 from jaxinfer.models.llama import LAYER, gated_mlp_weights
 from jaxinfer.models.weights import WeightRule, linear, only_where
 
@@ -20,10 +21,11 @@ def router(
     """The router: the number of experts stands in one of the fields ``count_names``, or in several
     that agree. ``kwargs`` are further fields of the spec.
     """
-    name = next((name for name in count_names if fields.get(name) is not None), count_names[0])
+    stated = [name for name in count_names if fields.states(name)]
+    name = next(iter(stated), count_names[0])
     num_experts = fields.size(name, most=MAX_EXPERTS)
-    for other in count_names:
-        if fields.get(other, num_experts) != num_experts:
+    for other in stated:
+        if fields.get(other) != num_experts:
             raise fields.error(other, fields.get(other), f"{name} = {num_experts}")
     top_k = fields.size(top_k_name, most=MAX_EXPERTS)
     if top_k > num_experts:
@@ -87,10 +89,11 @@ def expert_mlp(fields: HfConfig, width_name: str = "intermediate_size") -> MlpSp
 def is_sparse(fields: HfConfig) -> Callable[[int], bool]:
     """Which layers have experts: each ``decoder_sparse_step``-th, but for ``mlp_only_layers``."""
     step = fields.size("decoder_sparse_step", 1, most=MAX_LAYERS)
-    dense = fields.get("mlp_only_layers", [])
-    is_list = isinstance(dense, list | tuple)
-    if not is_list or not all(isinstance(i, int) and not isinstance(i, bool) for i in dense):
-        raise fields.error("mlp_only_layers", dense, "a list of numbers of layers")
+    dense, count = fields.get("mlp_only_layers", []), num_layers(fields)
+    is_list = isinstance(dense, list | tuple) and not any(isinstance(i, bool) for i in dense)
+    if not is_list or not all(isinstance(i, int) and 0 <= i < count for i in dense):
+        allowed = f"a list of numbers of layers, from 0 to {count - 1}"
+        raise fields.error("mlp_only_layers", dense, allowed)
     return lambda i: i not in dense and (i + 1) % step == 0
 
 

@@ -7,6 +7,7 @@ object leaves out is taken from the top level.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from jaxinfer.config import (
     DynamicScaling,
@@ -32,14 +33,17 @@ def rope(
     theta: float = 10000.0,
     rotary_share: float = 1.0,
     interleaved: bool = False,
+    unstated: Mapping[str, Any] | None = None,
 ) -> RopeSpec:
     """The one rope of all layers; ``theta`` and ``rotary_share`` are the family's defaults.
 
-    ``interleaved`` is what the family's code does: no config says it.
+    ``interleaved`` is what the family's code does: no config says it. ``unstated``: see
+    ``rope_object``.
     """
-    theta = fields.number("rope_theta", theta)
-    rotary_share = fields.number("partial_rotary_factor", rotary_share)
-    spec = rope_of(rope_object(fields), fields, head_dim, theta=theta, rotary_share=rotary_share)
+    theta = rope_base(fields, "rope_theta", theta)
+    share = turning_share(fields, "partial_rotary_factor", rotary_share)
+    parameters = rope_object(fields, unstated)
+    spec = rope_of(parameters, fields, head_dim, theta=theta, rotary_share=share)
     return replace(spec, interleaved=interleaved)
 
 
@@ -50,8 +54,8 @@ def ropes_by_layer_type(
 
     ``sliding_theta`` None: that of the full layers.
     """
-    theta = fields.number("rope_theta", theta)
-    sliding_theta = fields.number("rope_local_base_freq", sliding_theta or theta)
+    theta = rope_base(fields, "rope_theta", theta)
+    sliding_theta = rope_base(fields, "rope_local_base_freq", sliding_theta or theta)
     parameters = rope_object(fields)
     full, sliding = parameters, None
     if parameters is not None and fields.get("rope_parameters"):
@@ -63,11 +67,16 @@ def ropes_by_layer_type(
     )
 
 
-def rope_object(fields: HfConfig) -> HfConfig | None:
-    """``rope_scaling`` or ``rope_parameters``, whichever there is."""
+def rope_object(fields: HfConfig, unstated: Mapping[str, Any] | None = None) -> HfConfig | None:
+    """``rope_scaling`` or ``rope_parameters``, whichever there is.
+
+    ``unstated``: what the family means by the latter where there is none of the two.
+    """
     old, new = fields.inner("rope_scaling"), fields.inner("rope_parameters")
     if old is not None and new is not None:
         raise ConfigError("rope_scaling and rope_parameters are both given: keep one of them")
+    if old is None and unstated is not None and not fields.states("rope_parameters"):
+        return HfConfig(unstated, "rope_parameters.")
     return new if old is None else old
 
 
@@ -80,27 +89,55 @@ def rope_of(
     rotary_share: float = 1.0,
 ) -> RopeSpec:
     """The rope that one object of parameters describes; ``fields`` is the config it belongs to."""
-    if parameters is None:
-        return _spec(head_dim, theta, rotary_share, None)
-    theta = parameters.number("rope_theta", theta)
-    rotary_share = parameters.number("partial_rotary_factor", rotary_share)
-    kind = "type" if parameters.get("rope_type") is None else "rope_type"
-    scaling = parameters.choice(kind, _SCALINGS, "default")(parameters, fields)
-    parameters.refuse_unread(ignored={"type", "finetuned"})
-    if isinstance(scaling, ProportionalScaling):
-        rotary_share = 1.0  # of which only some turn
-    return _spec(head_dim, theta, rotary_share, scaling)
-
-
-def _spec(head_dim: int, theta: float, share: float, scaling: RopeScaling | None) -> RopeSpec:
-    if theta <= 1:
-        raise ConfigError(f"rope_theta = {theta!r} is not allowed: it must be above 1")
-    if not 0 < share <= 1:
-        raise ConfigError(f"the rotary share of a head is {share!r}: it must be above 0, at most 1")
-    rotary_dim = int(head_dim * share)
-    if isinstance(scaling, DynamicScaling) and rotary_dim <= 2:
-        raise ConfigError(f"a dynamic rope turns {rotary_dim} dimensions of a head: it needs 4")
+    scaling, share_stated_in = None, fields
+    if parameters is not None:
+        theta = rope_base(parameters, "rope_theta", theta)
+        if parameters.states("partial_rotary_factor"):
+            share_stated_in = parameters
+        rotary_share = turning_share(parameters, "partial_rotary_factor", rotary_share)
+        kind = "type" if parameters.get("rope_type") is None else "rope_type"
+        scaling = parameters.choice(kind, _SCALINGS, "default")(parameters, fields)
+        parameters.refuse_unread(ignored={"type", "finetuned"})
+        if isinstance(scaling, ProportionalScaling):
+            rotary_share = 1.0  # of which only some turn
+    if rotary_share == 1.0 and head_dim % 2:
+        raise fields.error("head_dim", head_dim, "even, for its numbers turn in pairs")
+    rotary_dim = int(head_dim * rotary_share)
+    if rotary_dim < 2 or rotary_dim % 2:
+        allowed = f"a share of the {head_dim} numbers of a head that is even, and not {rotary_dim}"
+        raise share_stated_in.error("partial_rotary_factor", rotary_share, allowed)
+    if parameters is not None:
+        _check_scaling(parameters, scaling, rotary_dim)
     return RopeSpec(theta=theta, rotary_dim=rotary_dim, scaling=scaling)
+
+
+def rope_base(fields: HfConfig, name: str, default: float) -> float:
+    """The base of a rope's frequencies, in this field."""
+    theta = fields.number(name, default)
+    if theta <= 1:
+        raise fields.error(name, theta, "above 1")
+    return theta
+
+
+def turning_share(fields: HfConfig, name: str, default: float) -> float:
+    """How much of a head turns, in this field."""
+    share = fields.number(name, default)
+    if not 0 < share <= 1:
+        raise fields.error(name, share, "above 0, and at most 1")
+    return share
+
+
+def _check_scaling(parameters: HfConfig, scaling: RopeScaling | None, rotary_dim: int) -> None:
+    """Refuses what does not fit the numbers of a head that turn."""
+    if isinstance(scaling, DynamicScaling) and rotary_dim <= 2:
+        allowed = f"another one where only {rotary_dim} numbers of a head turn"
+        raise parameters.error("rope_type", "dynamic", allowed)
+    if isinstance(scaling, LongropeScaling):
+        for name in ("short_factor", "long_factor"):
+            factors = getattr(scaling, name)
+            if len(factors) != rotary_dim // 2:
+                allowed = f"a list of {rotary_dim // 2} numbers, one a frequency"
+                raise parameters.error(name, factors, allowed)
 
 
 def _original_len(parameters: HfConfig, fields: HfConfig) -> int:
@@ -115,20 +152,20 @@ def _original_len(parameters: HfConfig, fields: HfConfig) -> int:
 
 
 def _linear(parameters: HfConfig, fields: HfConfig) -> LinearScaling:
-    return LinearScaling(factor=parameters.number("factor"))
+    return LinearScaling(factor=parameters.positive("factor"))
 
 
 def _dynamic(parameters: HfConfig, fields: HfConfig) -> DynamicScaling:
     # Grows from the length in the config: an original length in the object would change nothing.
     parameters.get(_ORIGINAL_LEN)
-    return DynamicScaling(factor=parameters.number("factor"), original_len=max_len(fields))
+    return DynamicScaling(factor=parameters.positive("factor"), original_len=max_len(fields))
 
 
 def _llama3(parameters: HfConfig, fields: HfConfig) -> Llama3Scaling:
     return Llama3Scaling(
-        factor=parameters.number("factor"),
-        low_freq_factor=parameters.number("low_freq_factor"),
-        high_freq_factor=parameters.number("high_freq_factor"),
+        factor=parameters.positive("factor"),
+        low_freq_factor=parameters.positive("low_freq_factor"),
+        high_freq_factor=parameters.positive("high_freq_factor"),
         original_len=_original_len(parameters, fields),
     )
 
@@ -136,10 +173,10 @@ def _llama3(parameters: HfConfig, fields: HfConfig) -> Llama3Scaling:
 def _yarn(parameters: HfConfig, fields: HfConfig) -> YarnScaling:
     original_len = _original_len(parameters, fields)
     return YarnScaling(
-        factor=parameters.number("factor", max_len(fields) / original_len),
+        factor=parameters.positive("factor", max_len(fields) / original_len),
         original_len=original_len,
-        beta_fast=parameters.number("beta_fast", 32.0),
-        beta_slow=parameters.number("beta_slow", 1.0),
+        beta_fast=parameters.positive("beta_fast", 32.0),
+        beta_slow=parameters.positive("beta_slow", 1.0),
         attention_factor=parameters.optional_positive("attention_factor"),
         mscale=parameters.optional_number("mscale"),
         mscale_all_dim=parameters.optional_number("mscale_all_dim"),
@@ -154,7 +191,7 @@ def _longrope(parameters: HfConfig, fields: HfConfig) -> LongropeScaling:
         short_factor=parameters.numbers("short_factor"),
         long_factor=parameters.numbers("long_factor"),
         original_len=original_len,
-        factor=parameters.number("factor", max_len(fields) / original_len),
+        factor=parameters.positive("factor", max_len(fields) / original_len),
         attention_factor=either if short is None else short,
         long_attention_factor=parameters.optional_positive("long_mscale"),
     )
@@ -163,7 +200,7 @@ def _longrope(parameters: HfConfig, fields: HfConfig) -> LongropeScaling:
 def _proportional(parameters: HfConfig, fields: HfConfig) -> ProportionalScaling:
     return ProportionalScaling(
         share=parameters.number("partial_rotary_factor", 1.0),
-        factor=parameters.number("factor", 1.0),
+        factor=parameters.positive("factor", 1.0),
     )
 
 

@@ -11,9 +11,10 @@ from jaxinfer.config import (
     ModelConfig,
     NormSpec,
     YarnScaling,
+    shared_kv,
 )
-from jaxinfer.errors import Unsupported
 from jaxinfer.models.hf_config import MAX_LAYERS, MAX_LEN, MAX_VOCAB, HfConfig
+from jaxinfer.models.hf_quantization import refuse_other_quantizations
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
@@ -102,26 +103,32 @@ def last_share_kv(
 
 def rms_norm(fields: HfConfig, eps: float = 1e-6, **kwargs: Any) -> NormSpec:
     """RMSNorm with ``rms_norm_eps``."""
-    return NormSpec(eps=fields.number("rms_norm_eps", eps), **kwargs)
+    return NormSpec(eps=fields.positive("rms_norm_eps", eps), **kwargs)
 
 
 def layer_norm(fields: HfConfig, name: str = "layer_norm_eps", **kwargs: Any) -> NormSpec:
     """LayerNorm with the epsilon of this field."""
-    return NormSpec(kind="layer", eps=fields.number(name, 1e-5), **kwargs)
+    return NormSpec(kind="layer", eps=fields.positive(name, 1e-5), **kwargs)
 
 
 def decoder(
-    fields: HfConfig, *, layers: tuple[LayerSpec, ...], decodes: tuple[str, ...] = (), **kwargs: Any
+    fields: HfConfig,
+    *,
+    layers: tuple[LayerSpec, ...],
+    decodes: tuple[str, ...] = (),
+    fused_kv: bool = False,
+    **kwargs: Any,
 ) -> ModelConfig:
     """A whole decoder: the fields that nearly all families share, and ``kwargs`` beside them.
 
     ``width`` and ``max_len`` are read here unless they are among the ``kwargs``. ``decodes``: the
-    quantisations whose tensors are decoded as they are read.
+    quantisations, beside blocks of FP8, whose tensors are decoded as they are read. ``fused_kv``:
+    queries, keys and values are one tensor.
     """
     fields.only("is_encoder_decoder", False)
     fields.only("add_cross_attention", False)
     fields.only("pruned_heads", {}, [])
-    _refuse_quantization(fields, decodes)
+    refuse_other_quantizations(fields, decodes)
     if "width" not in kwargs:
         kwargs["width"] = fields.size("hidden_size")
     if "max_len" not in kwargs:
@@ -129,7 +136,7 @@ def decoder(
     return ModelConfig(
         model_type=fields.get("model_type"),
         vocab_size=fields.size("vocab_size", most=MAX_VOCAB),
-        layers=layers,
+        layers=_sharing_kv(fields, layers, fused_kv),
         tied_head=fields.flag("tie_word_embeddings", False),
         dtype=fields.get("dtype", fields.get("torch_dtype", "bfloat16")),
         bos_token_id=next(iter(_token_ids(fields, "bos_token_id")), None),
@@ -138,15 +145,34 @@ def decoder(
     )
 
 
-def _refuse_quantization(fields: HfConfig, decodes: tuple[str, ...]) -> None:
-    quantization = fields.inner("quantization_config")
-    if quantization is None:
-        return
-    if quantization.get("quant_method") not in decodes:
-        stated = fields.get("quantization_config")
-        raise Unsupported(f"quantization_config = {stated!r:.200}: not read by this build")
-    # Whether a tensor is packed, the checkpoint itself shows.
-    quantization.refuse_unread({"modules_to_not_convert", "dequantize"})
+def _sharing_kv(
+    fields: HfConfig, layers: tuple[LayerSpec, ...], fused_kv: bool
+) -> tuple[LayerSpec, ...]:
+    """The layers, of which each ``kv_sharing_factor`` consecutive ones read the keys and values of
+    their first (CLA, arXiv 2405.12981). The field is ours: Hugging Face has none for it.
+    """
+    name, count = "kv_sharing_factor", len(layers)
+    factor = fields.size(name, 1, most=count)
+    if factor == 1:
+        return layers
+    if fused_kv:
+        raise fields.error(name, factor, "1 where queries, keys and values are one tensor")
+    if not all(isinstance(layer.mixer, AttentionSpec) for layer in layers):
+        raise fields.error(name, factor, "1 where layers hold latents")
+    if any(layer.kv_from is not None for layer in layers):
+        raise fields.error(name, factor, "1 beside num_kv_shared_layers")
+    for i, layer in enumerate(layers):
+        owner = i - i % factor
+        kinds = (_kind_of_kv(spec) for spec in (layer, layers[owner]))
+        if next(kinds) != next(kinds):
+            allowed = f"one that leaves out layer {i}, for layer {owner} has another kind of pages"
+            raise fields.error(name, factor, allowed)
+    return shared_kv(layers, factor)
+
+
+def _kind_of_kv(layer: LayerSpec) -> tuple[int, int, int | None]:
+    mixer = layer.attention
+    return mixer.num_kv_heads, mixer.head_dim, mixer.window
 
 
 def _served_len(positions: int, layers: tuple[LayerSpec, ...]) -> int:

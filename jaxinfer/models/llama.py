@@ -5,8 +5,8 @@ Most later families have its tensor names or differ in a few of them: they take 
 
 from collections.abc import Iterator
 
-from jaxinfer.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig, NormSpec, shared_kv
-from jaxinfer.models.hf_config import MAX_LAYERS, HfConfig
+from jaxinfer.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig, NormSpec
+from jaxinfer.models.hf_config import HfConfig
 from jaxinfer.models.hf_rope import rope
 from jaxinfer.models.hf_specs import attention, decoder, head_dim, num_layers, rms_norm
 from jaxinfer.models.weights import (
@@ -28,22 +28,15 @@ def _read(fields: HfConfig) -> ModelConfig:
     dim, bias = head_dim(fields), fields.flag("attention_bias", False)
     mixer = attention(fields, dim, rope=rope(fields, dim), qkv_bias=bias, out_bias=bias)
     mlp = gated_mlp(fields, bias=fields.flag("mlp_bias", False))
-    # Ours: no field of Hugging Face.
-    factor = fields.size("kv_sharing_factor", 1, most=MAX_LAYERS)
-    return pre_norm_decoder(fields, mixer, mlp, rms_norm(fields), kv_sharing_factor=factor)
+    return pre_norm_decoder(fields, mixer, mlp, rms_norm(fields))
 
 
 def pre_norm_decoder(
-    fields: HfConfig,
-    mixer: AttentionSpec,
-    mlp: MlpSpec,
-    norms: NormSpec,
-    kv_sharing_factor: int = 1,
+    fields: HfConfig, mixer: AttentionSpec, mlp: MlpSpec, norms: NormSpec
 ) -> ModelConfig:
-    """A stack of equal layers, each branch after a norm; so many in a row share keys and values."""
+    """A stack of equal layers, each branch after a norm."""
     layer = LayerSpec(mixer=mixer, mlp=mlp, pre_norm=norms)
-    layers = shared_kv((layer,) * num_layers(fields), kv_sharing_factor)
-    return decoder(fields, layers=layers, final_norm=norms)
+    return decoder(fields, layers=(layer,) * num_layers(fields), final_norm=norms)
 
 
 def gated_mlp(fields: HfConfig, bias: bool = False) -> MlpSpec:

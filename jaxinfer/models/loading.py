@@ -17,6 +17,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.model import Model, blank_model, flat, nested, path_name
 from jaxinfer.models.registry import family_for, model_config
+from jaxinfer.models.tied_head import checkpoint_config
 from jaxinfer.models.weights import recipes
 
 
@@ -81,7 +82,7 @@ def load_model(
         CheckpointError: files that do not fit the architecture.
         InvalidParameter, CapacityError: as ``blank_model``; nothing was read then.
     """
-    config = model_config(source.config)
+    config = checkpoint_config(source)
     blank = blank_model(config, mesh=mesh, dtype=dtype, max_len=max_len, room=room)
     return read_weights(blank, source, progress)
 
@@ -91,9 +92,13 @@ def save_model(
 ) -> None:
     """Writes a model as an Orbax checkpoint; ``config`` is its ``config.json``.
 
+    What the latter says of a tied head is put right where the checkpoint had another one.
+
     Raises:
         FileExistsError: there is one already and ``overwrite`` is False.
     """
+    if model_config(config).tied_head != model.config.tied_head:
+        config = config | {"tie_word_embeddings": model.config.tied_head}
     save_params(directory, model.params, config, overwrite=overwrite)
 
 

@@ -8,13 +8,28 @@ from jaxinfer.config import ModelConfig, QueryTemperature
 from jaxinfer.errors import ConfigError
 from jaxinfer.models.hf_config import HARMLESS, MAX_LEN, HfConfig
 from jaxinfer.models.hf_multimodal import SHARED_FIELDS, TEXT_NAMES, VISION_TENSORS
-from jaxinfer.models.hf_rope import rope_object, rope_of
+from jaxinfer.models.hf_rope import rope_base, rope_object, rope_of
 from jaxinfer.models.hf_specs import attention, head_dim, rms_norm, sliding_window
 from jaxinfer.models.llama import IGNORED_TENSORS, gated_mlp, pre_norm_decoder, weights
 from jaxinfer.models.mistral import MISTRAL
 from jaxinfer.models.weights import Family
 
-_TEXT_DEFAULTS = {"ministral3": {"head_dim": 128}, "mistral": MISTRAL.defaults}
+_TEXT_DEFAULTS = {
+    "ministral3": {"head_dim": 128, "num_key_value_heads": 8},
+    "mistral": MISTRAL.defaults,
+}
+#: Where a config states no rope.
+_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
 _ORIGINAL_LEN = "original_max_position_embeddings"
 _VISION_FIELDS = """
     vision_config image_token_index image_token_id projector_hidden_act vision_feature_layer
@@ -30,10 +45,12 @@ def _read(fields: HfConfig) -> ModelConfig:
         return _read_text(fields)
     defaults = inner.choice("model_type", _TEXT_DEFAULTS, "mistral")
     model_type = inner.get("model_type", "mistral")
-    # What the text says goes before what the whole says, which is often transformers' default.
+    # What the text says goes before what the whole says, which is often transformers' default. But
+    # the head is the whole's: of whether it is tied the text knows nothing.
     shared = {name: fields.get(name) for name in SHARED_FIELDS}
-    lacking = {name: value for name, value in shared.items() if inner.get(name) is None}
-    text = inner.updated({"model_type": model_type, **lacking}, defaults=defaults)
+    added = {name: value for name, value in shared.items() if inner.get(name) is None}
+    added["tie_word_embeddings"] = fields.flag("tie_word_embeddings", True)
+    text = inner.updated({"model_type": model_type, **added}, defaults=defaults)
     read = MISTRAL.read if model_type == "mistral" else _read_text
     model = read(text)
     text.refuse_unread(HARMLESS)
@@ -41,10 +58,10 @@ def _read(fields: HfConfig) -> ModelConfig:
 
 
 def _read_text(fields: HfConfig) -> ModelConfig:
-    parameters = rope_object(fields)
+    parameters = rope_object(fields, _ROPE)
     if parameters is None:
-        raise fields.error("rope_parameters", None, "given: this family's rope is scaled")
-    dim, theta = head_dim(fields), fields.number("rope_theta", 1e4)
+        raise fields.error("rope_parameters", {}, "given: this family's rope is scaled")
+    dim, theta = head_dim(fields), rope_base(fields, "rope_theta", 1e4)
     temperature = _temperature(parameters)
     parameters.get("max_position_embeddings")  # That of the model, once more.
     mixer = attention(

@@ -18,6 +18,8 @@ from jaxinfer.models.hf_specs import (
 from jaxinfer.models.llama import IGNORED_TENSORS, gated_mlp, pre_norm_decoder, weights
 from jaxinfer.models.weights import Family
 
+_DEFAULTS = {"num_key_value_heads": 8, "sliding_window": 4096}
+
 
 def _read(fields: HfConfig) -> ModelConfig:
     dim = head_dim(fields)
@@ -39,7 +41,7 @@ MISTRAL = Family(
     model_types=("mistral",),
     read=_read,
     weights=weights,
-    defaults={"sliding_window": 4096},
+    defaults=_DEFAULTS,
     ignored_tensors=IGNORED_TENSORS,
 )
 MINISTRAL = Family(
@@ -47,6 +49,6 @@ MINISTRAL = Family(
     model_types=("ministral",),
     read=_read_ministral,
     weights=weights,
-    defaults={"sliding_window": 4096},
+    defaults=_DEFAULTS,
     ignored_tensors=IGNORED_TENSORS,
 )

@@ -46,7 +46,7 @@ MIXTRAL = Family(
     model_types=("mixtral",),
     read=_read,
     weights=mixtral_weights,
-    defaults={"num_local_experts": 8, "num_experts_per_tok": 2},
+    defaults={"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2},
     ignored_fields=BALANCING_FIELDS | {"router_jitter_noise"},
     ignored_tensors=IGNORED_TENSORS,
 )

@@ -29,7 +29,8 @@ def _read(fields: HfConfig) -> ModelConfig:
         mlp=gated_mlp(fields),
         pre_norm=norms,
     )
-    return decoder(fields, layers=(layer,) * num_layers(fields), final_norm=norms)
+    layers = (layer,) * num_layers(fields)
+    return decoder(fields, layers=layers, final_norm=norms, fused_kv=True)
 
 
 def _weights(config: ModelConfig) -> Iterator[WeightRule]:

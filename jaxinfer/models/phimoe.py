@@ -61,7 +61,7 @@ PHIMOE = Family(
     model_types=("phimoe",),
     read=_read,
     weights=mixtral_weights,
-    defaults={"num_local_experts": 16, "num_experts_per_tok": 2},
+    defaults={"num_key_value_heads": 8, "num_local_experts": 16, "num_experts_per_tok": 2},
     # input_jitter_noise: of training. The other stands beside the rope's own fields.
     ignored_fields=BALANCING_FIELDS | {"input_jitter_noise", "original_max_position_embeddings"},
     ignored_tensors=IGNORED_TENSORS,

@@ -48,7 +48,7 @@ QWEN2 = Family(
     model_types=("qwen2",),
     read=_read,
     weights=weights,
-    defaults=WINDOW_DEFAULTS,
+    defaults={"num_key_value_heads": 32, **WINDOW_DEFAULTS},
     ignored_fields=WINDOW_FIELDS,
     ignored_tensors=IGNORED_TENSORS,
 )

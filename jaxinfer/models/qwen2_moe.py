@@ -60,6 +60,7 @@ QWEN2_MOE = Family(
     read=_read,
     weights=qwen_moe_weights,
     defaults={
+        "num_key_value_heads": 16,
         "num_experts": 60,
         "num_experts_per_tok": 4,
         "moe_intermediate_size": 1408,

@@ -25,7 +25,7 @@ QWEN3 = Family(
     model_types=("qwen3",),
     read=_read,
     weights=weights,
-    defaults={"head_dim": 128, **WINDOW_DEFAULTS},
+    defaults={"head_dim": 128, "num_key_value_heads": 32, **WINDOW_DEFAULTS},
     ignored_fields=WINDOW_FIELDS,
     ignored_tensors=IGNORED_TENSORS,
 )

@@ -61,7 +61,13 @@ QWEN3_MOE = Family(
     model_types=("qwen3_moe",),
     read=_read,
     weights=qwen_moe_weights,
-    defaults={"num_experts_per_tok": 8, **WINDOW_DEFAULTS},
+    defaults={
+        "num_key_value_heads": 4,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        **WINDOW_DEFAULTS,
+    },
     ignored_fields=WINDOW_FIELDS | BALANCING_FIELDS,
     ignored_tensors=IGNORED_TENSORS,
 )

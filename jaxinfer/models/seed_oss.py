@@ -26,7 +26,7 @@ SEED_OSS = Family(
     model_types=("seed_oss",),
     read=_read,
     weights=weights,
-    defaults={"head_dim": 128},
+    defaults={"head_dim": 128, "num_key_value_heads": 8},
     ignored_fields=frozenset({"residual_dropout"}),
     ignored_tensors=IGNORED_TENSORS,
 )

@@ -53,7 +53,7 @@ SMOLLM3 = Family(
     model_types=("smollm3",),
     read=_read,
     weights=weights,
-    defaults={"rope_theta": 2e6, "tie_word_embeddings": True},
+    defaults={"num_key_value_heads": 4, "rope_theta": 2e6, "tie_word_embeddings": True},
     ignored_fields=frozenset({"max_window_layers", "sliding_window"}),
     ignored_tensors=IGNORED_TENSORS,
 )

@@ -15,6 +15,7 @@ from jaxinfer.models.llama import (
     gated_mlp,
     mlp_weights,
     outer_weights,
+    owns_kv,
     projection_weights,
 )
 from jaxinfer.models.weights import Family, WeightRule, norm
@@ -67,7 +68,8 @@ def _weights_of_heads() -> Iterator[WeightRule]:
     for part, count in (("q", num_heads), ("k", num_kv_heads)):
         source = f"{LAYER}self_attn.{part}_layernorm.norms.{{e}}.weight"
         target = f"layers.{{i}}.mixer.{part}_norm.scale"
-        yield WeightRule(target=target, source=source, pieces=count)
+        where = owns_kv if part == "k" else None
+        yield WeightRule(target=target, source=source, pieces=count, where=where)
 
 
 STABLELM = Family(
@@ -75,5 +77,6 @@ STABLELM = Family(
     model_types=("stablelm",),
     read=_read,
     weights=_weights,
+    defaults={"num_key_value_heads": 32},
     ignored_tensors=IGNORED_TENSORS,
 )

@@ -50,7 +50,11 @@ STARCODER2 = Family(
     model_types=("starcoder2",),
     read=_read,
     weights=_weights,
-    defaults={"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
+    defaults={
+        "num_key_value_heads": 2,
+        "hidden_act": "gelu_pytorch_tanh",
+        "tie_word_embeddings": True,
+    },
     # activation_function: of the authors' own code, beside hidden_act.
     ignored_fields=frozenset(
         ["activation_function", "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"]

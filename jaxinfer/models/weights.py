@@ -117,6 +117,17 @@ class Family:
         """Whether no parameter needs the tensor of this canonical name."""
         return any(re.fullmatch(pattern, tensor) for pattern in self.ignored_tensors)
 
+    def outer_names(self, config: ModelConfig) -> tuple[str, str]:
+        """The canonical names of the embeddings, and of the head where it is not tied to them."""
+        rules = self.weights(replace(config, tied_head=False))
+        sources = {rule.target: rule.source for rule in rules}
+        return sources["embed.embedding"], sources["head.kernel"]
+
+
+def stored_names(family: Family, tensors: Iterable[str]) -> dict[str, str]:
+    """Canonical name -> name in the checkpoint."""
+    return {family.canonical_name(name): name for name in tensors}
+
 
 def recipes(
     family: Family, config: ModelConfig, tensors: Iterable[str] = ()
@@ -125,7 +136,12 @@ def recipes(
 
     ``tensors`` are the names in the checkpoint, which may be other writers' names.
     """
-    stored = {family.canonical_name(name): name for name in tensors}
+    stored = stored_names(family, tensors)
+    if config.tied_head:
+        # Some writers keep the one matrix under the name of the head.
+        embedding, head = family.outer_names(config)
+        if head in stored:
+            stored.setdefault(embedding, stored[head])
     for rule in family.weights(config):
         for layer, target, sources in rule.names(config):
             parts = tuple(

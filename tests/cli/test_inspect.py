@@ -29,7 +29,7 @@ def test_people_read_layers_bytes_and_the_longest_context(run):
 
 
 def test_people_read_what_is_shared_what_is_active_and_the_largest_batch(run):
-    words = ["--load-format=dummy", "--memory=80GiB", "--context=8192"]
+    words = ["--memory=80GiB", "--context=8192"]
     _, out, _ = run("inspect", "gemma3n-e4b", *words)
     assert "7 see every token, 3 of them through the keys and values of another" in out
     assert "8,192 bytes a token" in out

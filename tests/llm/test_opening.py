@@ -1,11 +1,13 @@
 """A model's name leads to its config, its dtype and its tokenizer."""
 
 import json
+from contextlib import closing
 
 import gguf
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from jaxinfer import LLM
 from jaxinfer.checkpoint.gguf import GgufSource
@@ -17,11 +19,13 @@ from jaxinfer.errors import (
     ModelNotFound,
     TokenizerError,
 )
-from jaxinfer.llm.opening import open_model
+from jaxinfer.llm.opening import is_architecture, open_model
 from jaxinfer.models.loading import dummy_model, save_model
 from jaxinfer.models.registry import model_config
 from sharding import make_mesh
+from tests.golden.models.seeded import seeded_tensor
 from tests.llm.tiny_model import write_tiny_model
+from tests.models.golden_case import GoldenCase
 
 
 def write_gguf(path, matrix_type):
@@ -87,6 +91,13 @@ def test_a_directory_without_weights_is_no_model_unless_they_are_random(tiny_dir
         open_model("unheard-of", load_format="dummy")
 
 
+def test_the_name_of_an_architecture_needs_random_weights_and_the_error_says_how():
+    with pytest.raises(ModelNotFound, match=r"'llama-3\.1-8b'.*load_format = 'dummy'"):
+        open_model("llama-3.1-8b")
+    assert not is_architecture("gemma3-270m")  # which can be had
+    assert not is_architecture("unheard-of")
+
+
 def test_the_home_of_nobody_holds_neither_model_nor_tokenizer(tiny_directory):
     with pytest.raises(ModelNotFound, match="~no-such-user"):
         open_model("~no-such-user/m", load_format="dummy")
@@ -111,6 +122,16 @@ def test_an_orbax_checkpoint_opens_with_the_weights_that_were_saved(tmp_path):
     model = opened.load(blank, seed=0, progress=no_progress)
     assert opened.tokenizer is not None
     jax.tree.map(np.testing.assert_array_equal, model.params, saved.params)
+
+
+def test_a_head_that_is_tied_in_the_config_alone_is_opened_as_one(tmp_path):
+    case = GoldenCase("llama")
+    shapes = {**case.shapes, "lm_head.weight": case.shapes["model.embed_tokens.weight"]}
+    tensors = {name: seeded_tensor(name, shape) for name, shape in shapes.items()}
+    (tmp_path / "config.json").write_text(json.dumps(case.config))
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    with closing(open_model(tmp_path, skip_tokenizer=True)) as opened:
+        assert not opened.config.tied_head
 
 
 def test_what_fails_after_opening_closes_the_source(tmp_path, tiny_directory, monkeypatch):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxinfer.models.registry import family_for, model_config
+from jaxinfer.models.registry import family_for
+from jaxinfer.models.tied_head import checkpoint_config
 from jaxinfer.models.weights import recipes
 from tests.models.dense_forward import dense_logits
 from tests.models.golden_case import CASES, GoldenCase, GoldenSequence
@@ -15,7 +16,8 @@ FLOAT32 = {"rtol": 0.0, "atol": 1e-4}
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_plain_meaning_of_a_config_is_what_transformers_computes(case):
-    config, source = model_config(case.config), case.source
+    source = case.source
+    config = checkpoint_config(source)
     rules = recipes(family_for(case.config), config, source.tensors)
     params = {rule.target: rule.read(source) for rule in rules}
     for sequence in case.sequences:

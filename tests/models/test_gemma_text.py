@@ -58,12 +58,17 @@ NORM = NormSpec()
         (
             GEMMA4,
             {"per_layer_config": {"2": {"num_key_value_heads": 3}}},
-            "key and value heads = 3",
+            r"per_layer_config\.2\.num_key_value_heads = 3.*divisor of num_attention_heads = 4",
         ),
         (
             GEMMA4,
             {"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.5}}},
             "full_attention = .*'proportional' only",
+        ),
+        (
+            GEMMA4_MOE,
+            {"per_layer_config": None, "num_global_key_value_heads": 3},
+            "num_global_key_value_heads = 3.*divisor of num_attention_heads = 4",
         ),
         (GEMMA4_MOE, {"top_k_experts": 7}, "top_k_experts = 7.*at most num_experts = 6"),
         (GEMMA4_MOE, {"moe_intermediate_size": None}, "moe_intermediate_size is missing"),
@@ -209,3 +214,11 @@ def test_the_stream_keeps_the_dtype_of_the_model(case):
     hidden_TD, logits_TV = jax.eval_shape(step, model.params)
     assert (hidden_TD.shape, hidden_TD.dtype) == ((2, 48), jnp.bfloat16)
     assert (logits_TV.shape, logits_TV.dtype) == ((2, 128), jnp.float32)
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 7, 12])
+def test_the_last_layer_of_a_gemma_4_sees_everything_where_nothing_is_said(count):
+    fields = {"num_hidden_layers": count, "layer_types": None, "per_layer_config": None}
+    config = model_config({**GEMMA4.config, **fields, "num_kv_shared_layers": 0})
+    seeing = [i for i, layer in enumerate(config.layers) if layer.mixer.window is None]
+    assert seeing == sorted({*range(5, count, 6), count - 1})

@@ -58,12 +58,45 @@ def test_keys_and_values_that_do_not_fit_are_refused(field, value):
         replace(CONFIG, layers=(other, *rest))
 
 
-@pytest.mark.parametrize("factor", [0, -2, 1.5, True, "2"])
+@pytest.mark.parametrize("factor", [0, -2, 1.5, True, "2", 99])
 def test_a_factor_that_is_none_is_refused(factor):
     with pytest.raises(ConfigError, match="kv_sharing_factor"):
         model_config({**LLAMA.config, "kv_sharing_factor": factor})
     with pytest.raises(ConfigError, match="kv_sharing_factor = 0"):
         shared_kv(CONFIG.layers, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("phi3", "1 where queries, keys and values are one tensor"),
+        ("gpt2", "1 where queries, keys and values are one tensor"),
+        ("gpt_neox", "1 where queries, keys and values are one tensor"),
+        ("deepseek_v3", "1 where layers hold latents"),
+        ("gemma3n", "1 beside num_kv_shared_layers"),
+        ("gemma2", "one that leaves out layer 1, for layer 0 has another kind of pages"),
+    ],
+)
+def test_what_cannot_share_is_refused_by_the_name_of_the_field(name, message):
+    with pytest.raises(ConfigError, match=f"kv_sharing_factor = 2 .*{message}"):
+        model_config({**GoldenCase(name).config, "kv_sharing_factor": 2})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["qwen3", "glm4", "stablelm_parallel", "starcoder2", "phi", "qwen3_moe", "hunyuan", "cohere"],
+)
+def test_layers_of_other_families_share_as_well(name):
+    case = GoldenCase(name)
+    config = {**case.config, "kv_sharing_factor": 2}
+    unread = (
+        f"layers.1.self_attn.{part}" for part in ("k_proj", "v_proj", "k_norm", "k_layernorm")
+    )
+    unread = (*unread, "layers.1.self_attn.key_layernorm")
+    shapes = {n: s for n, s in case.shapes.items() if not any(part in n for part in unread)}
+    model = load_model(DictSource(config, shapes), mesh=make_mesh())
+    assert [layer.kv_from for layer in model.config.layers[:2]] == [None, 0]
+    assert not {"k", "v", "k_norm"} & set(model.params["layers"][1]["mixer"])
 
 
 def shared_case(factor: int, num_layers: int = 6) -> DictSource:

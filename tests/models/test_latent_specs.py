@@ -5,7 +5,7 @@ import math
 import pytest
 
 from jaxinfer.config import LatentSpec, MlpSpec, NormSpec, RopeSpec, YarnScaling
-from jaxinfer.errors import ConfigError, Unsupported
+from jaxinfer.errors import ConfigError
 from jaxinfer.models.registry import model_config
 from jaxinfer.presets import find_config
 from tests.models.golden_case import GoldenCase
@@ -45,12 +45,6 @@ def test_latents_that_cannot_be_are_refused_by_the_name_of_the_field(fields, mes
 def test_fields_that_make_no_latent_attention_are_refused_by_name(name, fields, message):
     with pytest.raises(ConfigError, match=message):
         model_config({**GoldenCase(name).config, **fields})
-
-
-def test_the_blocks_of_a_checkpoint_in_fp8_are_a_clear_no():
-    blocks = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
-    with pytest.raises(Unsupported, match=r"quantization_config = .*fp8.*not read by this build"):
-        model_config({**find_config("deepseek-v3"), "quantization_config": blocks})
 
 
 def test_deepseek_v3_is_what_its_paper_says():

@@ -2,10 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
 from jaxinfer.config import LongropeScaling, MlpSpec, MoeSpec, RouterSpec
 from jaxinfer.errors import ConfigError, Unsupported
+from jaxinfer.layers.moe import Moe
 from jaxinfer.layers.parameter import fan_in_of_each
 from jaxinfer.models.layout import for_decoding
 from jaxinfer.models.loading import load_model
@@ -74,6 +77,8 @@ def test_a_gate_without_a_shared_expert_is_refused():
         ("qwen3_moe", {"moe_intermediate_size": None}, "moe_intermediate_size is missing"),
         ("qwen3_moe", {"mlp_only_layers": 1}, "mlp_only_layers = 1.*a list of numbers of layers"),
         ("qwen3_moe", {"mlp_only_layers": ["1"]}, "mlp_only_layers = "),
+        ("qwen3_moe", {"mlp_only_layers": [99]}, r"mlp_only_layers = \[99\].*from 0 to 2"),
+        ("qwen2_moe", {"mlp_only_layers": [-1]}, r"mlp_only_layers = \[-1\].*from 0 to 3"),
         ("qwen2_moe", {"decoder_sparse_step": 0}, "decoder_sparse_step = 0"),
         ("qwen2_moe", {"norm_topk_prob": 1}, "norm_topk_prob = 1.*true or false"),
         ("olmoe", {"clip_qkv": -8.0}, "clip_qkv = -8.0.*above 0"),
@@ -94,7 +99,6 @@ def test_a_gate_without_a_shared_expert_is_refused():
         ("gpt_oss", {"experts_per_token": 2}, "experts_per_token = 2.*None or 3"),
         ("gpt_oss", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ("gpt_oss", {"swiglu_limit": 0.0}, "swiglu_limit = 0.0"),
-        ("gpt_oss", {"rope_parameters": None}, "rope_scaling = None.*given"),
         (
             "gpt_oss",
             {"quantization_config": {"quant_method": "mxfp4", "bits": 3}},
@@ -182,6 +186,37 @@ def test_numbers_that_correct_the_choice_stay_in_float32():
     mlp = model.params["layers"][1]["mlp"]
     assert mlp["correction"].dtype == jnp.float32
     assert mlp["experts"]["up"]["kernel"].dtype == jnp.bfloat16
+
+
+def test_the_router_of_ernie_is_in_float32_whatever_the_dtype():
+    case = GoldenCase("ernie4_5_moe")
+    model = load_model(case.source, mesh=make_mesh(), dtype="bfloat16")
+    mlp = model.params["layers"][1]["mlp"]
+    stored_ED = case.source.read("model.layers.1.mlp.gate.weight")
+    np.testing.assert_array_equal(mlp["router"]["kernel"], stored_ED.T)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(mlp["experts"])} == {"bfloat16"}
+
+
+def test_a_router_in_float32_tells_what_bfloat16_holds_as_the_same():
+    router = RouterSpec(num_experts=2, top_k=1, float32=True)
+    spec = MoeSpec(router=router, expert=MlpSpec(width=8))
+    graph, _ = nnx.split(Moe(spec, 8, jnp.dtype("bfloat16"), rngs=None))
+    kernels = np.random.default_rng(0).normal(size=(3, 2, 8, 8))
+
+    @jax.jit
+    def output(columns):
+        named = zip(("gate", "up", "down"), jnp.asarray(kernels, jnp.bfloat16), strict=True)
+        params = {
+            "experts": {name: {"kernel": kernel} for name, kernel in named},
+            "router": {"kernel": jnp.broadcast_to(columns, (8, 2))},
+        }
+        x_TD, is_live_T = jnp.ones((1, 8), jnp.bfloat16), jnp.ones(1, bool)
+        return nnx.merge(graph, params)(x_TD, is_live_T, make_mesh())
+
+    columns = np.asarray([[[2, 1]], [[1, 2]], [[1, 1 + 2**-12]]], np.float32)
+    first, second, near = map(output, columns)
+    assert (first != second).any()
+    np.testing.assert_array_equal(near, second)
 
 
 def test_experts_in_float16_are_a_clear_no():
