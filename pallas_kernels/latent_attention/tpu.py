@@ -25,8 +25,8 @@ from pallas_kernels.paging import tpu_rows
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.pool import rounded_tokens
 from pallas_kernels.paging.rows import Case, case_of, describe_rows, take
+from pallas_kernels.paging.tpu_fetch import MAX_PAGES
 from pallas_kernels.paging.tpu_registers import LANES, align, rows_of
-from pallas_kernels.paging.tpu_walk import MAX_PAGES
 
 
 def latent_attention(*arguments: Any, **options: Any) -> tuple[jax.Array, TpuLatentPages]:

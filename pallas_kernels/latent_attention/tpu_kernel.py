@@ -14,8 +14,10 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.latent_attention.tpu_tuning import WRITES
 from pallas_kernels.paging import tpu_walk
 from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.tpu_blocks import Blocks, Step, turn_of
+from pallas_kernels.paging.tpu_online_softmax import multiply
 from pallas_kernels.paging.tpu_registers import LANES, align, rows_of
-from pallas_kernels.paging.tpu_walk import Act, Step, Walk, multiply, turn_of
+from pallas_kernels.paging.tpu_walk import Act, Walk
 from pallas_kernels.paging.tpu_writes import write_tiles
 
 
@@ -121,12 +123,11 @@ def run_kernel(shape: Shape, only_short: bool, refs: Refs) -> None:
 
 def _attend(shape: Shape, refs: Refs, first: jax.Array, last: jax.Array, block: Block) -> None:
     """Rows ``first`` to ``last`` (excluded)."""
-    rows = block.tokens * shape.num_heads
+    rows, positions = block.tokens * shape.num_heads, block.pages * shape.page_size
+    blocks = Blocks(options=shape.options, refs=refs, tokens=block.tokens, positions=positions)
 
-    positions = block.pages * shape.page_size
-
-    def scoped(**scratch: Any) -> None:
-        _Walk(shape, refs, block.tokens, positions, **scratch).run(first, last)
+    def scoped(**memory: Any) -> None:
+        _Walk.in_memory(shape, refs, blocks, **memory).run(first, last)
 
     latents = (2, positions, shape.width)
     pl.run_scoped(
@@ -139,7 +140,7 @@ def _attend(shape: Shape, refs: Refs, first: jax.Array, last: jax.Array, block: 
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Walk(Walk):
     """All heads of a token share one matrix of latents, whose first lanes are the values; queries
     are the ``shape.parts``."""
@@ -150,22 +151,22 @@ class _Walk(Walk):
     def for_tokens(self, step: Step, act: Callable[[Any, Any], None]) -> None:
         """Calls ``act`` with rows of all queries and rows of a block, for pieces that together are
         the tokens of a block: powers of two, for the size of a copy is compiled in."""
-        heads, first = self.shape.num_heads, step.chunk * self.block_tokens
-        num_tokens = jnp.minimum(self.refs.q_len_S[step.row] - first, self.block_tokens)
+        heads, first = self.shape.num_heads, step.chunk * self.blocks.tokens
+        num_tokens = jnp.minimum(self.refs.q_len_S[step.row] - first, self.blocks.tokens)
         first += self.refs.first_token_S[step.row]
 
         def one_piece(size: int) -> None:
-            done = num_tokens & -(2 * size) if size < self.block_tokens else jnp.int32(0)
+            done = num_tokens & -(2 * size) if size < self.blocks.tokens else jnp.int32(0)
             here, there = (
                 pl.ds(pl.multiple_of(token * heads, heads), size * heads)
                 for token in (first + done, done)
             )
             act(here, there)
 
-        if self.block_tokens == 1:
+        if self.blocks.tokens == 1:
             one_piece(1)
             return
-        for bit in range(self.block_tokens.bit_length()):
+        for bit in range(self.blocks.tokens.bit_length()):
 
             @pl.when((num_tokens >> bit) & 1 == 1)
             def _(size: int = 1 << bit) -> None:
@@ -194,19 +195,19 @@ class _Walk(Walk):
         self.for_tokens(step, one_piece)
 
     def places(self) -> tuple[jax.Array, jax.Array]:
-        logits = (self.block_tokens, self.shape.num_heads, self.block_positions)
+        logits = (self.blocks.tokens, self.shape.num_heads, self.blocks.positions)
         nth, token = (jax.lax.broadcasted_iota(jnp.int32, logits, axis) for axis in (2, 0))
         return nth, token
 
     def add(self, turn: jax.Array, q_turn: jax.Array, is_seen: jax.Array | None) -> None:
         shape = self.shape
-        latents = self.kv[turn].astype(shape.compute_dtype)
+        latents = self.fetch.kv[turn].astype(shape.compute_dtype)
         products = [
             multiply(q[q_turn], latents[:, part.start : part.start + part.width], 1)
             for q, part in zip(self.q, shape.parts, strict=True)
         ]
         logits = functools.reduce(jnp.add, products) * shape.options.scale
-        self.accumulate(..., logits, latents[:, : shape.value_width], is_seen)
+        self.softmax.add(..., logits, latents[:, : shape.value_width], is_seen)
 
     def end(self, q_turn: jax.Array) -> None:
-        self.out[q_turn] = self.average(...).astype(self.shape.out_dtype)
+        self.out[q_turn] = self.softmax.average(...).astype(self.shape.out_dtype)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pallas_kernels import tile_table
 from pallas_kernels.dispatch import NoImplementation
 from pallas_kernels.paging.rows import Case
+from pallas_kernels.paging.tpu_fetch import MAX_PAGES
 from pallas_kernels.paging.tpu_registers import LANES, SUBLANES
-from pallas_kernels.paging.tpu_walk import MAX_PAGES
 from pallas_kernels.powers import power_of_two_to
 
 

@@ -12,8 +12,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.paging import tpu_walk
 from pallas_kernels.paging.options import Options
+from pallas_kernels.paging.tpu_blocks import Blocks, Step, turn_of
+from pallas_kernels.paging.tpu_online_softmax import multiply
 from pallas_kernels.paging.tpu_registers import LANES, rows_of
-from pallas_kernels.paging.tpu_walk import Act, Step, Walk, multiply, turn_of
+from pallas_kernels.paging.tpu_walk import Act, Walk
 from pallas_kernels.paging.tpu_writes import write_tiles
 from pallas_kernels.ragged_paged_attention import tpu_pages
 from pallas_kernels.ragged_paged_attention.tpu_tiles import TpuCall, TpuTiles
@@ -159,9 +161,10 @@ def _attend(
     ``positions`` keys."""
     kv_heads, lanes = shape.kv_heads, shape.lanes
     rows = block_tokens * shape.group
+    blocks = Blocks(options=shape.options, refs=refs, tokens=block_tokens, positions=positions)
 
-    def scoped(**scratch: Any) -> None:
-        _Walk(shape, refs, block_tokens, positions, **scratch).run(jnp.int32(first), last)
+    def scoped(**memory: Any) -> None:
+        _Walk.in_memory(shape, refs, blocks, **memory).run(jnp.int32(first), last)
 
     block = (2, kv_heads, positions, lanes.width)
     pl.run_scoped(
@@ -174,7 +177,7 @@ def _attend(
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Walk(Walk):
     """A kv head has a matrix of keys and values and one of queries, token by token: the rows of a
     token are the query heads that share it."""
@@ -189,8 +192,8 @@ class _Walk(Walk):
         return 0 if is_all else pl.program_id(0) * self.shape.kv_heads
 
     def _rows_of(self, step: Step) -> Any:
-        rows = self.block_tokens * self.shape.group
-        first = (self.refs.q_start_S[step.row] + step.chunk * self.block_tokens) * self.shape.group
+        rows = self.blocks.tokens * self.shape.group
+        first = (self.refs.q_start_S[step.row] + step.chunk * self.blocks.tokens) * self.shape.group
         return pl.ds(pl.multiple_of(first, self.shape.short_tokens * self.shape.group), rows)
 
     def copy_queries(self, step: Step, count: jax.Array, act: Act) -> None:
@@ -205,15 +208,11 @@ class _Walk(Walk):
 
     def begin(self) -> None:
         super().begin()
-        if not self.shape.has_sinks:
-            return
-        rows = self.refs.sinks.shape[1]
-        for first in range(0, self.top.shape[1], rows):
-            self.top[:, first : first + rows, :] = self.refs.sinks[...]
-        self.total[...] = jnp.ones_like(self.total)
+        if self.shape.has_sinks:
+            self.softmax.begin_with(self.refs.sinks)
 
     def places(self) -> tuple[jax.Array, jax.Array]:
-        logits = (self.block_tokens * self.shape.group, self.block_positions)
+        logits = (self.blocks.tokens * self.shape.group, self.blocks.positions)
         row = jax.lax.broadcasted_iota(jnp.int32, logits, 0)
         shift = jnp.int32(self.shape.group.bit_length() - 1)
         nth = jax.lax.broadcasted_iota(jnp.int32, logits, 1)
@@ -225,7 +224,7 @@ class _Walk(Walk):
 
         # Neighbours fill the gaps in each other's chains of operations; long blocks have no gaps.
         kv_heads = self.shape.kv_heads
-        is_short = self.block_tokens == self.shape.short_tokens
+        is_short = self.blocks.tokens == self.shape.short_tokens
         unroll = math.gcd(kv_heads, UNROLL) if is_short else 1
         jax.lax.fori_loop(0, kv_heads, one_head, None, unroll=unroll)
 
@@ -233,18 +232,18 @@ class _Walk(Walk):
         self, head: jax.Array, turn: jax.Array, q_turn: jax.Array, is_seen: jax.Array | None
     ) -> None:
         shape, options, lanes = self.shape, self.shape.options, self.shape.lanes
-        keys = self.kv[turn, head, :, : lanes.key_width].astype(shape.compute_dtype)
-        values = self.kv[turn, head, :, lanes.value_register :].astype(shape.compute_dtype)
+        keys = self.fetch.kv[turn, head, :, : lanes.key_width].astype(shape.compute_dtype)
+        values = self.fetch.kv[turn, head, :, lanes.value_register :].astype(shape.compute_dtype)
         logits = multiply(self.q[q_turn, head], keys, 1) * self.refs.scales[self.first_head + head]
         if options.logit_softcap is not None:
             cap = options.logit_softcap
             logits = cap * jnp.tanh(logits * (1.0 / cap))
-        self.accumulate(head, logits, values, is_seen)
+        self.softmax.add(head, logits, values, is_seen)
 
     def end(self, q_turn: jax.Array) -> None:
         def one_head(head: jax.Array, _: None) -> None:
             scale = self.refs.scales[self.shape.call.num_kv_heads + self.first_head + head]
-            average = self.average(head) * scale
+            average = self.softmax.average(head) * scale
             self.out[q_turn, head] = average.astype(self.shape.out_dtype)
 
         jax.lax.fori_loop(0, self.shape.kv_heads, one_head, None)

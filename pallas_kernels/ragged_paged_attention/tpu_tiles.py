@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.paging.rows import Case
+from pallas_kernels.paging.tpu_fetch import MAX_PAGES
 from pallas_kernels.paging.tpu_registers import LANES, rows_of
-from pallas_kernels.paging.tpu_walk import MAX_PAGES
 from pallas_kernels.powers import power_of_two_from, power_of_two_to
 from pallas_kernels.ragged_paged_attention import tpu_pages
 
