@@ -53,8 +53,8 @@ class Problem:
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
     """A tile's query tokens (a power of two), its rows rounded up to what a copy takes, blocks in
-    flight; how rows are split (as in ``GpuTiles`` of ``ragged_paged_attention``); and the registers
-    of a thread by the role of its warpgroup.
+    flight; how rows are split (``gpu_work.Sizes``); and the registers of a thread by the role of
+    its warpgroup.
 
     Raises ``ValueError`` for other numbers.
     """

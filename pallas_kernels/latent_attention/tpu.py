@@ -168,7 +168,7 @@ def _call(
     pages_per_row: int,
     interpret: bool | pltpu.InterpretParams,
     order: tpu_rows.Order,
-    tiles: tpu_rows.Tiles,
+    tiles: tpu_rows.NewTiles,
     table: jax.Array,
     queries: tuple[jax.Array, ...],
     new: jax.Array,

@@ -1,4 +1,4 @@
-"""What the Hopper kernel has to do, listed in plain XLA: items, and how queries become tiles.
+"""What a Hopper kernel has to do, listed in plain XLA: items, and how queries become tiles.
 
 No layer enters the lists, so XLA computes them once for all layers of a program.
 """
@@ -15,19 +15,23 @@ from pallas_kernels.paging.rows import Rows, count_ends, divide, divide_up, take
 
 
 class Sizes(Protocol):
-    """What the lists depend on, among the tile sizes of a kernel; as in ``GpuTiles``."""
+    """What the lists depend on, among the tile sizes of a kernel."""
 
     @property
-    def block(self) -> int: ...
+    def block(self) -> int:
+        """Positions that a step takes."""
 
     @property
-    def min_split(self) -> int: ...
+    def min_split(self) -> int:
+        """Blocks that a part of a split row has at least."""
 
     @property
-    def splits(self) -> tuple[int, int]: ...
+    def splits(self) -> tuple[int, int]:
+        """The least and the largest number of parts that a row may be split into."""
 
     @property
-    def wanted_units(self) -> int: ...
+    def wanted_units(self) -> int:
+        """Units of work that keep the whole chip busy."""
 
 
 class Work(NamedTuple):

@@ -1,8 +1,9 @@
-"""The order of work of the TPU kernel, worked out before it starts: who comes when, from where.
+"""The order of work of a TPU kernel, worked out before it starts: who comes when, from where.
 
-The kernel copies whole registers, and a row's first query or first new position may stand anywhere
-in one. So queries and new keys are first laid out anew: every row begins on a border of its own.
-All of this is integers; no layer enters, and XLA computes it once for all layers.
+A kernel copies whole registers, and a row's first new position may stand anywhere in one; so may
+its first query, where the heads of a token do not fill registers. What may is first laid out anew:
+every row begins on a border of its own. All of this is integers; no layer enters, and XLA computes
+it once for all layers.
 """
 
 from typing import NamedTuple
@@ -32,8 +33,8 @@ class Order(NamedTuple):
     place_T: jax.Array
 
 
-class Tiles(NamedTuple):
-    """New keys and values in tiles of as many positions as a register has rows.
+class NewTiles(NamedTuple):
+    """New positions in tiles of as many as a register has rows.
 
     ``start_S`` (in the order of work): where the tile of a row's first new position begins among
     the ``source_t``. The writes are a list of ``count_1`` tiles: ``from_W`` to row ``row_W`` of
@@ -81,7 +82,7 @@ def order_rows(rows: Rows, *, unit: int, num_places: int, has_short: bool = True
 
 def tile_new_positions(
     rows: Rows, order: Order, *, page_size: int, tile: int, num_places: int, margin: int
-) -> Tiles:
+) -> NewTiles:
     """Tiles of ``tile`` positions, with ``margin`` places of nothing before and after them."""
     first_new_S = order.kv_len_S - order.q_len_S
     first_tile_S = divide(first_new_S, tile)
@@ -102,7 +103,7 @@ def tile_new_positions(
     written_W = jnp.argsort(~is_written_W, stable=True).astype(jnp.int32)
     first_W = jnp.maximum(take(first_new_S, row_W) - position_W, 0)
     last_W = jnp.minimum(take(order.kv_len_S, row_W) - position_W, tile)
-    return Tiles(
+    return NewTiles(
         start_S=start_S,
         source_t=_sources(start_S + skipped_S, order.q_len_S, order.first_token_S, num_places),
         count_1=is_written_W.sum(dtype=jnp.int32)[None],

@@ -194,7 +194,7 @@ def _call(
     pages_per_row: int,
     interpret: bool | pltpu.InterpretParams,
     order: tpu_rows.Order,
-    tiles: tpu_rows.Tiles,
+    tiles: tpu_rows.NewTiles,
     scales: jax.Array,
     sinks: jax.Array,
     table: jax.Array,
