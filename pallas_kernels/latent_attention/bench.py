@@ -21,10 +21,9 @@ from pallas_kernels.latent_attention.specs import SPECS, Spec
 
 def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
     """All layers of a spec as one step, on random numbers; ``dtype`` is that of the queries."""
-    batch = spec.batch
-    described = batch.describe(np.random.default_rng(0))
+    described = spec.describe(np.random.default_rng(0))
     zones: dict[str, Any] = {}
-    if batch.is_of_one_kind:  # Programs for rows of one kind are compiled as such.
+    if spec.is_of_one_kind:  # Programs for rows of one kind are compiled as such.
         zones["distribution_3"] = described.pop("distribution_3")
 
     def run(
@@ -53,7 +52,7 @@ def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
         return q_latent_TNR, written
 
     def make() -> tuple[list[LatentPages], tuple]:
-        tokens, heads = batch.tokens, spec.num_heads
+        tokens, heads = spec.tokens, spec.num_heads
         shapes = (
             (tokens, heads, spec.latent_rank),
             (tokens, heads, spec.rope_dim),
@@ -72,7 +71,7 @@ def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
             random_like(latent_key, (1, spec.page_size, spec.latent_rank), page.dtype),
             random_like(rope_key, (1, spec.page_size, spec.rope_dim), page.dtype),
         )
-        layers = [repeated(page, batch.num_pages) for _ in range(spec.layers)]
+        layers = [repeated(page, spec.num_pages) for _ in range(spec.layers)]
         return layers, (*new, {name: jnp.asarray(x) for name, x in described.items()})
 
     return Case(

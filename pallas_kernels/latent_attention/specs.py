@@ -2,23 +2,17 @@
 
 from dataclasses import dataclass
 
-from pallas_kernels.ragged_paged_attention.specs import Spec as Batch
+from pallas_kernels.paging.specs import PagedSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec:
-    """One call: the heads of a device, and a batch in which the latent is the one kv head."""
+class Spec(PagedSpec):
+    """One call: the heads of a device, which share one latent a position, and a batch."""
 
     num_heads: int
-    rows: tuple[tuple[int, int], ...]
     latent_rank: int = 512
     rope_dim: int = 64
-    page_size: int = 64
-    pages_dtype: str = "bfloat16"
     max_len: int = 8192
-    num_slots: int | None = None
-    num_tokens: int | None = None
-    layers: int = 1
     logit_dim: int = 192
     """The head dim before absorption (128 without rotation, 64 with), which sets the scale."""
 
@@ -27,22 +21,9 @@ class Spec:
         return self.logit_dim**-0.5
 
     @property
-    def batch(self) -> Batch:
-        return Batch(
-            num_heads=self.num_heads,
-            num_kv_heads=1,
-            head_dim=self.latent_rank + self.rope_dim,
-            rows=self.rows,
-            page_size=self.page_size,
-            max_len=self.max_len,
-            num_slots=self.num_slots,
-            num_tokens=self.num_tokens,
-        )
-
-    @property
     def flops(self) -> int:
         """Floating point operations of the two products of one layer, masked positions left out."""
-        seen = int(sum(seen.sum() for seen in self.batch.seen))
+        seen = int(sum(seen.sum() for seen in self.seen))
         return 2 * self.num_heads * (2 * self.latent_rank + self.rope_dim) * seen
 
     def latent_bytes(self, itemsize: int) -> int:

@@ -5,67 +5,30 @@ from typing import Any
 
 import numpy as np
 
+from pallas_kernels.paging.specs import PagedSpec
+
 
 @dataclass(frozen=True, kw_only=True)
-class Spec:
-    """One call: a model's attention heads and the rows of a batch as ``(new tokens, length
-    after)``.
-
-    ``num_slots`` and ``num_tokens`` are the padded shapes; None: exactly what the rows need.
-    """
+class Spec(PagedSpec):
+    """One call: a model's attention heads, and a batch."""
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rows: tuple[tuple[int, int], ...]
-    page_size: int = 64
-    max_len: int = 512
-    num_slots: int | None = None
-    num_tokens: int | None = None
     sliding_window: int | None = None
     logit_softcap: float | None = None
     has_sinks: bool = False
-    layers: int = 1
-    pages_dtype: str = "bfloat16"
-
-    @property
-    def slots(self) -> int:
-        return self.num_slots or len(self.rows)
-
-    @property
-    def tokens(self) -> int:
-        return self.num_tokens or sum(new for new, _ in self.rows)
-
-    @property
-    def pages_per_row(self) -> int:
-        return -(-self.max_len // self.page_size)
-
-    @property
-    def num_pages(self) -> int:
-        """Pages that the rows own, and page 0, which nobody owns."""
-        return 1 + sum(-(-length // self.page_size) for _, length in self.rows)
 
     @property
     def seen(self) -> list[np.ndarray]:
-        """For each row, how many positions each of its new tokens sees."""
-        ends = [np.arange(length - new, length) + 1 for new, length in self.rows]
-        return (
-            ends
-            if self.sliding_window is None
-            else [np.minimum(e, self.sliding_window) for e in ends]
-        )
+        if self.sliding_window is None:
+            return super().seen
+        return [np.minimum(seen, self.sliding_window) for seen in super().seen]
 
     @property
     def flops(self) -> int:
         """Floating point operations of the two products of one layer, masked positions left out."""
         return 4 * self.num_heads * self.head_dim * int(sum(seen.sum() for seen in self.seen))
-
-    @property
-    def is_of_one_kind(self) -> bool:
-        """Whether a program for decode rows only, or for whole prompts only, serves it."""
-        return all(new == 1 for new, _ in self.rows) or all(
-            new > 1 and new == length for new, length in self.rows
-        )
 
     def kv_bytes(self, itemsize: int) -> int:
         """Bytes of the keys and values that one layer must read once."""
@@ -73,29 +36,6 @@ class Spec:
             min(length, new - 1 + (self.sliding_window or length)) for new, length in self.rows
         )
         return 2 * positions * self.num_kv_heads * self.head_dim * itemsize
-
-    def describe(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """The batch's int32 arrays by argument name; pages are dealt out in random order."""
-        kv_lens_S = np.zeros(self.slots, np.int32)
-        cu_q_lens_S1 = np.zeros(self.slots + 1, np.int32)
-        page_table_SM = np.zeros((self.slots, self.pages_per_row), np.int32)
-        ids = list(rng.permutation(self.num_pages - 1) + 1)
-        for row, (new, length) in enumerate(self.rows):
-            kv_lens_S[row] = length
-            cu_q_lens_S1[row + 1 :] += new
-            for page in range(-(-length // self.page_size)):
-                page_table_SM[row, page] = ids.pop()
-        num_rows = len(self.rows)
-        num_decode = next((i for i, (new, _) in enumerate(self.rows) if new > 1), num_rows)
-        num_prefill = num_decode
-        while num_prefill < num_rows and len(set(self.rows[num_prefill])) == 1:
-            num_prefill += 1
-        return {
-            "kv_lens_S": kv_lens_S,
-            "page_table_SM": page_table_SM,
-            "cu_q_lens_S1": cu_q_lens_S1,
-            "distribution_3": np.array([num_decode, num_prefill, num_rows], np.int32),
-        }
 
 
 def _decode(count: int, lo: int, hi: int) -> tuple[tuple[int, int], ...]:

@@ -193,7 +193,6 @@ def test_a_spec_that_hopper_refuses_is_refused_with_its_reason(name, reason, hop
 def test_the_specs_of_each_kind_are_what_they_are_called(operation):
     for kind, name in KINDS[operation.name].items():
         spec = operation.every[name]
-        batch = getattr(spec, "batch", spec)
-        zones = batch.describe(np.random.default_rng(0))["distribution_3"]
+        zones = spec.describe(np.random.default_rng(0))["distribution_3"]
         assert case_of(zones) == kind
-        assert batch.is_of_one_kind == (kind != "mixed")  # Else nothing is known of it.
+        assert spec.is_of_one_kind == (kind != "mixed")  # Else nothing is known of it.

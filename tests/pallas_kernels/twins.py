@@ -8,6 +8,7 @@ import numpy as np
 
 from pallas_kernels.grouped_matmul.specs import Spec as GroupedSpec
 from pallas_kernels.latent_attention.specs import Spec as LatentSpec
+from pallas_kernels.paging.specs import PagedSpec
 from pallas_kernels.ragged_paged_attention.specs import Spec as RaggedSpec
 
 FEW_KV_HEADS = 2
@@ -62,7 +63,7 @@ def small_grouped(spec: GroupedSpec) -> GroupedSpec:
     return replace(spec, num_tokens=tokens, depth=depth, columns=columns, num_rows=rows)
 
 
-def zones_of(spec: RaggedSpec) -> np.ndarray:
+def zones_of(spec: PagedSpec) -> np.ndarray:
     """The distribution, which a program of one kind knows when it is compiled."""
     num = len(spec.rows)
     kind = kind_of(spec.rows)

@@ -51,7 +51,7 @@ def test_work_counts_every_visible_position_once():
     visible = 9 + (3 + 4 + 5)
     assert TINY.flops == visible * 3 * 2 * ((16 + 8) + 16)
     assert TINY.latent_bytes(2) == (9 + 5) * (16 + 8) * 2
-    assert TINY.batch.num_pages == 1 + 2 + 1
+    assert TINY.num_pages == 1 + 2 + 1
 
 
 def test_the_scale_is_that_of_the_heads_before_absorption():
@@ -64,7 +64,7 @@ def test_pages_are_full_of_numbers(implementation, rank):
     spec = replace(TINY, latent_rank=rank, rope_dim=32, page_size=64, max_len=64)
     layers, _ = OPERATION.case(spec, "bfloat16", implementation).make()
     assert len(layers) == 2
-    ids = jnp.arange(spec.batch.num_pages, dtype=jnp.int32)
+    ids = jnp.arange(spec.num_pages, dtype=jnp.int32)
     for pages in layers:
         for x in pages.read(ids, jnp.ones(ids.shape, bool)):
             numbers = np.asarray(x, np.float32)

@@ -50,7 +50,7 @@ def compile_call(
 ):
     """The compiled call on one chip, and the bytes of its pool."""
     here = NamedSharding(mesh, PartitionSpec())
-    batch, rank, rope = spec.batch, spec.latent_rank, spec.rope_dim
+    rank, rope = spec.latent_rank, spec.rope_dim
 
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=here)
@@ -85,13 +85,13 @@ def compile_call(
 
     arguments = (
         pool,
-        array(q_dtype, batch.tokens, spec.num_heads, rank),
-        array(q_dtype, batch.tokens, spec.num_heads, rope),
-        array(q_dtype, batch.tokens, rank) if has_new else None,
-        array(q_dtype, batch.tokens, rope) if has_new else None,
-        array("int32", batch.slots),
-        array("int32", batch.slots, batch.pages_per_row),
-        array("int32", batch.slots + 1),
+        array(q_dtype, spec.tokens, spec.num_heads, rank),
+        array(q_dtype, spec.tokens, spec.num_heads, rope),
+        array(q_dtype, spec.tokens, rank) if has_new else None,
+        array(q_dtype, spec.tokens, rope) if has_new else None,
+        array("int32", spec.slots),
+        array("int32", spec.slots, spec.pages_per_row),
+        array("int32", spec.slots + 1),
         array("int32", 3),
     )
     with jax.set_mesh(mesh):

@@ -38,12 +38,11 @@ def check(batch_of, assert_close, assert_same_pages):
             "page_size": spec.page_size,
             "pages_dtype": spec.pages_dtype,
         }
-        shape = spec.batch
         batch = batch_of(
             spec.rows,
-            num_tokens=shape.tokens,
-            num_slots=shape.slots,
-            pages_per_row=shape.pages_per_row,
+            num_tokens=spec.tokens,
+            num_slots=spec.slots,
+            pages_per_row=spec.pages_per_row,
             q_dtype="bfloat16",
             **sizes,
         )
@@ -64,7 +63,7 @@ def check(batch_of, assert_close, assert_same_pages):
             call = jax.jit(
                 lambda *a: latent_attention(
                     *a,
-                    zones_of(shape),
+                    zones_of(spec),
                     scale=spec.scale,
                     implementation=implementation,
                     interpret=interpret,
