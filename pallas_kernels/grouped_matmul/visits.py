@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.nonnegative import count_ends, divide, divide_up, take
+
 
 def group_ends(group_sizes_E: jax.Array, num_rows: int) -> jax.Array:
     """The row after the last one of each group, whatever the sizes are.
@@ -46,11 +48,11 @@ def list_visits(
         ends.append(jnp.full(1, num_rows, jnp.int32))
     end_G = jnp.concatenate(ends)
     start_G = jnp.concatenate([jnp.zeros(1, jnp.int32), end_G[:-1]])
-    first_G = _divide(start_G, align) * align
+    first_G = divide(start_G, align) * align
     if align == tile and has_padding:
-        first_padding = _divide(end_E[-1:] + (tile - 1), tile) * tile
+        first_padding = divide_up(end_E[-1:], tile) * tile
         first_G = jnp.concatenate([first_G[:-1], first_padding])
-    num_G = _divide(end_G - first_G + (tile - 1), tile)
+    num_G = divide_up(end_G - first_G, tile)
     num_G = jnp.where(end_G > start_G, num_G, 0)
     last_G = jnp.cumsum(num_G, dtype=jnp.int32)
 
@@ -59,22 +61,12 @@ def list_visits(
     before = max(align - 2, 0) * end_G.size if align < tile else 0
     num_visits = min(num_rows, (num_rows + before) // tile + end_G.size)
     nth_V = jnp.arange(num_visits, dtype=jnp.int32)
-    group_V = (last_G[None, :] <= nth_V[:, None]).sum(axis=1, dtype=jnp.int32)
-    nth_of_group_V = nth_V - _take(last_G - num_G, group_V)
+    group_V = count_ends(last_G, nth_V)
+    nth_of_group_V = nth_V - take(last_G - num_G, group_V)
     return Visits(
         count_1=last_G[-1:],
         group_V=jnp.minimum(group_V, end_G.size - 1),
-        row_V=_take(first_G, group_V) + nth_of_group_V * tile,
-        start_V=_take(start_G, group_V),
-        end_V=_take(end_G, group_V),
+        row_V=take(first_G, group_V) + nth_of_group_V * tile,
+        start_V=take(start_G, group_V),
+        end_V=take(end_G, group_V),
     )
-
-
-def _divide(x: jax.Array, y: int) -> jax.Array:
-    """``x // y`` for ``x >= 0``."""
-    return jax.lax.div(x, jnp.int32(y))
-
-
-def _take(array: jax.Array, index: jax.Array) -> jax.Array:
-    """``array[index]`` for what is not negative; beyond the end it takes the last."""
-    return array.at[index].get(mode="clip", wrap_negative_indices=False)

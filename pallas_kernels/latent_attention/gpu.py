@@ -14,16 +14,10 @@ import jax.numpy as jnp
 
 from pallas_kernels.latent_attention import gpu_aside, gpu_kernel, gpu_tuning
 from pallas_kernels.latent_attention.gpu_pages import GpuLatentPages, write_tokens
+from pallas_kernels.nonnegative import take
 from pallas_kernels.paging import gpu_work
 from pallas_kernels.paging.options import Options
-from pallas_kernels.paging.rows import (
-    Case,
-    Rows,
-    case_of,
-    describe_rows,
-    take,
-    token_pages,
-)
+from pallas_kernels.paging.rows import Case, Rows, case_of, describe_rows, token_pages
 from pallas_kernels.paging.softmax import NO_TOP
 
 

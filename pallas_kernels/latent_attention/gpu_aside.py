@@ -16,7 +16,8 @@ from pallas_kernels.latent_attention.gpu_pages import (
     write_tokens,
 )
 from pallas_kernels.latent_attention.pages import gather_latent_pages
-from pallas_kernels.paging.rows import Rows, divide, divide_up, take, token_pages
+from pallas_kernels.nonnegative import divide, divide_up, take
+from pallas_kernels.paging.rows import Rows, token_pages
 
 
 def lay_aside(

@@ -21,10 +21,11 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.latent_attention import tpu_pages, tpu_tuning
 from pallas_kernels.latent_attention.tpu_kernel import Block, Refs, Shape, run_kernel
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
+from pallas_kernels.nonnegative import take
 from pallas_kernels.paging import tpu_rows
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.pool import rounded_tokens
-from pallas_kernels.paging.rows import Case, case_of, describe_rows, take
+from pallas_kernels.paging.rows import Case, case_of, describe_rows
 from pallas_kernels.paging.tpu_fetch import MAX_PAGES
 from pallas_kernels.paging.tpu_registers import LANES, align, rows_of
 

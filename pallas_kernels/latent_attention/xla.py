@@ -15,16 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.latent_attention.pages import LatentPages, stored_tokens, write_tokens
+from pallas_kernels.nonnegative import divide_up, take
 from pallas_kernels.paging import softmax
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.pool import take_pages, to_float32
-from pallas_kernels.paging.rows import (
-    Rows,
-    describe_rows,
-    divide_up,
-    take,
-    token_pages,
-)
+from pallas_kernels.paging.rows import Rows, describe_rows, token_pages
 from pallas_kernels.paging.softmax import Softmax
 from pallas_kernels.paging.tiles import list_tiles
 

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.nonnegative import count_ends, divide, divide_up, take
 from pallas_kernels.paging.gpu_units import FIELDS
 from pallas_kernels.paging.options import Options
-from pallas_kernels.paging.rows import Rows, count_ends, divide, divide_up, take
+from pallas_kernels.paging.rows import Rows
 
 
 class Sizes(Protocol):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.paging.rows import take
+from pallas_kernels.nonnegative import take
 
 STORAGE = {
     "float32": "float32",

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.nonnegative import divide, take
+
 Case = Literal["decode", "prefill", "mixed"]
 """What a program is for: rows of few tokens, whole prompts, or both."""
 
@@ -94,28 +96,3 @@ def token_pages(rows: Rows, page_size: int) -> tuple[jax.Array, jax.Array]:
     position_T = jnp.where(rows.is_token_T, rows.position_T, 0)
     page_T = take(rows.page_table_SM, rows.row_T, divide(position_T, page_size))
     return jnp.where(rows.is_token_T, page_T, 0), jax.lax.rem(position_T, jnp.int32(page_size))
-
-
-# What follows does in one operation what Python's notation spells out in ten, to be right for
-# negative numbers as well; there are none here. A layer has hundreds of operations, and all of them
-# take time to compile.
-
-
-def take(array: jax.Array, *index: jax.Array) -> jax.Array:
-    """``array[index]`` for what is not negative; beyond the end it takes the last."""
-    return array.at[index].get(mode="clip", wrap_negative_indices=False)
-
-
-def divide(x: jax.Array, y: int) -> jax.Array:
-    """``x // y`` for ``x >= 0``."""
-    return jax.lax.div(x, jnp.int32(y))
-
-
-def divide_up(x: jax.Array, y: int) -> jax.Array:
-    """``x / y`` rounded up, for ``x >= 0``."""
-    return divide(x + jnp.int32(y - 1), y)
-
-
-def count_ends(ends_S: jax.Array, index_I: jax.Array) -> jax.Array:
-    """How many of the rising ``ends_S`` are not above each index: the row the index falls in."""
-    return (ends_S[None, :] <= index_I[:, None]).sum(axis=1, dtype=jnp.int32)

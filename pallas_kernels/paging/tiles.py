@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.paging.rows import Rows, count_ends, divide_up, take
+from pallas_kernels.nonnegative import count_ends, divide_up, take
+from pallas_kernels.paging.rows import Rows
 
 
 class Tiles(NamedTuple):

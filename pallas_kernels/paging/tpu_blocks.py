@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.nonnegative import divide, divide_up
 from pallas_kernels.paging.options import Options
-from pallas_kernels.paging.rows import divide, divide_up
 
 
 class Step(NamedTuple):

@@ -14,8 +14,8 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.nonnegative import divide, divide_up
 from pallas_kernels.paging.options import Options
-from pallas_kernels.paging.rows import divide, divide_up
 from pallas_kernels.paging.tpu_blocks import Blocks, Step, turn_of
 from pallas_kernels.paging.tpu_registers import LANES, rows_of
 from pallas_kernels.paging.tpu_words import put_where, words_where

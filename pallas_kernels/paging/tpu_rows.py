@@ -11,7 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.paging.rows import Rows, divide, divide_up, take
+from pallas_kernels.nonnegative import count_ends, divide, divide_up, take
+from pallas_kernels.paging.rows import Rows
 from pallas_kernels.paging.tpu_registers import LANES, align
 
 
@@ -93,7 +94,7 @@ def tile_new_positions(
 
     skipped_S = first_new_S - first_tile_S * jnp.int32(tile)
     tile_W = jnp.arange((num_places - 2 * margin) // tile, dtype=jnp.int32)
-    row_W = (ends_S[None, :] <= tile_W[:, None]).sum(axis=1, dtype=jnp.int32)
+    row_W = count_ends(ends_S, tile_W)
     is_tile_W = row_W < tiles_S.size
     nth_W = tile_W - (take(ends_S, row_W) - take(tiles_S, row_W))
     position_W = (take(first_tile_S, row_W) + nth_W) * jnp.int32(tile)

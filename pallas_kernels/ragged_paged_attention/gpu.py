@@ -12,17 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.nonnegative import take
 from pallas_kernels.paging import gpu_work
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.pool import from_storage, stored_tokens
-from pallas_kernels.paging.rows import (
-    Case,
-    Rows,
-    case_of,
-    describe_rows,
-    take,
-    token_pages,
-)
+from pallas_kernels.paging.rows import Case, Rows, case_of, describe_rows, token_pages
 from pallas_kernels.paging.softmax import LOG2_E, NO_TOP
 from pallas_kernels.ragged_paged_attention import gpu_kernel
 from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages, write_tokens

@@ -5,7 +5,8 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.paging.rows import Rows, divide, divide_up, take, token_pages
+from pallas_kernels.nonnegative import count_ends, divide, divide_up, take
+from pallas_kernels.paging.rows import Rows, token_pages
 from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages, write_tokens
 
 
@@ -26,8 +27,7 @@ def beside(
     count_S = jnp.where(is_active_S, divide_up(rows.kv_lens_S, page_size) - first_S, 0)
     ends_S = jnp.cumsum(count_S, dtype=jnp.int32)
     copy_n = jnp.arange(num_copies, dtype=jnp.int32)
-    row_n = (ends_S[None, :] <= copy_n[:, None]).sum(axis=1, dtype=jnp.int32)
-    row_n = jnp.minimum(row_n, num_slots - 1)
+    row_n = jnp.minimum(count_ends(ends_S, copy_n), num_slots - 1)
     place_n = take(first_S, row_n) + copy_n - take(ends_S - count_S, row_n)
     page_n = jnp.where(copy_n < ends_S[-1], take(rows.page_table_SM, row_n, place_n), 0)
     copied = GpuKVPages(

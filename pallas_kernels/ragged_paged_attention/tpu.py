@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.nonnegative import take
 from pallas_kernels.paging import tpu_rows
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.pool import rounded_tokens
-from pallas_kernels.paging.rows import Case, case_of, describe_rows, take
+from pallas_kernels.paging.rows import Case, case_of, describe_rows
 from pallas_kernels.paging.tpu_registers import LANES, SUBLANES
 from pallas_kernels.ragged_paged_attention import tpu_pages
 from pallas_kernels.ragged_paged_attention.tpu_kernel import Refs, Shape, run_kernel

@@ -14,18 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.nonnegative import count_ends, divide, divide_up, take
 from pallas_kernels.paging import softmax
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.pool import stored_tokens, take_pages, to_float32
-from pallas_kernels.paging.rows import (
-    Rows,
-    count_ends,
-    describe_rows,
-    divide,
-    divide_up,
-    take,
-    token_pages,
-)
+from pallas_kernels.paging.rows import Rows, describe_rows, token_pages
 from pallas_kernels.paging.softmax import Softmax
 from pallas_kernels.paging.tiles import list_tiles
 from pallas_kernels.powers import power_of_two_from
