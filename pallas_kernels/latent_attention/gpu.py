@@ -17,7 +17,14 @@ from pallas_kernels.latent_attention.gpu_pages import GpuLatentPages, write_toke
 from pallas_kernels.nonnegative import take
 from pallas_kernels.paging import gpu_work
 from pallas_kernels.paging.options import Options
-from pallas_kernels.paging.rows import Case, Rows, case_of, describe_rows, token_pages
+from pallas_kernels.paging.rows import (
+    Case,
+    Rows,
+    case_of,
+    describe_rows,
+    needed_parts,
+    token_pages,
+)
 from pallas_kernels.paging.softmax import NO_TOP
 
 
@@ -48,7 +55,7 @@ def latent_attention(
     )
     dtype = q_latent_TNR.dtype
     q_latent_TNR, q_rope_TNr = (x.astype(latent_pages.dtype) for x in (q_latent_TNR, q_rope_TNr))
-    has_singles, has_tiles = gpu_work.launches(distribution_3)
+    has_singles, has_tiles = needed_parts(distribution_3)
     call = _Call(
         q_latent_TNR,
         q_rope_TNr,

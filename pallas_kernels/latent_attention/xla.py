@@ -12,14 +12,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pallas_kernels.latent_attention.pages import LatentPages, stored_tokens, write_tokens
 from pallas_kernels.nonnegative import divide_up, take
 from pallas_kernels.paging import softmax
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.pool import take_pages, to_float32
-from pallas_kernels.paging.rows import Rows, describe_rows, token_pages
+from pallas_kernels.paging.rows import Rows, describe_rows, needed_parts, token_pages
 from pallas_kernels.paging.softmax import Softmax
 from pallas_kernels.paging.tiles import list_tiles
 
@@ -72,7 +71,7 @@ def latent_attention(
         else:
             unwritten_TW = jnp.pad(bits_TW, ((0, BLOCK_POSITIONS), (0, 0)))
     call = Call(q_latent_TNR, q_rope_TNr, latent_pages, rows, unwritten_TW, options)
-    has_singles, has_others = _parts(distribution_3)
+    has_singles, has_others = needed_parts(distribution_3)
     is_single_S = (rows.q_lens_S == 1) & has_singles
     out_TNR = jnp.zeros(q_latent_TNR.shape, jnp.float32)
     if has_singles:
@@ -81,15 +80,6 @@ def latent_attention(
         tile_tokens = _tile_tokens(num_tokens, rows.q_lens_S.size, num_heads)
         out_TNR = _attend(call, ~is_single_S, tile_tokens, out_TNR)
     return out_TNR.astype(q_latent_TNR.dtype), latent_pages
-
-
-def _parts(distribution_3: jax.Array | np.ndarray) -> tuple[bool, bool]:
-    """Whether the program needs the part for rows with one new token, and the part for others,
-    which can take any row."""
-    if isinstance(distribution_3, np.ndarray):
-        num_decode, _, num_rows = distribution_3.tolist()
-        return num_decode > 0, num_decode < num_rows
-    return True, True
 
 
 def _tile_tokens(num_tokens: int, num_slots: int, num_heads: int) -> int:

@@ -7,7 +7,6 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pallas_kernels.nonnegative import count_ends, divide, divide_up, take
 from pallas_kernels.paging.gpu_units import FIELDS
@@ -40,14 +39,6 @@ class Work(NamedTuple):
 
     num_items_1: jax.Array
     items_I8: jax.Array
-
-
-def launches(distribution_3: jax.Array | np.ndarray) -> tuple[bool, bool]:
-    """Whether the program needs the launch for rows with one new token, and that for tiles."""
-    if isinstance(distribution_3, np.ndarray):
-        num_decode, _, num_rows = distribution_3.tolist()
-        return num_decode > 0, num_decode < num_rows
-    return True, True
 
 
 def max_splits(tiles: Sizes, num_slots: int, num_groups: int, num_positions: int) -> int:

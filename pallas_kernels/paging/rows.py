@@ -23,6 +23,15 @@ def case_of(distribution_3: object) -> Case:
     return "prefill" if num_decode == 0 and num_prefill == num_rows else "mixed"
 
 
+def needed_parts(distribution_3: object) -> tuple[bool, bool]:
+    """Whether a program needs the part for rows with one new token, and the part for others, which
+    can take any row."""
+    if not isinstance(distribution_3, np.ndarray):
+        return True, True
+    num_decode, _, num_rows = distribution_3.tolist()
+    return num_decode > 0, num_decode < num_rows
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Rows:

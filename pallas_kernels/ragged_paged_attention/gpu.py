@@ -16,7 +16,14 @@ from pallas_kernels.nonnegative import take
 from pallas_kernels.paging import gpu_work
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.pool import from_storage, stored_tokens
-from pallas_kernels.paging.rows import Case, Rows, case_of, describe_rows, token_pages
+from pallas_kernels.paging.rows import (
+    Case,
+    Rows,
+    case_of,
+    describe_rows,
+    needed_parts,
+    token_pages,
+)
 from pallas_kernels.paging.softmax import LOG2_E, NO_TOP
 from pallas_kernels.ragged_paged_attention import gpu_kernel
 from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages, write_tokens
@@ -84,7 +91,7 @@ def ragged_paged_attention(
         sinks_RG = groups.of_heads(sinks_KG[None, :, :, None])[0, :, :, 0]
 
     case = case_of(distribution_3)
-    has_singles, has_tiles = gpu_work.launches(distribution_3)
+    has_singles, has_tiles = needed_parts(distribution_3)
     is_single_S = (rows.q_lens_S == 1) & has_singles
     out_TRGH = jnp.zeros((num_tokens, *q_TRcGH.shape[1:2], *q_TRcGH.shape[3:]), jnp.float32)
     if has_tiles:

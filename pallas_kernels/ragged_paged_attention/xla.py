@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pallas_kernels.nonnegative import count_ends, divide, divide_up, take
 from pallas_kernels.paging import softmax
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.pool import stored_tokens, take_pages, to_float32
-from pallas_kernels.paging.rows import Rows, describe_rows, token_pages
+from pallas_kernels.paging.rows import Rows, describe_rows, needed_parts, token_pages
 from pallas_kernels.paging.softmax import Softmax
 from pallas_kernels.paging.tiles import list_tiles
 from pallas_kernels.powers import power_of_two_from
@@ -92,7 +91,8 @@ def ragged_paged_attention(
         v_scale_K=v_scale_K,
         options=options,
     )
-    has_singles, has_tiles = _parts(distribution_3, unwritten is not None)
+    # Only tiles, which can take any row, know new keys and values that are in no page.
+    has_singles, has_tiles = needed_parts(distribution_3) if unwritten is None else (False, True)
     is_single_S = (rows.q_lens_S == 1) & has_singles
     out_TKGH = jnp.zeros(call.q_TKGH.shape, jnp.float32)
     if has_singles:
@@ -102,19 +102,6 @@ def ragged_paged_attention(
     if v_scale_K is not None:
         out_TKGH *= v_scale_K.astype(jnp.float32)[None, :, None, None]
     return out_TKGH.astype(q_TNH.dtype).reshape(q_TNH.shape), kv_pages
-
-
-def _parts(distribution_3: jax.Array | np.ndarray, has_unwritten: bool) -> tuple[bool, bool]:
-    """Whether the program needs the part for rows with one new token, and the part for tiles.
-
-    Tiles can take any row; new keys and values that are not in pages are known to them only.
-    """
-    if has_unwritten:
-        return False, True
-    if isinstance(distribution_3, np.ndarray):
-        num_decode, _, num_rows = distribution_3.tolist()
-        return num_decode > 0, num_decode < num_rows
-    return True, True
 
 
 class Items(NamedTuple):
