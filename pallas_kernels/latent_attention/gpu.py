@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from pallas_kernels.latent_attention import gpu_aside, gpu_kernel, gpu_tuning
 from pallas_kernels.latent_attention.gpu_pages import GpuLatentPages, write_tokens
 from pallas_kernels.nonnegative import take
-from pallas_kernels.paging import gpu_work
+from pallas_kernels.paging import gpu_parts, gpu_work
+from pallas_kernels.paging.gpu_parts import Average
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.rows import (
     Case,
@@ -66,11 +67,11 @@ def latent_attention(
         interpret,
     )
     if latent_TR is None or rope_Tr is None:
-        return call.attend(latent_pages, rows, dtype).out_TNR.astype(dtype), latent_pages
+        return call.attend(latent_pages, rows, dtype).out.astype(dtype), latent_pages
     if options.update_kv_cache:
         place = token_pages(rows, page_size)
         latent_pages = write_tokens(latent_pages, latent_TR, rope_Tr, *place)
-        return call.attend(latent_pages, rows, dtype).out_TNR.astype(dtype), latent_pages
+        return call.attend(latent_pages, rows, dtype).out.astype(dtype), latent_pages
 
     cached, aside, aside_pages = gpu_aside.lay_aside(latent_pages, rows, latent_TR, rope_Tr)
     # All that lies before the pages laid aside is before every new token.
@@ -79,26 +80,8 @@ def latent_attention(
         before.attend(latent_pages, cached, jnp.float32),
         call.attend(aside_pages, aside, jnp.float32),
     )
-    out_TNR, _ = join(*(jnp.stack(x, axis=1) for x in zip(*parts, strict=True)))
-    return out_TNR.astype(dtype), latent_pages
-
-
-class Average(NamedTuple):
-    """The average over what was seen, and the binary logarithm of the sum of its weights: very
-    negative where nothing was seen, and the average zero."""
-
-    out_TNR: jax.Array
-    lse_TN: jax.Array
-
-
-def join(out_XnNR: jax.Array, lse_XnN: jax.Array) -> Average:
-    """One average of n in float32; a part with ``lse = -inf`` does not count."""
-    top_XN = jnp.maximum(lse_XnN.max(axis=1), NO_TOP)
-    weights_XnN = jnp.exp2(lse_XnN - top_XN[:, None])
-    total_XN = weights_XnN.sum(axis=1)
-    sums_XNR = (weights_XnN[..., None] * out_XnNR.astype(jnp.float32)).sum(axis=1)
-    out_XNR = sums_XNR / jnp.where(total_XN > 0, total_XN, 1.0)[..., None]
-    return Average(out_XNR, top_XN + jnp.log2(jnp.maximum(total_XN, 1.0)))
+    joined = gpu_parts.join(*(jnp.stack(x, axis=1) for x in zip(*parts, strict=True)))
+    return joined.out.astype(dtype), latent_pages
 
 
 class _Call(NamedTuple):
@@ -158,9 +141,7 @@ class _Call(NamedTuple):
             x_YtN.reshape(num_slots, splits, *x_YtN.shape[2:])
             for x_YtN in (self._untiled(plan, x) for x in (out, lse))
         )
-        is_part_Sn = jnp.arange(splits, dtype=jnp.int32)[None, :] < num_splits_S[:, None]
-        lse_SnN = jnp.where(is_part_Sn[:, :, None], lse_SnN, -jnp.inf)
-        return join(jnp.where(is_part_Sn[:, :, None, None], out_SnNR, 0.0), lse_SnN)
+        return gpu_parts.join_splits(out_SnNR, lse_SnN, num_splits_S)
 
     def _attend_tiles(
         self, pages: GpuLatentPages, rows: Rows, is_tiled_S: jax.Array, dtype: Any
@@ -249,6 +230,6 @@ class _Call(NamedTuple):
 
 def _choose(is_new_T: jax.Array, new: Average, old: Average) -> Average:
     return Average(
-        jnp.where(is_new_T[:, None, None], new.out_TNR, old.out_TNR),
-        jnp.where(is_new_T[:, None], new.lse_TN, old.lse_TN),
+        jnp.where(is_new_T[:, None, None], new.out, old.out),
+        jnp.where(is_new_T[:, None], new.lse, old.lse),
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.nonnegative import take
-from pallas_kernels.paging import gpu_work
+from pallas_kernels.paging import gpu_parts, gpu_work
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.pool import from_storage, stored_tokens
 from pallas_kernels.paging.rows import (
@@ -24,7 +24,7 @@ from pallas_kernels.paging.rows import (
     needed_parts,
     token_pages,
 )
-from pallas_kernels.paging.softmax import LOG2_E, NO_TOP
+from pallas_kernels.paging.softmax import LOG2_E
 from pallas_kernels.ragged_paged_attention import gpu_kernel
 from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages, write_tokens
 from pallas_kernels.ragged_paged_attention.gpu_plan import plan
@@ -183,21 +183,10 @@ def _attend_single_rows(
         pools,
         num_outs=num_slots * splits,
     )
-    out_SnRGH = out.reshape(num_slots, splits, *out.shape[1:])[:, :, :, :group_size]
-    lse_SnRG = lse.reshape(num_slots, splits, *lse.shape[1:])[:, :, :, :group_size]
-    is_part_Sn = jnp.arange(splits, dtype=jnp.int32)[None, :] < num_splits_S[:, None]
-    lse_SnRG = jnp.where(is_part_Sn[:, :, None, None], lse_SnRG, -jnp.inf)
-    out_SnRGH = jnp.where(is_part_Sn[:, :, None, None, None], out_SnRGH, 0.0)
-
-    top_SRG = jnp.maximum(lse_SnRG.max(axis=1), NO_TOP)
-    if sinks_RG is not None:
-        top_SRG = jnp.maximum(top_SRG, sinks_RG[None])
-    weights_SnRG = jnp.exp2(lse_SnRG - top_SRG[:, None])
-    total_SRG = weights_SnRG.sum(axis=1)
-    if sinks_RG is not None:
-        total_SRG += jnp.exp2(sinks_RG[None] - top_SRG)
-    sums_SRGH = (weights_SnRG[..., None] * out_SnRGH).sum(axis=1)
-    return sums_SRGH / jnp.where(total_SRG > 0, total_SRG, 1.0)[..., None]
+    out_SnRGH, lse_SnRG = (
+        x.reshape(num_slots, splits, *x.shape[1:])[:, :, :, :group_size] for x in (out, lse)
+    )
+    return gpu_parts.join_splits(out_SnRGH, lse_SnRG, num_splits_S, sinks_RG).out
 
 
 def _attend_tiles(
