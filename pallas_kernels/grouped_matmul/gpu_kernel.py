@@ -16,10 +16,10 @@ import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
-import numpy as np
 
 from pallas_kernels import compat
 from pallas_kernels.gpu_chips import NUM_SMS
+from pallas_kernels.gpu_swizzle import swizzled
 from pallas_kernels.grouped_matmul.gpu_tuning import GpuTiles
 from pallas_kernels.grouped_matmul.problem import Problem
 
@@ -138,22 +138,15 @@ def _kernel(plan: Plan, *refs: Any) -> None:
 
     pl.run_scoped(
         run,
-        _swizzled((plan.stages, *rows, DEPTH), gmem.x_TD.dtype),
-        _swizzled((plan.stages, DEPTH, plan.tiles.columns), gmem.w_EDF.dtype),
-        _swizzled((plan.warpgroups, 2, WARPGROUP_ROWS, CHUNK), plan.problem.out_dtype),
+        swizzled((plan.stages, *rows, DEPTH), gmem.x_TD.dtype),
+        swizzled((plan.stages, DEPTH, plan.tiles.columns), gmem.w_EDF.dtype),
+        swizzled((plan.warpgroups, 2, WARPGROUP_ROWS, CHUNK), plan.problem.out_dtype),
         plgpu.SMEM((*rows, CHUNK), plan.problem.out_dtype),
         # One copy of rows for each warpgroup, and one of weights.
         plgpu.Barrier(num_arrivals=plan.warpgroups + 1, num_barriers=plan.stages),
         plgpu.Barrier(num_arrivals=plan.warpgroups, num_barriers=plan.stages),
         collective_axes="warpgroup",
     )
-
-
-def _swizzled(shape: tuple[int, ...], dtype: np.dtype) -> Any:
-    """Shared memory in the order that WGMMA reads, spread over all banks."""
-    columns = 128 // jnp.dtype(dtype).itemsize
-    transforms = (plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128))
-    return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
 def _for_each_unit(

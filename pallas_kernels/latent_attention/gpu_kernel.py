@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import compat
 from pallas_kernels.gpu_chips import NUM_SMS
+from pallas_kernels.gpu_swizzle import swizzled
 from pallas_kernels.latent_attention.gpu_tuning import BLOCK, HALVES, PART, TILE, Tiles
 from pallas_kernels.paging import gpu_units
 from pallas_kernels.paging.gpu_units import Item, along_rows, for_each_unit, owned_end
@@ -172,17 +173,17 @@ def _kernel(plan: Plan, options: Options, *refs: Any) -> None:
             _load(plan, gmem, shared)
 
     queries = (
-        _swizzled((plan.parts, TILE, PART), dtype),
-        _swizzled((HALVES, TILE, PART), plan.out_dtype),
+        swizzled((plan.parts, TILE, PART), dtype),
+        swizzled((HALVES, TILE, PART), plan.out_dtype),
     )
     pl.run_scoped(
         run,
         # The interpreter knows no two views of one memory.
         queries if plan.interpret else plgpu.RefUnion(*queries),
-        _swizzled((TILE, plan.rope_dim), dtype),
-        _swizzled((plan.tiles.stages, plan.parts, BLOCK, PART), dtype),
-        _swizzled((plan.tiles.stages, BLOCK, plan.rope_dim), dtype),
-        _swizzled((TILE, BLOCK), dtype),
+        swizzled((TILE, plan.rope_dim), dtype),
+        swizzled((plan.tiles.stages, plan.parts, BLOCK, PART), dtype),
+        swizzled((plan.tiles.stages, BLOCK, plan.rope_dim), dtype),
+        swizzled((TILE, BLOCK), dtype),
         plgpu.SMEM((TILE,), jnp.float32),
         plgpu.SMEM((TILE,), jnp.float32),
         plgpu.Barrier(num_arrivals=plan.parts + 1),  # One for each copy.
@@ -199,15 +200,6 @@ def _take_registers(number: int) -> None:
     """Registers of a thread from here on; all began with an equal share."""
     share = 64 * 1024 // (128 * (HALVES + 2))
     plgpu.set_max_registers(number, action="increase" if number > share else "decrease")
-
-
-def _swizzled(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Shared memory in the order that WGMMA reads, spread over all banks."""
-    itemsize = jnp.dtype(dtype).itemsize
-    columns = min(128 // itemsize, shape[-1])
-    swizzle = plgpu.SwizzleTransform(columns * itemsize)
-    transforms = (plgpu.TilingTransform((8, columns)), swizzle)
-    return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
 def _load(plan: Plan, gmem: _Refs, shared: _Shared) -> None:

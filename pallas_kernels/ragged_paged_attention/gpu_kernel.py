@@ -20,6 +20,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from pallas_kernels import compat
+from pallas_kernels.gpu_swizzle import swizzled
 from pallas_kernels.paging.gpu_units import Item, along_rows, for_each_unit, owned_end
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.softmax import LOG2_E, NO_TOP
@@ -142,9 +143,9 @@ def _kernel(plan: Plan, options: Options, *refs: Any) -> None:
     num_tiles = plan.warpgroups * operands.parts
     stage_columns = CONVERTED_COLUMNS if operands.is_converted else None
     scratch = {
-        "q": plan.shared((num_tiles, WARPGROUP_ROWS, plan.head_dim), operands.dtype, stage_columns),
-        "stage": plan.shared((stages, *block), plan.pages_dtype, stage_columns),
-        "out": plan.shared((*tile, plan.tiles.columns), plan.out_dtype),
+        "q": swizzled((num_tiles, WARPGROUP_ROWS, plan.head_dim), operands.dtype, stage_columns),
+        "stage": swizzled((stages, *block), plan.pages_dtype, stage_columns),
+        "out": swizzled((*tile, plan.tiles.columns), plan.out_dtype),
         "lse": plgpu.SMEM(tile, jnp.float32),
         "q_ready": plgpu.Barrier(num_arrivals=num_tiles),
         "q_free": plgpu.Barrier(num_arrivals=plan.warpgroups),
@@ -152,7 +153,7 @@ def _kernel(plan: Plan, options: Options, *refs: Any) -> None:
         "stage_free": plgpu.Barrier(num_arrivals=plan.warpgroups, num_barriers=stages),
     }
     if operands.is_converted:
-        scratch["matrix"] = plan.shared((num_tiles, *block), operands.dtype, stage_columns)
+        scratch["matrix"] = swizzled((num_tiles, *block), operands.dtype, stage_columns)
     pl.run_scoped(run, collective_axes="warpgroup", **scratch)
 
 

@@ -1,8 +1,6 @@
 """The static shape of a launch of the Hopper kernel, and its layouts."""
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -51,19 +49,6 @@ class Plan:
     @property
     def operands(self) -> Operands:
         return operands_of(self.pages_dtype)
-
-    def shared(self, shape: tuple[int, ...], dtype: Any, tile_columns: int | None = None) -> Any:
-        """Shared memory in the order that WGMMA reads, spread over all banks.
-
-        Rows lie in tiles of 8, which are as wide as divides the columns, up to ``tile_columns`` or
-        128 bytes.
-        """
-        itemsize = jnp.dtype(dtype).itemsize
-        swizzle = math.gcd(shape[-1] * itemsize, (tile_columns or 128) * itemsize, 128)
-        if swizzle < 32:  # Rows of 80 bytes touch all banks as they are.
-            return plgpu.SMEM(shape, dtype)
-        tiling = plgpu.TilingTransform((8, swizzle // itemsize))
-        return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(swizzle)))
 
     def in_tile_layout(self, x: jax.Array) -> jax.Array:
         return gpu_units.in_tile_layout(x, interpret=self.interpret)
