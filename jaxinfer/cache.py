@@ -147,7 +147,7 @@ def _new_pages(
 def _fast_sizes(mixer: MixerSpec, dtype: jax.typing.DTypeLike) -> tuple[int, ...]:
     if isinstance(mixer, LatentSpec):
         return latent_page_sizes(mixer.kv_rank, mixer.rope_dim, dtype)
-    return page_sizes(mixer.num_kv_heads, mixer.head_dim, dtype)
+    return page_sizes(mixer.head_dim, dtype)
 
 
 def _sharding(mixer: MixerSpec, mesh: Mesh) -> NamedSharding:

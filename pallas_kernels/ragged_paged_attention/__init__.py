@@ -71,7 +71,7 @@ def init_kv_pages(
     Raises ``ValueError`` for a size below 1 or another dtype, and ``NoImplementation``.
     """
     check_pool(num_pages, page_size, num_kv_heads, head_dim, dtype)
-    wanted = Wanted(page_size=page_size, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype)
+    wanted = Wanted(page_size=page_size, head_dim=head_dim, dtype=dtype)
     allocate = ALLOCATE.get(choose(wanted, implementation), allocate_kv_pages)
     return allocate(num_pages, page_size, num_kv_heads, head_dim, dtype)
 

@@ -21,7 +21,6 @@ class Wanted:
     """Pages that are to be made, or a call on pages which exist in ``layout``."""
 
     page_size: int
-    num_kv_heads: int
     head_dim: int
     dtype: jax.typing.DTypeLike
     layout: type | None = None
@@ -30,14 +29,13 @@ class Wanted:
     def by_call(kv_pages: KVPages) -> "Wanted":
         return Wanted(
             page_size=kv_pages.page_size,
-            num_kv_heads=kv_pages.num_kv_heads,
             head_dim=kv_pages.head_dim,
             dtype=kv_pages.dtype,
             layout=type(kv_pages),
         )
 
 
-def page_sizes(num_kv_heads: int, head_dim: int, dtype: jax.typing.DTypeLike) -> tuple[int, ...]:
+def page_sizes(head_dim: int, dtype: jax.typing.DTypeLike) -> tuple[int, ...]:
     """The page sizes that the best implementation for the chip takes, ascending.
 
     The chip is that of the mesh which is set, else of JAX's default backend; ``dtype`` is that of
@@ -45,7 +43,7 @@ def page_sizes(num_kv_heads: int, head_dim: int, dtype: jax.typing.DTypeLike) ->
     """
     takers: dict[str, list[int]] = {}
     for size in XLA_PAGE_SIZES:
-        wanted = Wanted(page_size=size, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype)
+        wanted = Wanted(page_size=size, head_dim=head_dim, dtype=dtype)
         takers.setdefault(choose(wanted, None, tells=False), []).append(size)
     return tuple(takers[min(takers, key=dispatch.NAMES.index)])
 
