@@ -51,7 +51,7 @@ def attend_and_count(
 ) -> tuple[jax.Array, TpuLatentPages, jax.Array]:
     """Also returns how many pages were fetched to attend over them, int32 ``[1]``."""
     num_tokens, num_heads, latent_rank = q_latent_TNR.shape
-    num_slots, pages_per_row = page_table_SM.shape
+    pages_per_row = page_table_SM.shape[1]
     case = case_of(distribution_3)
     has_new = latent_TR is not None
     shape = _shape_of(q_latent_TNR, latent_pages, case, has_new, pages_per_row, options)
@@ -66,16 +66,12 @@ def attend_and_count(
     )
     # Nothing of the layout that this makes for queries is used, and the compiler drops it.
     order = tpu_rows.order_rows(rows, unit=shape.short.tokens, num_places=1)
-    # A row's new positions touch one tile more than their number asks for, and one at each end.
-    num_tiles = min(num_tokens, -(-num_tokens // shape.tile) + 2 * num_slots)
-    margin = shape.most_positions if shape.merges else 0
     tiles = tpu_rows.tile_new_positions(
         rows,
         order,
         page_size=latent_pages.page_size,
         tile=shape.tile,
-        num_places=num_tiles * shape.tile + 2 * margin,
-        margin=margin,
+        margin=shape.most_positions if shape.merges else 0,
     )
     if latent_TR is None or rope_Tr is None:
         new = jnp.zeros((shape.tile, LANES), latent_pages.dtype)

@@ -82,9 +82,12 @@ def order_rows(rows: Rows, *, unit: int, num_places: int, has_short: bool = True
 
 
 def tile_new_positions(
-    rows: Rows, order: Order, *, page_size: int, tile: int, num_places: int, margin: int
+    rows: Rows, order: Order, *, page_size: int, tile: int, margin: int
 ) -> NewTiles:
     """Tiles of ``tile`` positions, with ``margin`` places of nothing before and after them."""
+    num_tokens, num_slots = rows.row_T.size, rows.q_lens_S.size
+    # A row's new positions touch one tile more than their number asks for, and one at each end.
+    num_tiles = min(num_tokens, -(-num_tokens // tile) + 2 * num_slots)
     first_new_S = order.kv_len_S - order.q_len_S
     first_tile_S = divide(first_new_S, tile)
     is_row_S = order.q_len_S > 0
@@ -93,7 +96,7 @@ def tile_new_positions(
     start_S = jnp.int32(margin) + (ends_S - tiles_S) * jnp.int32(tile)
 
     skipped_S = first_new_S - first_tile_S * jnp.int32(tile)
-    tile_W = jnp.arange((num_places - 2 * margin) // tile, dtype=jnp.int32)
+    tile_W = jnp.arange(num_tiles, dtype=jnp.int32)
     row_W = count_ends(ends_S, tile_W)
     is_tile_W = row_W < tiles_S.size
     nth_W = tile_W - (take(ends_S, row_W) - take(tiles_S, row_W))
@@ -101,6 +104,7 @@ def tile_new_positions(
     position_W = jnp.where(is_tile_W, position_W, 0)
     page_W = take(rows.page_table_SM, take(order.slot_S, row_W), divide(position_W, page_size))
     is_written_W = is_tile_W & (page_W > 0)
+    num_places = num_tiles * tile + 2 * margin
     written_W = jnp.argsort(~is_written_W, stable=True).astype(jnp.int32)
     first_W = jnp.maximum(take(first_new_S, row_W) - position_W, 0)
     last_W = jnp.minimum(take(order.kv_len_S, row_W) - position_W, tile)

@@ -89,16 +89,12 @@ def attend_and_count(
         num_places=num_units * unit + shape.long_tokens - unit,
         has_short=shape.has_short,
     )
-    # A row's new positions touch one tile more than their number asks for, and one at each end.
-    num_tiles = min(num_tokens, -(-num_tokens // shape.tile) + 2 * num_slots)
-    margin = shape.positions if shape.merges else 0
     tiles = tpu_rows.tile_new_positions(
         rows,
         order,
         page_size=kv_pages.page_size,
         tile=shape.tile,
-        num_places=num_tiles * shape.tile + 2 * margin,
-        margin=margin,
+        margin=shape.positions if shape.merges else 0,
     )
     q = _queries(q_TNH, order.source_t, shape)
     if k_TKH is None or v_TKH is None:
