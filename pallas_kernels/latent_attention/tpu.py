@@ -18,13 +18,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.latent_attention import tpu_pages, tpu_tuning
+from pallas_kernels.latent_attention import tpu_tuning
 from pallas_kernels.latent_attention.tpu_kernel import Block, Refs, Shape, run_kernel
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
-from pallas_kernels.nonnegative import take
+from pallas_kernels.latent_attention.tpu_write import in_tiles
 from pallas_kernels.paging import tpu_rows
 from pallas_kernels.paging.options import Options
-from pallas_kernels.paging.pool import rounded_tokens
 from pallas_kernels.paging.rows import Case, case_of, describe_rows
 from pallas_kernels.paging.tpu_fetch import MAX_PAGES
 from pallas_kernels.paging.tpu_registers import LANES, align, rows_of
@@ -76,11 +75,7 @@ def attend_and_count(
     if latent_TR is None or rope_Tr is None:
         new = jnp.zeros((shape.tile, LANES), latent_pages.dtype)
     else:
-        new_TW = tpu_pages.join(
-            rounded_tokens(latent_TR, latent_pages.dtype, None),
-            rounded_tokens(rope_Tr, latent_pages.dtype, None),
-        )
-        new = take(new_TW, tiles.source_t)
+        new = in_tiles(latent_TR, rope_Tr, tiles, latent_pages.dtype)
     out, pages, num_fetched_1 = _call(
         shape,
         case == "decode" or num_tokens <= shape.short.tokens,
@@ -179,12 +174,7 @@ def _call(
         order.q_len_S,
         order.kv_len_S,
         tiles.start_S,
-        tiles.count_1,
-        tiles.from_W,
-        tiles.page_W,
-        tiles.row_W,
-        tiles.first_W,
-        tiles.last_W,
+        *tiles.writes,
     )
     out = jax.ShapeDtypeStruct((queries[0].shape[0], shape.value_width), shape.out_dtype)
     # What no row writes stays zero. To blank it afterwards would read and write all results once

@@ -75,6 +75,14 @@ WRITES = 4
 """Tiles of new positions in flight, half of them being read and half being written."""
 
 
+def write_bytes(width: int) -> int:
+    """The VMEM of tiles of new positions on their way: old ones and new ones.
+
+    They have as many bytes a lane whatever their dtype: 8 rows of 32 bits.
+    """
+    return 2 * WRITES * SUBLANES * 4 * width
+
+
 def vmem_bytes(problem: Problem, tiles: Tiles, *, spills: bool = True) -> int:
     """An upper bound of the VMEM that a call takes: the buffers as the kernel allocates them, and
     what may be spilled (logits, masks, converted latents) unless it is left out."""
@@ -92,8 +100,7 @@ def vmem_bytes(problem: Problem, tiles: Tiles, *, spills: bool = True) -> int:
 
     parts = [
         walk(tiles.short_tokens, tiles.short_positions),
-        # Tiles of new positions have as many bytes a lane whatever their dtype: 8 rows of 32 bits.
-        2 * WRITES * SUBLANES * 4 * problem.width,
+        write_bytes(problem.width),
     ]
     if problem.case != "decode":
         parts.append(walk(tiles.long_tokens, tiles.long_positions))

@@ -51,6 +51,11 @@ class NewTiles(NamedTuple):
     first_W: jax.Array
     last_W: jax.Array
 
+    @property
+    def writes(self) -> tuple[jax.Array, ...]:
+        """The list of writes, in the order in which ``write_tiles`` names its arrays."""
+        return (self.count_1, self.from_W, self.page_W, self.row_W, self.first_W, self.last_W)
+
 
 def order_rows(rows: Rows, *, unit: int, num_places: int, has_short: bool = True) -> Order:
     """Rows begin at multiples of ``unit`` tokens; rows of at most ``unit`` tokens are short, unless

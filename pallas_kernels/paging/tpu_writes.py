@@ -16,8 +16,8 @@ def write_tiles(refs: Any, dtype: np.dtype, in_flight: int) -> None:
     """Brings the tiles that hold new positions, puts these in and writes them back.
 
     ``refs.pages [P, *heads, page size, lanes]`` and ``refs.new [*heads, places, lanes]`` hold
-    ``dtype``; the others are those of ``tpu_rows.NewTiles``. ``in_flight`` tiles are on their way,
-    half of them being read and half being written.
+    ``dtype``; ``num_tiles_1`` and ``tile_*_W`` are ``tpu_rows.NewTiles.writes``. ``in_flight``
+    tiles are on their way, half of them being read and half being written.
     """
     num_tiles, ahead, tile = refs.num_tiles_1[0], in_flight // 2, rows_of(dtype)
     *heads, _, width = refs.new.shape

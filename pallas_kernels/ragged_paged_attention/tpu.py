@@ -207,12 +207,7 @@ def _call(
         order.q_len_S,
         order.kv_len_S,
         tiles.start_S,
-        tiles.count_1,
-        tiles.from_W,
-        tiles.page_W,
-        tiles.row_W,
-        tiles.first_W,
-        tiles.last_W,
+        *tiles.writes,
     )
     inputs = (scales, sinks, table, q, new, pages)
     hbm = pl.BlockSpec(memory_space=pl.ANY)

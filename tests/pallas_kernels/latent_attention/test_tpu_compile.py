@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pallas_kernels import init_latent_pages, latent_attention
+from pallas_kernels import init_latent_pages, latent_attention, write_latents
 from pallas_kernels.latent_attention import tpu_tuning
 from pallas_kernels.latent_attention.specs import Spec
 
@@ -45,6 +45,7 @@ def compile_call(
     pages_dtype=None,
     q_dtype="bfloat16",
     has_new=True,
+    writes_only=False,
     zones=None,
     **options,
 ):
@@ -83,6 +84,9 @@ def compile_call(
             **options,
         )
 
+    def write(pages, q_latent, q_rope, latent, rope, *rows):
+        return write_latents(latent, rope, pages, *rows)
+
     arguments = (
         pool,
         array(q_dtype, spec.tokens, spec.num_heads, rank),
@@ -95,7 +99,8 @@ def compile_call(
         array("int32", 3),
     )
     with jax.set_mesh(mesh):
-        compiled = jax.jit(call, donate_argnums=0).lower(*arguments).compile()
+        run = write if writes_only else call
+        compiled = jax.jit(run, donate_argnums=0).lower(*arguments).compile()
     return compiled, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pool))
 
 
@@ -111,6 +116,18 @@ def test_every_shape_compiles_for_v6e_and_writes_in_place(shape, tpu_mesh):
     spec, rest = with_changes(SMALL, shape)
     compiled, pool_bytes = compile_call(tpu_mesh("v6e"), spec, **rest)
     assert compiled.memory_analysis().alias_size_in_bytes == pool_bytes
+
+
+@pytest.mark.parametrize("name", ["e4m3", "256 heads of rank 1920"])
+def test_writing_alone_is_one_kernel_in_place(name, tpu_mesh):
+    spec, rest = with_changes(SMALL, SHAPES[name])
+    compiled, pool_bytes = compile_call(tpu_mesh("v6e"), spec, writes_only=True, **rest)
+    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 1
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes == pool_bytes
+    # New positions in tiles, of which every row touches two more than it fills.
+    tiles = (spec.tokens + 2 * 32 * spec.slots) * pool_bytes / (1_000 * spec.page_size)
+    assert memory.temp_size_in_bytes < 2 * tiles + 2**20
 
 
 @pytest.mark.parametrize("name", ["unwritten", "unwritten e4m3", "40 heads of rank 256"])

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from pallas_kernels import init_latent_pages, latent_attention, write_latents
+from pallas_kernels import NoImplementation, init_latent_pages, latent_attention, write_latents
 from pallas_kernels.latent_attention import page_sizes
 
 ROWS = [(1, 9), (5, 5), (3, 0), (4, 12)]
@@ -44,6 +44,15 @@ def test_other_layouts_are_written_to_as_well(implementation, batch_of):
         np.testing.assert_array_equal(
             np.asarray(part).view(np.uint16), np.asarray(wanted).view(np.uint16)
         )
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="its own chip may be here")
+def test_pages_of_a_tpu_are_not_written_where_there_is_none(batch_of):
+    _, _, *arguments = batch_of(ROWS).arguments
+    arguments[2] = init_latent_pages(73, 8, 16, 8, "float32", implementation="tpu")
+    here = r"cannot run as tpu here: the chip is cpu \(cpu\), not a TPU.*interpret=True"
+    with pytest.raises(NoImplementation, match=f"write_latents {here}"):
+        write_latents(*arguments)
 
 
 def test_plain_pages_may_have_any_of_the_usual_sizes():
