@@ -9,7 +9,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import gather_latent_pages, init_latent_pages, latent_attention
 from pallas_kernels.latent_attention.specs import SPECS
-from tests.pallas_kernels.twins import names_by_twin, small_latent, zones_of
+from tests.pallas_kernels.twins import one_for_each_program, small_latent, zones_of
 
 pytestmark = pytest.mark.interpreted
 
@@ -18,14 +18,9 @@ IN_CI = {"deepseek-v3-decode", "deepseek-v2-lite-prefill", "deepseek-v2-lite-mix
 
 
 def twins(positions):
-    """One parameter for each program; whoever asks for slow tests gets those that are not in CI."""
-    specs = {name: SPECS[name] for name in sorted(SPECS, key=lambda name: name not in IN_CI)}
-    names = names_by_twin({name: small_latent(spec, positions) for name, spec in specs.items()})
-    assert set(names.values()) >= IN_CI
-    return [
-        pytest.param(twin, id=name, marks=() if name in IN_CI else pytest.mark.slow)
-        for twin, name in names.items()
-    ]
+    return one_for_each_program(
+        {name: small_latent(spec, positions) for name, spec in SPECS.items()}, IN_CI
+    )
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import ragged_paged_attention
 from pallas_kernels.ragged_paged_attention import gpu_plan
 from pallas_kernels.ragged_paged_attention.specs import ACCELERATOR_SPECS, SPECS
-from tests.pallas_kernels.twins import names_by_twin, small_ragged, zones_of
+from tests.pallas_kernels.twins import one_for_each_program, small_ragged, zones_of
 
 pytestmark = pytest.mark.interpreted
 
@@ -28,13 +28,9 @@ IN_CI = {
 
 
 def twins(positions):
-    """One parameter for each program; whoever asks for slow tests gets those that are not in CI."""
-    names = names_by_twin({name: small_ragged(spec, positions) for name, spec in NAMED.items()})
-    assert set(names.values()) >= IN_CI
-    return [
-        pytest.param(twin, id=name, marks=() if name in IN_CI else pytest.mark.slow)
-        for twin, name in names.items()
-    ]
+    return one_for_each_program(
+        {name: small_ragged(spec, positions) for name, spec in NAMED.items()}, IN_CI
+    )
 
 
 @pytest.fixture
