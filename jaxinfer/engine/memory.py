@@ -90,21 +90,32 @@ def exhaustion_is_capacity_error() -> Iterator[None]:
 def cache_groups(
     config: ModelConfig, limits: EngineLimits, num_pages: int
 ) -> tuple[CacheGroup, ...]:
-    """The pools for ``num_pages`` pages of the first group.
+    """The pools for ``num_pages`` pages of a group that keeps all tokens.
 
-    Groups that keep all tokens have as many pages as one another. A window group beside them never
-    needs more than every slot's window and one step's tokens; beyond that its pages would lie idle.
+    A window group has fewer where more would lie idle: no step needs more than the windows of all
+    slots and its own tokens, and as many windows again may be kept for prompts that come later.
     """
-    first, *others = layer_groups(config)
-    groups = [CacheGroup(kind=first.kind, window=first.window, num_pages=num_pages)]
-    for group in others:
-        pages = num_pages
-        if group.window is not None:
-            a_window = -(-group.window // limits.page_size) + 2
-            a_step = -(-limits.max_num_batched_tokens // limits.page_size)
-            pages = min(num_pages, 1 + 2 * limits.max_num_seqs * a_window + a_step)
-        groups.append(CacheGroup(kind=group.kind, window=group.window, num_pages=pages))
+    groups = []
+    for group in layer_groups(config):
+        most = num_pages if group.window is None else _window_pages(group.window, limits)
+        groups.append(
+            CacheGroup(kind=group.kind, window=group.window, num_pages=min(num_pages, most))
+        )
     return tuple(groups)
+
+
+def useful_pages(limits: EngineLimits) -> int:
+    """The most pages of a group that keeps all tokens which could ever be used."""
+    return 1 + limits.max_num_seqs * _pages(limits.max_model_len, limits)
+
+
+def _window_pages(window: int, limits: EngineLimits) -> int:
+    a_window, a_step = _pages(window, limits) + 2, _pages(limits.max_num_batched_tokens, limits)
+    return 1 + 2 * limits.max_num_seqs * a_window + a_step
+
+
+def _pages(num_tokens: int, limits: EngineLimits) -> int:
+    return -(-num_tokens // limits.page_size)
 
 
 def device_page_bytes(
@@ -131,7 +142,7 @@ def _placed(page: Pages, sharding: NamedSharding) -> Pages:
 def pool_bytes(
     config: ModelConfig, limits: EngineLimits, num_pages: int, page_bytes: tuple[int, ...]
 ) -> int:
-    """Bytes of all pools, with ``num_pages`` pages in the first group.
+    """Bytes of all pools, with ``num_pages`` pages in each group that keeps all tokens.
 
     ``page_bytes``: of one page of each group, such as ``device_page_bytes``.
     """
@@ -150,8 +161,7 @@ def fitting_pages(
     Raises:
         CapacityError: not even one sequence of one page fits.
     """
-    per_sequence = -(-limits.max_model_len // limits.page_size)
-    useful = 1 + limits.max_num_seqs * per_sequence
+    useful = useful_pages(limits)
     candidates = [count for count in _grid(_MOST_PAGES) if count <= useful] + [useful]
     fitting = [
         count for count in candidates if pool_bytes(config, limits, count, page_bytes) <= room

@@ -57,6 +57,25 @@ def test_a_hit_needs_the_whole_prefix_of_one_group_and_the_window_of_the_other(
 
 
 @pytest.mark.slow
+def test_a_model_of_windows_alone_holds_no_more_than_they_see() -> None:
+    """Prefix hits and preemption in the few pages that its slots can use."""
+    house = house_of((12,))
+    engine = house.engine(num_pages=1000)
+    # For four slots, two windows of four pages each; two pages for a step; one that is never used.
+    [group] = engine.runner.groups
+    assert group.num_pages == 1 + 4 * 2 * 4 + 2
+    [stem] = prompts(1, [40])
+    asked = [request(f"r{i}", [*stem, *tail], **GREEDY) for i, tail in enumerate(prompts(5, [4]))]
+    assert_equal_to_plain_loop(house, run(engine, asked[:1]), asked[:1])
+    assert_equal_to_plain_loop(house, run(engine, asked[1:]), asked[1:])
+    assert engine.stats.num_preemptions == 0
+    assert engine.stats.prefix_hit_tokens >= 40 - 12
+    engine = house.engine(num_pages=8, enable_prefix_caching=False)
+    assert_equal_to_plain_loop(house, run(engine, asked), asked)
+    assert engine.stats.num_preemptions > 0
+
+
+@pytest.mark.slow
 def test_two_devices_give_the_tokens_of_one(house: House, four_devices: list[jax.Device]) -> None:
     split = replace(house, model=tiny_model(WINDOWS, devices=2, mlps=MLPS, **MIXER))
     asked = [request(f"r{i}", p, **GREEDY) for i, p in enumerate(prompts(4, [3, 20, 31]))]
