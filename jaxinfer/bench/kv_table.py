@@ -103,11 +103,12 @@ def table() -> list[str]:
         "|" + "---|" * (len(columns) + 3),
     ]
     for name, specs in ROWS.items():
-        groups = group_facts(model(specs), PAGE_SIZE, DTYPE)
+        config = model(specs)
+        groups = group_facts(config, PAGE_SIZE, DTYPE)
         a_token = sum(group.kv_bytes_per_token for group in groups)
         sizes = [sequence_bytes(groups, PAGE_SIZE, context) / 2**20 for context in CONTEXTS]
         cells = [name, f"{a_token:,}", *(f"{size:,.0f}" for size in sizes)]
-        cells.append(f"{largest_batch(groups, PAGE_SIZE, POOL_BYTES, CONTEXTS[1]):,}")
+        cells.append(f"{largest_batch(config, groups, PAGE_SIZE, POOL_BYTES, CONTEXTS[1]):,}")
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

@@ -43,9 +43,10 @@ class ModelFacts:
         stored_weights: numbers in the files by how they are stored there; empty without files.
         context: tokens of a sequence that ``sequence_bytes``, of its pages, and
             ``largest_batch`` are said for.
-        longest_context: tokens of one sequence whose pages fit beside the weights into
-            ``memory_bytes``, at most ``max_len``; None where no memory was given.
-        largest_batch: sequences of ``context`` tokens whose pages fit there at once, likewise.
+        longest_context: tokens of one sequence that an engine of one slot has pages for, beside
+            the weights in ``memory_bytes``, at most ``max_len``; None where no memory was given.
+        largest_batch: sequences of ``context`` tokens that an engine of as many slots has pages
+            for there, likewise.
     """
 
     model_type: str
@@ -104,8 +105,8 @@ def model_facts(
     longest = batch = None
     if memory_bytes is not None:
         room = memory_bytes - weight_bytes[dtype]
-        longest = longest_context(groups, page_size, room, config.max_len)
-        batch = largest_batch(groups, page_size, room, context)
+        longest = longest_context(config, groups, page_size, room)
+        batch = largest_batch(config, groups, page_size, room, context)
     return ModelFacts(
         model_type=config.model_type,
         num_layers=len(config.layers),

@@ -7,7 +7,8 @@ from typing import Literal
 
 from jaxinfer.cache import layer_groups, page_bytes
 from jaxinfer.config import ModelConfig
-from jaxinfer.engine.limits import CacheGroup
+from jaxinfer.engine.limits import CacheGroup, EngineLimits
+from jaxinfer.engine.memory import pool_bytes, useful_pages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,26 +48,49 @@ def sequence_bytes(groups: Sequence[GroupFacts], page_size: int, num_tokens: int
     return sum(_pool(group).pages_for(num_tokens, page_size) * group.page_bytes for group in groups)
 
 
-def unused_bytes(groups: Sequence[GroupFacts]) -> int:
-    """Bytes of the first page of each pool, which is never used."""
-    return sum(group.page_bytes for group in groups)
+def batch_bytes(
+    config: ModelConfig, groups: Sequence[GroupFacts], page_size: int, batch: int, num_tokens: int
+) -> int:
+    """Bytes of all that an engine allocates to serve ``batch`` sequences of ``num_tokens`` tokens.
 
-
-def longest_context(groups: Sequence[GroupFacts], page_size: int, room: int, max_len: int) -> int:
-    """The most tokens of one sequence whose pages fit into ``room`` bytes, at most ``max_len``."""
-    left = room - unused_bytes(groups)
-    lengths = range(max_len + 1)
-    fitting = bisect_right(lengths, left, key=lambda n: sequence_bytes(groups, page_size, n))
-    return max(0, fitting - 1)
-
-
-def largest_batch(groups: Sequence[GroupFacts], page_size: int, room: int, num_tokens: int) -> int:
-    """How many sequences of ``num_tokens`` tokens have room for their pages at once.
-
-    Of windows beside full attention the engine's pools have more (``engine.memory.cache_groups``).
+    That is more than they hold: the first page of each pool, and what windows keep for the tokens
+    of a step and for prompts that come later. See ``engine.memory.cache_groups``.
     """
-    left = room - unused_bytes(groups)
-    return max(0, left // sequence_bytes(groups, page_size, num_tokens))
+    limits = EngineLimits(
+        max_model_len=max(num_tokens, 2),
+        vocab_size=config.vocab_size,
+        max_num_seqs=batch,
+        max_num_batched_tokens=max(EngineLimits.max_num_batched_tokens, batch),
+        page_size=page_size,
+    )
+    pages = tuple(group.page_bytes for group in groups)
+    return pool_bytes(config, limits, useful_pages(limits), pages)
+
+
+def longest_context(
+    config: ModelConfig, groups: Sequence[GroupFacts], page_size: int, room: int
+) -> int:
+    """The most tokens of one sequence that an engine of one slot can serve in ``room`` bytes of
+    pages, at most those that the model was made for."""
+
+    def cost(num_tokens: int) -> int:
+        return batch_bytes(config, groups, page_size, 1, num_tokens)
+
+    return bisect_right(range(1, config.max_len + 1), room, key=cost)
+
+
+def largest_batch(
+    config: ModelConfig, groups: Sequence[GroupFacts], page_size: int, room: int, num_tokens: int
+) -> int:
+    """How many sequences of ``num_tokens`` tokens an engine of as many slots can serve at once in
+    ``room`` bytes of pages."""
+
+    def cost(batch: int) -> int:
+        return batch_bytes(config, groups, page_size, batch, num_tokens)
+
+    # Each takes a page of every group at least.
+    most = max(room, 0) // sum(group.page_bytes for group in groups)
+    return bisect_right(range(1, most + 1), room, key=cost)
 
 
 def _pool(group: GroupFacts) -> CacheGroup:

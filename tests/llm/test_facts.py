@@ -79,8 +79,10 @@ def test_a_window_costs_no_more_however_long_the_context():
     # A window of 512 tokens touches at most nine pages of 64.
     assert short.sequence_bytes == 16 * full.page_bytes + 9 * window.page_bytes
     assert long.sequence_bytes == 512 * full.page_bytes + 9 * window.page_bytes
-    memory = long.weight_bytes["bfloat16"] + long.sequence_bytes
-    memory += full.page_bytes + window.page_bytes  # the first page of each pool
+    # An engine of one slot keeps two windows and two pages each, and eight for a step's 512 tokens;
+    # the first page of a pool is never used.
+    pools = 513 * full.page_bytes + (1 + 2 * (8 + 2) + 8) * window.page_bytes
+    memory = long.weight_bytes["bfloat16"] + pools
     facts = model_facts(opened, page_size=64, memory_bytes=memory)
     assert (facts.longest_context, facts.largest_batch) == (32_768, 1)
     less = model_facts(opened, page_size=64, memory_bytes=memory - 1)
