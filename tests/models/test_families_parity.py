@@ -6,6 +6,7 @@ import pytest
 from jaxinfer.models.registry import family_for
 from jaxinfer.models.tied_head import checkpoint_config
 from jaxinfer.models.weights import recipes
+from jaxinfer.ops import latent
 from tests.models.dense_forward import dense_logits
 from tests.models.golden_case import CASES, GoldenCase, GoldenSequence
 from tests.models.reference_forward import logits
@@ -38,6 +39,20 @@ def of_each_family() -> list:
 def test_the_decoder_computes_what_transformers_computes(case: GoldenCase):
     for sequence, logits_TV in zip(case.sequences, logits(case), strict=True):
         assert_golden(sequence, logits_TV)
+
+
+@pytest.mark.parametrize(
+    "name", ["deepseek_v2", pytest.param("deepseek_v3_halves", marks=pytest.mark.slow)]
+)
+def test_latent_attention_with_keys_and_values_made_computes_it_too(name, monkeypatch):
+    """The form of long prefills, which these sequences are too short for; both rope layouts."""
+    monkeypatch.setattr(latent, "EXPANDED_FROM", 8)
+    layers, expanded = [], latent._expanded
+    monkeypatch.setattr(latent, "_expanded", lambda *args: layers.append(1) or expanded(*args))
+    case = GoldenCase(name)
+    for sequence, logits_TV in zip(case.sequences, logits(case), strict=True):
+        assert_golden(sequence, logits_TV)
+    assert len(layers) >= len(checkpoint_config(case.source).layers)
 
 
 def assert_golden(sequence: GoldenSequence, logits_TV: np.ndarray) -> None:
