@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from jaxinfer.config import LatentSpec, MixerSpec, ModelConfig
+from jaxinfer.errors import ConfigError
 from pallas_kernels import (
     KVPages,
     LatentPages,
@@ -127,10 +128,30 @@ def page_bytes(config: ModelConfig, page_size: int, dtype: jax.typing.DTypeLike)
 def page_shardings(config: ModelConfig, mesh: Mesh) -> tuple[NamedSharding, ...]:
     """Where each layer's pages are: the sharding of every leaf of its pool.
 
-    Heads are split as the rules say where they divide, and whole on every device elsewhere, as on
-    all axes that the rules do not name. Latents belong to all heads: they are whole everywhere.
+    Heads are split as the rules say, and whole along all axes that the rules do not name. Latents
+    belong to all heads: they are whole everywhere.
+
+    Raises:
+        ConfigError: as ``head_axes``.
     """
     return tuple(_sharding(layer.mixer, mesh) for layer in config.layers)
+
+
+def head_axes(mixer: MixerSpec, mesh: Mesh) -> tuple[str, ...]:
+    """The mesh axes over which a mixer's heads are split, as many on each device.
+
+    Raises:
+        ConfigError: they do not divide.
+    """
+    name = "heads" if isinstance(mixer, LatentSpec) else "kv_heads"
+    axes = mesh_axes(DEFAULT_RULES[name])
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    if mixer.split_heads % parts:
+        raise ConfigError(
+            f"num_{name} = {mixer.split_heads} does not divide over {parts} devices of mesh axes"
+            f" {axes}: use a mesh whose model axis divides it"
+        )
+    return axes
 
 
 # What differs between the kinds of pages stands here, and nowhere else above the layers.
@@ -151,9 +172,6 @@ def _fast_sizes(mixer: MixerSpec, dtype: jax.typing.DTypeLike) -> tuple[int, ...
 
 
 def _sharding(mixer: MixerSpec, mesh: Mesh) -> NamedSharding:
-    if isinstance(mixer, LatentSpec):
-        return NamedSharding(mesh, latent_pages_spec())
-    rule = DEFAULT_RULES["kv_heads"]
-    parts = math.prod(mesh.shape[axis] for axis in mesh_axes(rule))
-    axis = rule if mixer.num_kv_heads % parts == 0 else None
-    return NamedSharding(mesh, kv_pages_spec(axis))
+    axes = head_axes(mixer, mesh)
+    is_latent = isinstance(mixer, LatentSpec)
+    return NamedSharding(mesh, latent_pages_spec(axes) if is_latent else kv_pages_spec(axes))

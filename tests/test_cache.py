@@ -11,9 +11,12 @@ from jaxinfer.cache import (
     init_cache,
     layer_groups,
     page_bytes,
+    page_shardings,
 )
+from jaxinfer.errors import ConfigError
 from jaxinfer.models.registry import model_config
 from jaxinfer.presets import find_config
+from sharding import make_mesh
 from tests.models.golden_case import GoldenCase
 
 LLAMA = {**GoldenCase("llama").config, "num_hidden_layers": 12}
@@ -84,3 +87,21 @@ def test_pages_are_copied_where_there_are_some():
                 for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
             ]
             assert any(changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("qwen3-30b-a3b", "num_kv_heads = 4 does not divide over 3 devices"),
+        ("deepseek-v2-lite", "num_heads = 16 does not divide over 3 devices"),
+    ],
+)
+def test_heads_that_do_not_divide_over_the_devices_are_refused(four_devices, name, message):
+    config = model_config(find_config(name))
+    with pytest.raises(ConfigError, match=message):
+        page_shardings(config, make_mesh({"model": 3}))
+    # A pool of two pages: of heads each device has its part, of latents the whole.
+    pools = jax.eval_shape(lambda: init_cache(config, (2,), 16, "bfloat16"))
+    leaf, where = jax.tree.leaves(pools[0])[0], page_shardings(config, make_mesh({"model": 4}))[0]
+    parts = 4 if "kv" in message else 1
+    assert np.prod(where.shard_shape(leaf.shape)) * parts == leaf.size

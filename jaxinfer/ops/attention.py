@@ -7,11 +7,9 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxinfer.batch import Ragged
+from jaxinfer.cache import head_axes
 from jaxinfer.config import AttentionSpec
-from jaxinfer.errors import ConfigError
 from pallas_kernels import KVPages, kv_pages_spec, ragged_paged_attention
-from sharding import DEFAULT_RULES
-from sharding.rules import mesh_axes
 
 
 def attend(
@@ -52,13 +50,7 @@ def attend(
     with jax.named_scope("attention"):
         if mesh.size == 1:
             return kernel(q_TNH, k_TKH, v_TKH, pages, *rows, sinks_N=sinks_N)
-        axes = mesh_axes(DEFAULT_RULES["kv_heads"])
-        parts = [mesh.shape[axis] for axis in axes]
-        if any(spec.num_kv_heads % part for part in parts):
-            raise ConfigError(
-                f"num_kv_heads = {spec.num_kv_heads} does not divide over {parts} devices of mesh"
-                f" axes {axes}: use a mesh whose model axis divides it"
-            )
+        axes = head_axes(spec, mesh)
         heads = PartitionSpec(None, axes)
         pool = kv_pages_spec(axes)
         whole = PartitionSpec()

@@ -22,13 +22,11 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxinfer.batch import Ragged
+from jaxinfer.cache import head_axes
 from jaxinfer.config import LatentSpec
-from jaxinfer.errors import ConfigError
 from jaxinfer.ops.chunk import attend_in_chunk
 from jaxinfer.ops.heads import per_head
 from pallas_kernels import LatentPages, latent_attention, latent_pages_spec, write_latents
-from sharding import DEFAULT_RULES
-from sharding.rules import mesh_axes
 
 EXPANDED_FROM = 256
 """Tokens of a step from which on rows without a past take the expanded form. Below, what they gain
@@ -81,13 +79,7 @@ def attend_latents(
     with jax.named_scope("latent"):
         if mesh.size == 1:
             return kernel(heads, latent_TR, rope_Tr, pages, *rows)
-        axes = mesh_axes(DEFAULT_RULES["heads"])
-        parts = [mesh.shape[axis] for axis in axes]
-        if any(spec.num_heads % part for part in parts):
-            raise ConfigError(
-                f"num_heads = {spec.num_heads} does not divide over {parts} devices of mesh"
-                f" axes {axes}: use a mesh whose model axis divides it"
-            )
+        axes = head_axes(spec, mesh)
         queries, matrices = PartitionSpec(None, axes), PartitionSpec(axes)
         whole, pool = PartitionSpec(), latent_pages_spec(axes)
         where: Any = Heads(queries, queries, matrices, matrices)  # type: ignore[arg-type]
