@@ -4,6 +4,7 @@ Left-over tensors, missing parameters and wrong shapes are three distinct errors
 offender, so that one look tells what kind of checkpoint this is.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class Recipe:
         """The names of all tensors that are read."""
         return (self.source,)
 
-    def read(self, source: Source, dtype: np.dtype | None = None) -> np.ndarray:
+    def read(self, source: "Source | _ReadOnce", dtype: np.dtype | None = None) -> np.ndarray:
         """The parameter in ``dtype``, None for that of the tensor.
 
         Raises:
@@ -76,7 +77,7 @@ class Stack:
         """The names of all tensors that are read."""
         return tuple(part.source for part in self.parts)
 
-    def read(self, source: Source, dtype: np.dtype | None = None) -> np.ndarray:
+    def read(self, source: "Source | _ReadOnce", dtype: np.dtype | None = None) -> np.ndarray:
         """As ``Recipe.read``; beside the result, the host holds one part.
 
         Raises:
@@ -97,6 +98,33 @@ class Stack:
         return stacked
 
 
+class _ReadOnce:
+    """A source that is not asked again for a whole tensor that several parameters are cut from:
+    it may take long to decode."""
+
+    def __init__(self, source: Source, recipes: Iterable[Recipe | Stack]):
+        self.tensors = source.tensors
+        self._source = source
+        self._left = Counter(
+            part.source
+            for recipe in recipes
+            for part in (recipe.parts if isinstance(recipe, Stack) else (recipe,))
+            if part.index is None
+        )
+        self._kept: dict[str, np.ndarray] = {}
+
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        if index is not None:
+            return self._source.read(name, index)
+        tensor = self._kept.pop(name, None)
+        if tensor is None:
+            tensor = self._source.read(name)
+        self._left[name] -= 1
+        if self._left[name] > 0:
+            self._kept[name] = tensor
+        return tensor
+
+
 def load_params(
     source: Source,
     recipes: Iterable[Recipe | Stack],
@@ -108,7 +136,8 @@ def load_params(
     """Reads every parameter in ``abstract`` (path -> shape, dtype and sharding) from ``source``.
 
     Peak host memory is the parameters placed so far plus one tensor, or plus one parameter that is
-    stacked from many. ``is_ignored`` tells which tensors no parameter needs.
+    stacked from many; a tensor that several parameters are cut from stays until the last of them.
+    ``is_ignored`` tells which tensors no parameter needs.
 
     Raises:
         MissingParameters: parameters without a recipe, or whose tensor is not in the source.
@@ -118,12 +147,13 @@ def load_params(
     """
     by_target = {recipe.target: recipe for recipe in recipes}
     _check_names(source, by_target, abstract, is_ignored)
+    once = _ReadOnce(source, [by_target[path] for path in abstract])
     params: dict[str, jax.Array] = {}
     wrong: list[str] = []
     for done, (path, wanted) in enumerate(abstract.items()):
         recipe = by_target[path]
         try:
-            array = recipe.read(source, wanted.dtype)
+            array = recipe.read(once, wanted.dtype)
         except ShapeMismatch as error:
             wrong.append(str(error))
             continue

@@ -94,8 +94,8 @@ class CountingSource(DictSource):
         return super().read(name, index)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
-def test_the_tensor_of_each_expert_is_read_once(name: str) -> None:
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "gpt_oss", "llama4"])
+def test_each_tensor_is_read_once(name: str) -> None:
     case = GoldenCase(name)
     source = CountingSource(case.config, case.shapes)
     load_model(source, mesh=make_mesh())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from jaxinfer.checkpoint import mxfp4
 from jaxinfer.checkpoint.mxfp4 import Mxfp4Source
 from jaxinfer.checkpoint.source import open_source
 from jaxinfer.errors import CorruptCheckpoint, Unsupported
@@ -105,7 +106,14 @@ def test_pairs_that_do_not_belong_together_are_corrupt(tmp_path, change, message
         open_source(tmp_path)
 
 
-def test_a_packed_model_loads_as_the_unpacked_one(tmp_path):
+def test_a_packed_model_loads_as_the_unpacked_one_and_decodes_once(tmp_path, monkeypatch):
+    decoded = []
+
+    def counted(blocks, scales, out):
+        decoded.append(out.size)
+        decode(blocks, scales, out)
+
+    monkeypatch.setattr(mxfp4, "decode", counted)
     plain = {name: seeded_tensor(name, shape) for name, shape in SHAPES.items()}
     mixed = dict(plain)
     for seed, part in enumerate(("gate_up_proj", "down_proj")):
@@ -122,10 +130,12 @@ def test_a_packed_model_loads_as_the_unpacked_one(tmp_path):
         with open_source(write(tmp_path / folder, config, tensors)) as source:
             assert isinstance(source, Mxfp4Source) == (folder == "packed")
             models.append(load_model(source, mesh=make_mesh(), dtype="float32"))
-    experts, decoded = (model.params["layers"][0]["mlp"]["experts"] for model in models)
+    experts, unpacked = (model.params["layers"][0]["mlp"]["experts"] for model in models)
     for part in ("gate", "up", "down"):
         for kind in ("kernel", "bias"):
-            np.testing.assert_array_equal(decoded[part][kind], experts[part][kind])
+            np.testing.assert_array_equal(unpacked[part][kind], experts[part][kind])
+    # Gate and up are columns of the same tensor.
+    assert sum(decoded) == sum(experts[part]["kernel"].size for part in ("gate", "up", "down"))
 
 
 @pytest.mark.parametrize(
