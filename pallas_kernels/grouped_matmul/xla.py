@@ -11,6 +11,7 @@ from pallas_kernels import dispatch
 from pallas_kernels.grouped_matmul.problem import Problem
 from pallas_kernels.grouped_matmul.visits import group_ends, list_visits
 from pallas_kernels.grouped_matmul.xla_tuning import xla_tiles_for
+from pallas_kernels.nonnegative import divide, divide_up
 
 
 def grouped_matmul(
@@ -36,13 +37,24 @@ def grouped_matmul(
         x_TD = x_TD.astype(jnp.float32)
     last_row = x_TD.shape[0] - rows
 
-    def one_part(nth: jax.Array, out_TF: jax.Array) -> jax.Array:
-        visit = jax.lax.div(nth, jnp.int32(num_parts))
-        first = jax.lax.rem(nth, jnp.int32(num_parts)) * depth
-        group = visits.group_V[visit]
+    def one_part(nth: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple:
+        """A part of a matrix is multiplied by all tiles of its group before the next one is."""
+        out_TF, w_dF = carry
+        of_group = divide(nth, num_parts)
+        group, start = visits.group_V[of_group], visits.start_V[of_group]
+        num_tiles = divide_up(visits.end_V[of_group] - start, rows)
+        first_visit = of_group - divide(visits.row_V[of_group] - start, rows)
+        nth -= first_visit * num_parts
+        tile = jax.lax.rem(nth, num_tiles)
+        visit, first = first_visit + tile, jax.lax.div(nth, num_tiles) * depth
+
+        def part() -> jax.Array:
+            return _part(w_EDF, group, first, depth, is_cpu=is_cpu).astype(x_TD.dtype)
+
+        # Elsewhere a condition waits for the host, and nothing has to be widened.
+        w_dF = jax.lax.cond(tile == 0, part, lambda: w_dF) if is_cpu else part()
         row = jnp.minimum(visits.row_V[visit], last_row)
         x_td = jax.lax.dynamic_slice(x_TD, (row, first), (rows, depth))
-        w_dF = _part(w_EDF, group, first, depth, is_cpu=is_cpu).astype(x_td.dtype)
         new_tF = jnp.dot(x_td, w_dF, precision=_precision(x_td), preferred_element_type=jnp.float32)
         if w_scale_EF is not None:
             new_tF *= jax.lax.dynamic_index_in_dim(w_scale_EF, group)
@@ -50,10 +62,12 @@ def grouped_matmul(
         is_own_t = (nth_row_t >= visits.row_V[visit]) & (nth_row_t < visits.end_V[visit])
         old_tF = jax.lax.dynamic_slice(out_TF, (row, 0), (rows, problem.columns))
         new_tF = old_tF + jnp.where(is_own_t[:, None], new_tF, 0.0)
-        return jax.lax.dynamic_update_slice(out_TF, new_tF, (row, 0))
+        return jax.lax.dynamic_update_slice(out_TF, new_tF, (row, 0)), w_dF if is_cpu else no_part
 
+    no_part = jnp.zeros((depth, problem.columns) if is_cpu else (0,), x_TD.dtype)
     out_TF = jnp.zeros((x_TD.shape[0], problem.columns), jnp.float32)
-    out_TF = jax.lax.fori_loop(0, visits.count_1[0] * num_parts, one_part, out_TF)
+    nothing = (out_TF, no_part)
+    out_TF, _ = jax.lax.fori_loop(0, visits.count_1[0] * num_parts, one_part, nothing)
     return out_TF[: problem.num_rows].astype(problem.out_dtype)
 
 
