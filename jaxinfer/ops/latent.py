@@ -2,11 +2,12 @@
 
 Absorbed: queries go into the space of the latents, all heads attend to the latents themselves, and
 what comes out leaves that space again. A position costs a head ``2 R + r`` products and the cache
-holds ``R + r`` numbers: the form for decoding, and for rows that have a past.
+holds ``R + r`` numbers: the form for decoding, and for few new tokens behind a past.
 
 Expanded: keys and values of every head are made of the latents first. Then a position costs ``h + r
 + v`` products, a third of the above, but making them costs ``R * (h + v)``: worth it where every
-position is seen by many queries of the same step, so in the prompts of a long prefill.
+position is seen by many queries of the same step, so in the prompts of a long prefill. They are
+made a block at a time, so memory does not grow with a row's length.
 
 h numbers of a head's query are for what is made of the latent and r are rotated; v are its value's.
 """
@@ -26,11 +27,20 @@ from jaxinfer.cache import head_axes
 from jaxinfer.config import LatentSpec
 from jaxinfer.ops.chunk import attend_in_chunk
 from jaxinfer.ops.heads import per_head
-from pallas_kernels import LatentPages, latent_attention, latent_pages_spec, write_latents
+from pallas_kernels import (
+    LatentPages,
+    gather_latent_pages,
+    latent_attention,
+    latent_pages_spec,
+    write_latents,
+)
 
 EXPANDED_FROM = 256
-"""Tokens of a step from which on rows without a past take the expanded form. Below, what they gain
-is less than what a second form costs to compile, and to run where rows with a past stand beside."""
+"""Tokens of a step from which on rows may take the expanded form. Below, what they gain is less
+than what a second form costs to compile, and to run where rows of the other form stand beside."""
+
+BLOCK = 128
+"""Positions whose keys and values are made at once; a whole page at least."""
 
 
 class Heads(NamedTuple):
@@ -111,18 +121,31 @@ def _attend(
     if not _has_long_rows(latent_TR.shape[0], all_rows.distribution_3):
         return _absorbed(scale, implementation, heads, new, pages, all_rows)
     q_lens_S = jnp.diff(all_rows.cu_q_lens_S1)
-    is_new_S = all_rows.kv_lens_S == q_lens_S
-    with_past = all_rows._replace(kv_lens_S=jnp.where(is_new_S, 0, all_rows.kv_lens_S))
-    without = all_rows._replace(kv_lens_S=jnp.where(is_new_S, all_rows.kv_lens_S, 0))
+    is_expanded_S = all_rows.kv_lens_S == q_lens_S
+    pays_from = expansion_pays_from(heads)
+    if pays_from is not None:
+        is_expanded_S |= q_lens_S >= pays_from
+    absorbed, expanded = (
+        all_rows._replace(kv_lens_S=jnp.where(is_one_S, all_rows.kv_lens_S, 0))
+        for is_one_S in (~is_expanded_S, is_expanded_S)
+    )
     # Written apart: a conditional that changed the pages would copy them.
     pages = write_latents(*new, pages, **all_rows._asdict())
     out_TNv = _where_any(
-        with_past,
-        lambda: _absorbed(scale, implementation, heads, (None, None), pages, with_past)[0],
+        absorbed,
+        lambda: _absorbed(scale, implementation, heads, (None, None), pages, absorbed)[0],
     )
-    return out_TNv + _where_any(
-        without, lambda: _expanded(scale, heads, new, pages.dtype, without)
-    ), pages
+    return out_TNv + _where_any(expanded, lambda: _expanded(scale, heads, pages, expanded)), pages
+
+
+def expansion_pays_from(heads: Heads) -> int | None:
+    """New tokens of a row from which on the expanded form has fewer products, however long its
+    past is; None: never. A row without a past has nothing else to expand but what it attends to."""
+    (_, nope_dim, rank), (_, _, value_dim) = heads.k_up_NhR.shape, heads.v_up_NRv.shape
+    saved_of_a_pair = 2 * rank - nope_dim - value_dim
+    if saved_of_a_pair <= 0:
+        return None
+    return -(-rank * (nope_dim + value_dim) // saved_of_a_pair)
 
 
 def _where_any(rows: Rows, attend: Callable[[], jax.Array]) -> jax.Array:
@@ -166,28 +189,39 @@ def _absorbed(
     return per_head("TNR,NRv->TNv", out_TNR, heads.v_up_NRv).astype(dtype), pages
 
 
-def _expanded(
-    scale: float,
-    heads: Heads,
-    new: tuple[jax.Array, jax.Array],
-    stored: jnp.dtype,
-    rows: Rows,
-) -> jax.Array:
-    """``stored``: the dtype of the pages, to which what is attended to is rounded as they do."""
+def _expanded(scale: float, heads: Heads, pages: LatentPages, rows: Rows) -> jax.Array:
+    """Of latents that are in their pages, new ones too."""
     dtype = heads.q_nope_TNh.dtype
     num_tokens, num_heads, _ = heads.q_nope_TNh.shape
     is_row_S = jnp.arange(rows.kv_lens_S.size, dtype=jnp.int32) < rows.distribution_3[2]
     fits_S = rows.cu_q_lens_S1[1:] <= num_tokens
-    latent_TR, rope_Tr = (x.astype(stored).astype(dtype) for x in new)
-    k_NTh = per_head("TR,NhR->NTh", latent_TR, heads.k_up_NhR).astype(dtype)
-    v_NTv = per_head("TR,NRv->NTv", latent_TR, heads.v_up_NRv).astype(dtype)
-    rope_NTr = jnp.broadcast_to(rope_Tr, (num_heads, *rope_Tr.shape))
+    is_row_S &= fits_S & (rows.kv_lens_S > 0)
+    pages_per_block = max(1, BLOCK // pages.page_size)
+    size = pages_per_block * pages.page_size
+    # A slice is never beyond the end of what it is cut from.
+    page_table_SM = jnp.pad(rows.page_table_SM, ((0, 0), (0, pages_per_block)))
+
+    def block_of(row: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
+        column = lax.div(first, jnp.int32(pages.page_size))
+        ids_1n = lax.dynamic_slice(page_table_SM, (row, column), (1, pages_per_block))
+        latent_npR, rope_npr = gather_latent_pages(pages, ids_1n[0])
+        # Memory that nobody wrote may be NaN.
+        is_held_c1 = (first + jnp.arange(size, dtype=jnp.int32) < rows.kv_lens_S[row])[:, None]
+        latent_cR, rope_cr = (
+            jnp.where(is_held_c1, x.reshape(size, -1).astype(dtype), jnp.zeros((), dtype))
+            for x in (latent_npR, rope_npr)
+        )
+        k_Nch = per_head("cR,NhR->Nch", latent_cR, heads.k_up_NhR).astype(dtype)
+        v_Ncv = per_head("cR,NRv->Ncv", latent_cR, heads.v_up_NRv).astype(dtype)
+        rope_Ncr = jnp.broadcast_to(rope_cr, (num_heads, *rope_cr.shape))
+        return jnp.concatenate([k_Nch, rope_Ncr], axis=-1), v_Ncv
+
     q_TNH = jnp.concatenate([heads.q_nope_TNh, heads.q_rope_TNr], axis=-1)
     return attend_in_chunk(
         q_TNH.swapaxes(0, 1),
-        jnp.concatenate([k_NTh, rope_NTr], axis=-1),
-        v_NTv,
+        block_of,
         rows.cu_q_lens_S1[:-1],
-        jnp.where(is_row_S & fits_S, rows.kv_lens_S, 0),
+        jnp.where(is_row_S, jnp.diff(rows.cu_q_lens_S1), 0),
+        rows.kv_lens_S,
         scale=scale,
     )

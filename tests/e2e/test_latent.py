@@ -44,9 +44,11 @@ def latent_config() -> ModelConfig:
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
-    """All prefills are long ones, so that both forms of latent attention take part."""
+    """All prefills are long ones, so that both forms of latent attention take part; rows of eight
+    new tokens behind a past are enough for the one that makes keys and values."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latent, "EXPANDED_FROM", 8)
+        patch.setattr(latent, "expansion_pays_from", lambda heads: 8)
         yield house_of_model(model_of(latent_config()))
 
 

@@ -11,7 +11,7 @@ from jaxinfer.batch import Ragged, decode_ragged
 from jaxinfer.config import LatentSpec, NormSpec, RopeSpec
 from jaxinfer.errors import ConfigError
 from jaxinfer.ops import chunk, latent
-from jaxinfer.ops.latent import Heads, attend_latents
+from jaxinfer.ops.latent import Heads, attend_latents, expansion_pays_from
 from jaxinfer.ops.latent_expanded import attend_expanded
 from pallas_kernels import LatentPages, fill_latent_pages, init_latent_pages
 from sharding import make_mesh
@@ -25,11 +25,12 @@ SPEC = LatentSpec(
     rope=RopeSpec(theta=1e4, rotary_dim=8),
     latent_norm=NormSpec(),
 )
-NUM_TOKENS, PAGE, PAGES_PER_ROW, NUM_SLOTS = 112, 8, 6, 6
+NUM_TOKENS, PAGE, PAGES_PER_ROW, NUM_SLOTS = 112, 8, 6, 7
 #: Rounding of float32, of sums in another order.
 CLOSE = {"rtol": 0.0, "atol": 2e-6}
-#: (new tokens, length after): decode rows, prompts with nothing cached, chunks with a past, idle.
-ROWS = [(1, 20), (19, 19), (1, 1), (9, 0), (7, 30), (17, 17)]
+#: (new tokens, length after): decode rows, prompts with nothing cached, chunks with a past, idle;
+#: the last has so many tokens that making keys and values of its past pays.
+ROWS = [(1, 20), (19, 19), (1, 1), (9, 0), (7, 30), (17, 17), (37, 47)]
 LONG, SHORT = 10**6, 1
 
 
@@ -70,6 +71,7 @@ def program(expanded_from: int, tile: int, devices: int = 1):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(latent, "EXPANDED_FROM", expanded_from)
             patch.setattr(chunk, "TILE", tile)
+            patch.setattr(latent, "BLOCK", tile)
             return jitted(*arguments)
 
     jitted = jax.jit(step)
@@ -113,7 +115,7 @@ def run_rows(rows, content, *, expanded_from: int, tile: int = 8, devices: int =
     return parts, pages
 
 
-CONTENT = [10, 11, 12, 13, 14, 15]
+CONTENT = [10, 11, 12, 13, 14, 15, 16]
 
 
 @pytest.mark.parametrize("tile", [8, 128])
@@ -126,8 +128,32 @@ def test_both_forms_are_one_attention(tile: int) -> None:
     np.testing.assert_array_equal(expanded_pages.latents_PpW, pages.latents_PpW)
 
 
+def test_a_past_is_expanded_where_its_row_has_enough_new_tokens() -> None:
+    """By counting products: of a chunk of c tokens, and pasts of any length."""
+
+    def heads(rank: int, nope_dim: int, value_dim: int) -> Heads:
+        up = [
+            jax.ShapeDtypeStruct(s, jnp.float32)
+            for s in ((2, nope_dim, rank), (2, rank, value_dim))
+        ]
+        return Heads(None, None, *up)  # type: ignore[arg-type]
+
+    def saved(rank: int, nope_dim: int, value_dim: int, new: int, past: int) -> int:
+        pairs, made = new * past, past * rank * (nope_dim + value_dim)
+        return pairs * 2 * rank - (pairs * (nope_dim + value_dim) + made)
+
+    for sizes in ((512, 128, 128), (16, 12, 10), (20, 12, 10)):
+        least = expansion_pays_from(heads(*sizes))
+        assert least is not None
+        for past in (1, 1000):
+            assert saved(*sizes, least, past) >= 0 > saved(*sizes, least - 1, past)
+    assert expansion_pays_from(heads(512, 128, 128)) == 171
+    assert expansion_pays_from(heads(16, 20, 12)) is None
+    assert 17 < expansion_pays_from(heads(16, 12, 10)) <= ROWS[-1][0]
+
+
 def test_decoding_is_what_making_all_keys_and_values_anew_gives() -> None:
-    rows = [(1, 20), (1, 1), (1, 0), (1, 48), (1, 33), (1, 8)]
+    rows = [(1, 20), (1, 1), (1, 0), (1, 48), (1, 33), (1, 8), (1, 4)]
     _, pages = run_rows(rows, CONTENT, expanded_from=LONG)
     heads, new, _ = step_of(rows, CONTENT)
     queries = [x[:NUM_SLOTS] for x in (heads.q_nope_TNh, heads.q_rope_TNr)]
@@ -142,7 +168,7 @@ def test_decoding_is_what_making_all_keys_and_values_anew_gives() -> None:
     np.testing.assert_allclose(out, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("row", [0, 1, 4, 5])
+@pytest.mark.parametrize("row", [0, 1, 4, 5, 6])
 def test_a_row_alone_equals_itself_among_others_bit_for_bit(row: int) -> None:
     among, _ = run_rows(ROWS, CONTENT, expanded_from=SHORT)
     for slot in (0, 2):
@@ -171,7 +197,7 @@ def test_temporaries_do_not_grow_with_the_pool_and_the_pool_is_reused(tokens: in
         q = [jax.ShapeDtypeStruct((tokens, 4, n), jnp.bfloat16) for n in (12, 8)]
         up = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((4, 12, 16), (4, 16, 10))]
         new = [jax.ShapeDtypeStruct((tokens, n), jnp.bfloat16) for n in (16, 8)]
-        _, _, ragged = step_of(ROWS, CONTENT)
+        _, _, ragged = step_of(ROWS[:-1], CONTENT)
 
         def step(pages, heads, new):
             mesh = make_mesh()
