@@ -1,7 +1,8 @@
 """The paged cache: layers in groups, one page table a group, one pool a layer.
 
 Layers whose pages hold the same kind of thing equally long share a group: all layers with full
-attention are one, all with latent attention are one, and all with the same sliding window are one.
+attention are one, all with latent attention are one, and all with the same sliding window are one,
+or with chunks of that size.
 A group's layers use the same page ids; each layer has its own pool array, so that no layer is ever
 sliced out of a stacked one. A layer that reads another one's keys and values
 (``LayerSpec.kv_from``) belongs to that layer's group and has no pool.
@@ -52,7 +53,7 @@ def layer_groups(config: ModelConfig) -> tuple[LayerGroup, ...]:
     """The groups of a model: those that keep all tokens first, then windows from wide to narrow."""
     members: dict[tuple, list[int]] = {}
     for index, layer in enumerate(config.layers):
-        members.setdefault((layer.mixer.cache_kind, layer.mixer.window), []).append(index)
+        members.setdefault((layer.mixer.cache_kind, layer.mixer.reach), []).append(index)
     ordered = sorted(members, key=lambda group: (_KINDS.index(group[0]), -(group[1] or 0)))
     return tuple(
         LayerGroup(kind=kind, window=window, layers=tuple(members[kind, window]))
@@ -168,7 +169,8 @@ def _new_pages(
 def _fast_sizes(mixer: MixerSpec, dtype: jax.typing.DTypeLike) -> tuple[int, ...]:
     if isinstance(mixer, LatentSpec):
         return latent_page_sizes(mixer.kv_rank, mixer.rope_dim, dtype)
-    return page_sizes(mixer.head_dim, dtype)
+    sizes = page_sizes(mixer.head_dim, dtype)
+    return tuple(size for size in sizes if (mixer.chunk or 0) % size == 0)
 
 
 def _sharding(mixer: MixerSpec, mesh: Mesh) -> NamedSharding:

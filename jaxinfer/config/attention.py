@@ -33,11 +33,10 @@ class AttentionSpec:
     """Softmax attention with grouped queries (MHA: N == K; GQA: N = G * K; MQA: K == 1).
 
     ``scale`` multiplies ``q . k``; None means ``head_dim ** -0.5``. ``window``: a token sees itself
-    and the ``window - 1`` tokens before it; None means all. ``chunk``: a token sees only
-    those of its own chunk of so many tokens; a model is served up to one chunk, where that is all
-    of them. ``rope`` None: no positions in this layer. ``softcap``: ``c * tanh(logits / c)``.
-    ``sinks``: a learned logit a head, of no token: it takes its part of the softmax and adds
-    nothing (gpt-oss, arXiv 2508.10925).
+    and the ``window - 1`` tokens before it; None means all. ``chunk``, in its place: a token sees
+    only those of its own chunk of so many positions (Llama 4). ``rope`` None: no positions in this
+    layer. ``softcap``: ``c * tanh(logits / c)``. ``sinks``: a learned logit a head, of no token: it
+    takes its part of the softmax and adds nothing (gpt-oss, arXiv 2508.10925).
 
     ``qk_norm`` is applied a head, with one weight for all of them (``"head"``) or each with its own
     (``"each_head"``), or over all heads together (``"all"``); before rotation, or after it with
@@ -77,6 +76,8 @@ class AttentionSpec:
         for field in ("scale", "window", "chunk", "softcap", "qkv_clip"):
             if getattr(self, field) is not None:
                 positive(self, field)
+        both = self.window is not None and self.chunk is not None
+        require(not both, "chunk", self.chunk, "None beside a window")
         known = get_args(QkNormOver)
         require(self.qk_norm_over in known, "qk_norm_over", self.qk_norm_over, " or ".join(known))
         if self.qk_norm_after_rope:
@@ -93,9 +94,14 @@ class AttentionSpec:
         return self.head_dim**-0.5 if self.scale is None else self.scale
 
     @property
+    def reach(self) -> int | None:
+        """How many tokens a token can see at most, itself included; None: all before it."""
+        return self.chunk if self.window is None else self.window
+
+    @property
     def cache_kind(self) -> Literal["full", "window"]:
-        """Whether the keys and values of all tokens must stay, or those of a window."""
-        return "full" if self.window is None else "window"
+        """Whether the keys and values of all tokens must stay, or those within reach."""
+        return "full" if self.reach is None else "window"
 
     @property
     def split_heads(self) -> int:

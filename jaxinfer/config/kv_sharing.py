@@ -38,7 +38,7 @@ def check_kv_from(layers: Sequence["LayerSpec"]) -> None:
         mixers = (layer.mixer, layers[owner].mixer)
         has_kv = all(isinstance(mixer, AttentionSpec) for mixer in mixers)
         require(has_kv, field, owner, "used between layers that hold keys and values")
-        for name in ("num_kv_heads", "head_dim", "window"):
+        for name in ("num_kv_heads", "head_dim", "window", "chunk"):
             wanted, found = (getattr(mixer, name) for mixer in mixers)
             allowed = f"a layer with {name} = {wanted}, and layer {owner} has {found}"
             require(wanted == found, field, owner, allowed)

@@ -62,7 +62,7 @@ class LatentSpec:
         """A token sees all tokens before it."""
 
     @property
-    def chunk(self) -> None:
+    def reach(self) -> None:
         """Likewise."""
 
     @property

@@ -16,7 +16,8 @@ from jaxinfer.config.streams import AltUpSpec, LaurelSpec
 
 T = TypeVar("T")
 
-#: All of them have ``rope``, ``window``, ``query_temperature``, ``cache_kind``, ``split_heads``.
+#: All of them have ``rope``, ``window``, ``reach``, ``query_temperature``, ``cache_kind`` and
+#: ``split_heads``.
 MixerSpec = AttentionSpec | LatentSpec
 
 
@@ -115,9 +116,6 @@ class ModelConfig:
                 positive(self, field)
         dtypes = ("float32", "bfloat16", "float16")
         require(self.dtype in dtypes, "dtype", self.dtype, "one of " + ", ".join(dtypes))
-        if self.chunk is not None:
-            fits = self.max_len <= self.chunk
-            require(fits, "max_len", self.max_len, f"at most a chunk of {self.chunk} tokens")
         if self.learned_positions is not None:
             fits = self.max_len <= self.learned_positions
             require(
@@ -131,12 +129,6 @@ class ModelConfig:
         """The layer whose pages a layer reads: itself, or the one that it names."""
         owner = self.layers[layer].kv_from
         return layer if owner is None else owner
-
-    @property
-    def chunk(self) -> int | None:
-        """The shortest chunk that a layer attends in; None where there is none."""
-        chunks = (layer.mixer.chunk for layer in self.layers)
-        return min((chunk for chunk in chunks if chunk is not None), default=None)
 
     @property
     def ropes(self) -> tuple[RopeSpec, ...]:

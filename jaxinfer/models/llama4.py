@@ -1,7 +1,7 @@
 """Llama 4 text: Scout, Maverick. Experts read what the router weighed; some layers have no rope.
 
-Layers with rope attend in chunks, which are served up to one of them; layers without have queries
-that grow with their position. Of a multimodal checkpoint the language model is taken.
+Layers with rope attend in chunks; layers without have queries that grow with their position. Of a
+multimodal checkpoint the language model is taken.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from jaxinfer.models.hf_config import MAX_LAYERS, MAX_LEN, HfConfig
 from jaxinfer.models.hf_experts import BALANCING_FIELDS, expert_mlp, has_experts, moe_of, router
 from jaxinfer.models.hf_multimodal import TEXT_NAMES, read_text_part
 from jaxinfer.models.hf_rope import rope
-from jaxinfer.models.hf_specs import attention, decoder, head_dim, max_len, num_layers, rms_norm
+from jaxinfer.models.hf_specs import attention, decoder, head_dim, num_layers, rms_norm
 from jaxinfer.models.llama import (
     IGNORED_TENSORS,
     LAYER,
@@ -34,6 +34,8 @@ from jaxinfer.models.llama import (
 from jaxinfer.models.weights import Family, WeightRule, linear, norm, only_where
 
 _MLP = "feed_forward"
+#: Chunks are told to the kernels as pages.
+_LEAST_PAGE = 8
 _CHUNKED, _FULL = "chunked_attention", "full_attention"
 _DEFAULTS = {
     "vocab_size": 202048,
@@ -73,8 +75,7 @@ def _read_text(fields: HfConfig) -> ModelConfig:
         LayerSpec(mixer=mixer, mlp=moe if i in sparse else dense, pre_norm=norms)
         for i, mixer in enumerate(mixers)
     )
-    chunks = [mixer.chunk for mixer in mixers if mixer.chunk is not None]
-    return decoder(fields, layers=layers, final_norm=norms, max_len=min([max_len(fields), *chunks]))
+    return decoder(fields, layers=layers, final_norm=norms)
 
 
 def _mixers(fields: HfConfig, count: int) -> list[AttentionSpec]:
@@ -87,6 +88,8 @@ def _mixers(fields: HfConfig, count: int) -> list[AttentionSpec]:
     chunk = None
     if fields.get("attention_chunk_size") is not None:
         chunk = fields.size("attention_chunk_size", most=MAX_LEN)
+        if chunk % _LEAST_PAGE:
+            raise fields.error("attention_chunk_size", chunk, f"a multiple of {_LEAST_PAGE}")
     types = fields.get("layer_types")
     if types is None:
         types = [_CHUNKED if turns else _FULL for turns in has_rope]

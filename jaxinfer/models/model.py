@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.errors import CapacityError, ConfigError, InvalidParameter, Unsupported
+from jaxinfer.errors import CapacityError, ConfigError, InvalidParameter
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.ops.blocked import BlockedEmbedding, BlockedKernel
 from jaxinfer.shapes import Tree
@@ -80,7 +80,6 @@ def blank_model(
     Raises:
         ConfigError: a layer that the mesh cannot divide.
         InvalidParameter: a dtype or a length that is not allowed.
-        Unsupported: a length beyond the one chunk of layers that attend in chunks.
         CapacityError: more weights than ``room``.
     """
     model_dtype = jnp.dtype(_checked_dtype(dtype, config))
@@ -137,11 +136,6 @@ def _checked_dtype(dtype: str, config: ModelConfig) -> str:
 def _checked_len(max_len: int | None, config: ModelConfig) -> int:
     if max_len is None:
         return config.max_len
-    if config.chunk is not None and max_len > config.chunk:
-        raise Unsupported(
-            f"max_model_len = {max_len}: layers of this model attend in chunks of {config.chunk}"
-            " tokens, and this build serves contexts of one chunk; take at most so many"
-        )
     if not 2 <= max_len <= config.max_len:
         raise InvalidParameter(
             f"max_model_len = {max_len} must be between 2 and the {config.max_len} tokens that"

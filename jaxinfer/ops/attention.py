@@ -9,6 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxinfer.batch import Ragged
 from jaxinfer.cache import head_axes
 from jaxinfer.config import AttentionSpec
+from jaxinfer.ops.attention_chunks import rows_of_chunks
 from pallas_kernels import KVPages, kv_pages_spec, ragged_paged_attention
 
 
@@ -32,6 +33,10 @@ def attend(
     whole on every device. ``sinks_N``: float32, where the spec has ``sinks``. Returns
     ``(out_TNH, pages)``.
     """
+    if spec.chunk is not None and spec.chunk < page_table_SM.shape[1] * pages.page_size:
+        page_table_SM, ragged = rows_of_chunks(
+            spec.chunk, pages.page_size, q_TNH.shape[0], page_table_SM, ragged
+        )
     kernel = functools.partial(
         ragged_paged_attention,
         scale=spec.softmax_scale,

@@ -124,6 +124,26 @@ def test_latents_on_two_tpus_are_attended_to_in_place(name, calls, tpu_mesh):
     assert memory.temp_size_in_bytes < TEMPORARY_BYTES[name]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STEPS)
+def test_attention_in_chunks_is_the_chips_own_kernel(name, tpu_mesh, hopper_mesh):
+    """Two layers of Llama-3.1-8B, that see no more than their own half of the context."""
+    config = model_config(find_config("llama-3.1-8b"))
+    layer = config.layers[0]
+    chunked = replace(layer, mixer=replace(layer.attention, chunk=4096))
+    hopper = Mesh(hopper_mesh.devices.reshape(1, 1), ("data", "model"))
+    for mesh, call in (
+        (tpu_mesh("v6e", 1, ("data", "model")), "tpu_custom"),
+        (hopper, "mosaic_gpu"),
+    ):
+        table = table_for(replace(config, layers=(chunked, chunked)), mesh)
+        table.compile(only=[name])
+        memory = table[name].memory_analysis()
+        assert memory.alias_size_in_bytes == POOL_BYTES * 2 // LAYERS
+        assert memory.temp_size_in_bytes < TEMPORARY_BYTES[name]
+        assert text(table, name).count(f'custom_call_target="{call}') >= 2
+
+
 def test_the_cache_has_the_layout_of_the_chip_and_the_page_sizes_of_its_kernel(
     tpu_mesh, hopper_mesh
 ):

@@ -34,7 +34,7 @@ def test_a_family_through_the_engine_says_what_transformers_says(case: GoldenCas
     model = load_model(case.source, mesh=make_mesh(), dtype="float32", max_len=case.max_len)
     short, long = case.sequences
     # Where every layer has a window, no sequence holds more than the widest and a chunk.
-    windows = [layer.mixer.window or MAX_LEN for layer in model.config.layers]
+    windows = [layer.mixer.reach or MAX_LEN for layer in model.config.layers]
     most = min(len(long.prompt) + len(long.greedy), max(windows) + CHUNK)
     engine = build_engine(
         model,

@@ -2,8 +2,10 @@
 
 import pytest
 
+from jaxinfer.cache import layer_groups
 from jaxinfer.config import AttentionSpec, MoeSpec, QueryTemperature
-from jaxinfer.errors import ConfigError, Unsupported
+from jaxinfer.engine.build import EngineBuilder
+from jaxinfer.errors import ConfigError, InvalidParameter
 from jaxinfer.models.loading import load_model
 from jaxinfer.models.model import blank_model
 from jaxinfer.models.registry import model_config
@@ -20,7 +22,7 @@ def mixers(**fields: object) -> list[AttentionSpec]:
 
 def test_layers_have_rope_and_a_chunk_or_neither_and_a_temperature():
     *with_rope, without = mixers()
-    assert all(mixer.rope is not None and mixer.chunk == 60 for mixer in with_rope)
+    assert all(mixer.rope is not None and mixer.chunk == 16 for mixer in with_rope)
     assert (without.rope, without.chunk, without.qk_norm) == (None, None, None)
     assert without.query_temperature == QueryTemperature(beta=0.5, interval=8, offset=1)
 
@@ -29,7 +31,7 @@ def test_every_fourth_layer_has_no_rope_where_none_is_named():
     for fields in ({"no_rope_layers": []}, {"no_rope_layers": None}):
         assert [mixer.rope is None for mixer in mixers(**fields)] == [False, False, False, True]
     every_second = mixers(no_rope_layers=[], no_rope_layer_interval=2, layer_types=None)
-    assert [mixer.chunk for mixer in every_second] == [60, None, 60, None]
+    assert [mixer.chunk for mixer in every_second] == [16, None, 16, None]
 
 
 @pytest.mark.parametrize("tuning", [True, 4])
@@ -59,6 +61,7 @@ def test_experts_are_in_the_layers_that_are_named_or_in_the_last_of_every_step(f
         ({"layer_types": ["sliding_attention"] * 4}, "layer_types.*chunked_attention"),
         ({"moe_layers": [4]}, r"moe_layers = \[4\].*below 4"),
         ({"attention_chunk_size": 0}, "attention_chunk_size = 0"),
+        ({"attention_chunk_size": 60}, "attention_chunk_size = 60.*a multiple of 8"),
         ({"attn_temperature_tuning": 2}, "attn_temperature_tuning = 2"),
         ({"floor_scale": 0}, "floor_scale = 0"),
         ({"interleave_moe_layer_step": 0}, "interleave_moe_layer_step = 0"),
@@ -71,16 +74,20 @@ def test_what_cannot_be_is_refused_by_the_name_of_its_field(fields, message):
         model_config({**CASE.config, **fields})
 
 
-def test_contexts_longer_than_a_chunk_are_refused_with_the_reason():
+def test_layers_in_chunks_keep_one_chunk_and_the_others_everything():
     config = model_config({**CASE.config, "max_position_embeddings": 4096})
-    assert config.max_len == 60
-    with pytest.raises(Unsupported, match=r"max_model_len = 61: .* chunks of 60 tokens"):
-        blank_model(config, mesh=make_mesh(), max_len=61)
+    assert config.max_len == 4096
+    full, chunks = layer_groups(config)
+    assert (full.window, full.layers) == (None, (3,))
+    assert (chunks.window, chunks.layers) == (16, (0, 1, 2))
+    [full] = layer_groups(model_config({**CASE.config, "attention_chunk_size": None}))
+    assert (full.window, full.layers) == (None, (0, 1, 2, 3))
 
 
-def test_a_model_without_chunks_is_served_as_long_as_it_was_made_for():
-    fields = {"attention_chunk_size": None, "max_position_embeddings": 4096}
-    assert model_config({**CASE.config, **fields}).max_len == 4096
+def test_pages_that_reach_over_the_end_of_a_chunk_are_refused():
+    model = blank_model(model_config(CASE.config), mesh=make_mesh())
+    with pytest.raises(InvalidParameter, match=r"page_size = 32 .* must be one of 8, 16;"):
+        EngineBuilder(model, page_size=32)
 
 
 def test_of_a_multimodal_checkpoint_the_language_model_is_taken():

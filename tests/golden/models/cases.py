@@ -457,7 +457,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "num_experts_per_tok": 2,
             "interleave_moe_layer_step": 2,
             "no_rope_layers": [1, 1, 1, 0],
-            "attention_chunk_size": 60,
+            "attention_chunk_size": 16,
             "floor_scale": 8,
             "attn_scale": 0.5,
             **rope(**(LLAMA3 | {"high_freq_factor": 1.0})),
