@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+
 
 def gpu_interpreter() -> Any:
     """What ``plgpu.kernel(interpret=...)`` takes to run a Mosaic GPU kernel on the CPU.
@@ -18,4 +20,27 @@ def gpu_interpreter() -> Any:
     return InterpretGPUParams()
 
 
-__all__ = ["gpu_interpreter"]
+def share_interpreted_programs() -> None:
+    """Lets all warpgroups and calls of an interpreted GPU kernel share one compiled program, from
+    now on and in the whole process. For tests.
+
+    The interpreter of jax 0.10.2 compiles the kernel once for each warpgroup in each call, which is
+    most of its time; newer ones, which have ``_run``, share it themselves.
+    """
+    from jax._src.pallas.mosaic.interpret import thread_map
+
+    if hasattr(thread_map, "_run"):
+        return
+
+    def evaluate(jaxpr: Any, consts: Any, *arguments: Any) -> None:
+        jax.core.eval_jaxpr(jaxpr, consts, *arguments)
+
+    program = jax.jit(evaluate, static_argnums=0)
+
+    def run(jaxpr: Any, consts: Any, *arguments: Any) -> None:
+        program.trace(jaxpr, consts, *arguments).lower().compile()(consts, *arguments)
+
+    thread_map._run_jaxpr = run
+
+
+__all__ = ["gpu_interpreter", "share_interpreted_programs"]

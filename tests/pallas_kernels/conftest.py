@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from pallas_kernels import compat
+
 TOLERANCE = {
     "float32": 2e-5,
     "bfloat16": 2.0**-7,
@@ -17,6 +19,12 @@ TOLERANCE = {
     "cancelled sums": 1e-4,
 }
 """What rounding of results of a dtype, and of sums in float32, may make of equal numbers."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreter_compiles_once() -> None:
+    """Each kernel, and not each warpgroup of it in each call."""
+    compat.share_interpreted_programs()
 
 
 @pytest.fixture(autouse=True)
@@ -30,12 +38,17 @@ def interpreter_compiles_quickly(request: pytest.FixtureRequest) -> Iterator[Non
 
 
 @pytest.fixture
-def has_raced(capfd: pytest.CaptureFixture[str]) -> Callable[[], bool]:
+def has_raced(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> Callable[[], bool]:
     """``has_raced()``: whether a TPU kernel raced that was run with ``detect_races`` since it was
-    last asked. The interpreter has no other public way to tell than to print it."""
+    last asked. The interpreter has no other public way to tell than to print it, or, from a newer
+    jax on, to raise an error or to log it."""
 
     def ask() -> bool:
-        return "RACE DETECTED" in capfd.readouterr().out
+        said = capfd.readouterr().out + caplog.text
+        caplog.clear()
+        return "RACE DETECTED" in said
 
     return ask
 
