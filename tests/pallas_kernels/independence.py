@@ -144,17 +144,27 @@ def test_a_row_with_tokens_before_the_first_is_idle(
     assert_same_pages(pages, expected_pages)
 
 
+FALLING = [[16, 4, 20], [16, -(2**31), 20], [16, 4, 4]]
+"""Borders of three rows, of which the third begins inside of the first, or before it."""
+
+
+def falling(batch_of, borders):
+    """A batch with such borders, and the same with the first row alone."""
+    batch = batch_of([(16, 20), (4, 9), (4, 18)])
+    more = batch.kv_lens_S.size - len(borders)
+    borders = jnp.asarray([0, *borders, *borders[-1:] * more], jnp.int32)
+    alone = batch.where(kv_lens_S=batch.kv_lens_S.at[1:].set(0))
+    return batch.where(cu_q_lens_S1=borders), alone
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("borders", [[16, 4, 20], [16, -(2**31), 20], [16, 4, 4]])
+@pytest.mark.parametrize("borders", FALLING)
 def test_a_row_that_claims_the_tokens_of_another_is_idle(
     borders, implementation, batch_of, attend, assert_same_pages
 ):
-    """Falling borders: the third row begins inside of the first, or before it."""
-    batch = batch_of([(16, 20), (4, 9), (4, 18)])
-    first = batch.where(kv_lens_S=batch.kv_lens_S.at[1:].set(0))
-    expected, expected_pages = attend(implementation, first)
-    falling = jnp.asarray([0, *borders, *borders[-1:] * 3], jnp.int32)
-    out, pages = attend(implementation, batch.where(cu_q_lens_S1=falling))
+    broken, without = falling(batch_of, borders)
+    expected, expected_pages = attend(implementation, without)
+    out, pages = attend(implementation, broken)
     np.testing.assert_array_equal(out, expected)
     assert expected[:16].any()
     assert_same_pages(pages, expected_pages)

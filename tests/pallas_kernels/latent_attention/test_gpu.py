@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pallas_kernels import gather_latent_pages
 from pallas_kernels.latent_attention import gpu_kernel
-from tests.pallas_kernels.independence import all_broken
+from tests.pallas_kernels.independence import FALLING, all_broken, falling
 
 pytest.importorskip("absl", reason="the interpreter of Mosaic GPU needs absl-py")
 
@@ -21,10 +21,26 @@ ROWS = {
     "prompt and chunk": [(9, 9), (3, 130)],
     "mixed": [(1, 129), (0, 0), (12, 12), (5, 80), (1, 30)],
 }
-OPTIONS = {
-    "unwritten": {"update_kv_cache": False},
-    "bidirectional, unwritten": {"causal": False, "update_kv_cache": False},
+UNWRITTEN = {"update_kv_cache": False}
+PROGRAMS = {
+    "bfloat16": ({}, {}),
+    "float16 for float32 queries, bidirectional": (
+        {"pages_dtype": "float16", "q_dtype": "float32", "rope_dim": 32},
+        {"causal": False},
+    ),
+    "float16, unwritten": ({"pages_dtype": "float16", "q_dtype": "float16"}, UNWRITTEN),
+    "bidirectional, unwritten": ({"rope_dim": 32}, {"causal": False, **UNWRITTEN}),
 }
+"""What a batch is made of, and the options. Tests that share sizes share these programs, whose
+making is most of the time."""
+SLOW = {"bidirectional, unwritten"}
+programs = pytest.mark.parametrize(
+    ("made_of", "options"),
+    [
+        pytest.param(*x, id=name, marks=pytest.mark.slow if name in SLOW else ())
+        for name, x in PROGRAMS.items()
+    ],
+)
 
 
 def small(batch_of, rows, **options):
@@ -41,8 +57,9 @@ def small(batch_of, rows, **options):
 
 @pytest.fixture
 def check(attend, assert_close, assert_same_pages):
-    def equals_the_reference(batch, dtype="bfloat16", **options):
-        expected, expected_pages = attend("reference", batch, **options)
+    def equals_the_reference(batch, dtype="bfloat16", like=None, **options):
+        """``like``: what the reference is given, where it is another batch."""
+        expected, expected_pages = attend("reference", like or batch, **options)
         out, pages = attend("gpu", batch, **options)
         assert_close(out, expected, dtype)
         ids = jnp.arange(1, pages.num_pages, dtype=jnp.int32)  # Nobody owns page 0.
@@ -51,16 +68,10 @@ def check(attend, assert_close, assert_same_pages):
     return equals_the_reference
 
 
-@pytest.mark.slow
+@programs
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
-def test_gpu_equals_the_reference(rows, batch_of, check):
-    check(small(batch_of, rows))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_every_option(options, batch_of, check):
-    check(small(batch_of, ROWS["mixed"]), **options)
+def test_gpu_equals_the_reference(rows, made_of, options, batch_of, check):
+    check(small(batch_of, rows, **made_of), **options)
 
 
 @pytest.mark.slow
@@ -70,21 +81,13 @@ def test_long_rows_are_split_and_many_heads_grouped_over_the_grid(batch_of, chec
     check(small(batch_of, [(1, 700), (3, 400), (1, 290)], **sizes))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("update_kv_cache", [True, False])
-def test_a_position_in_no_page_is_not_seen(update_kv_cache, batch_of, check):
-    batch = small(batch_of, [(1, 190), (6, 180), (9, 130), (1, 65)])
+@programs
+def test_a_position_in_no_page_is_not_seen(made_of, options, batch_of, check):
+    batch = small(batch_of, [(1, 190), (6, 180), (9, 130), (1, 65)], **made_of)
     table = batch.page_table_SM.at[0, 2].set(0).at[1, 1].set(9_999).at[2, 2].set(-1)
-    check(batch.where(page_table_SM=table), update_kv_cache=update_kv_cache)
+    check(batch.where(page_table_SM=table), **options)
 
 
-@pytest.mark.slow
-def test_float16_pages_take_float32_queries(batch_of, check):
-    sizes = {"pages_dtype": "float16", "q_dtype": "float32", "rope_dim": 32}
-    check(small(batch_of, [(1, 70), (3, 5)], **sizes))
-
-
-@pytest.mark.slow
 def test_what_the_pages_hold_is_read_without_new_latents(batch_of, attend, assert_close):
     batch = small(batch_of, [(1, 70), (4, 100)])
     expected, pages = attend("reference", batch)
@@ -109,13 +112,15 @@ def test_a_row_equals_itself_among_other_rows_bit_for_bit(batch_of, attend):
     np.testing.assert_array_equal(out[7], among[0])
 
 
-def test_broken_rows_of_every_kind_count_as_idle(batch_of, attend, assert_close, assert_same_pages):
+def test_broken_rows_of_every_kind_count_as_idle(batch_of, check):
     broken, without = all_broken(functools.partial(small, batch_of), 64, 4)
-    expected, expected_pages = attend("reference", without)
-    out, pages = attend("gpu", broken)
-    assert_close(out, expected, "bfloat16")
-    ids = jnp.arange(1, pages.num_pages, dtype=jnp.int32)  # Nobody owns page 0.
-    assert_same_pages(*(gather_latent_pages(x, ids) for x in (pages, expected_pages)))
+    check(broken, like=without)
+
+
+@pytest.mark.parametrize("borders", FALLING)
+def test_a_row_that_claims_the_tokens_of_another_is_idle(borders, batch_of, check):
+    broken, without = falling(functools.partial(small, batch_of), borders)
+    check(broken, like=without)
 
 
 @st.composite
@@ -130,18 +135,17 @@ def ragged_rows(draw):
     return rows
 
 
-# Each call is a program for the interpreter, and its making is the time: two examples, with holes.
-@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
+@programs
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     rows=ragged_rows(),
     seed=st.integers(0, 99),
     hole=st.tuples(st.integers(0, 4), st.integers(0, 3), st.sampled_from((0, -1, 9_999))),
-    pages_dtype=st.sampled_from(("bfloat16", "float16")),
 )
-def test_any_ragged_batch(rows, seed, hole, pages_dtype, batch_of, check):
-    batch = small(batch_of, rows, seed=seed, pages_dtype=pages_dtype, rope_dim=32)
+def test_any_ragged_batch(made_of, options, rows, seed, hole, batch_of, check):
+    batch = small(batch_of, rows, seed=seed, **made_of)
     row, page, no_page = hole
-    check(batch.where(page_table_SM=batch.page_table_SM.at[row, page].set(no_page)))
+    check(batch.where(page_table_SM=batch.page_table_SM.at[row, page].set(no_page)), **options)
 
 
 @pytest.mark.slow

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import gather_kv_pages
-from pallas_kernels.ragged_paged_attention import gpu_kernel, gpu_plan
+from pallas_kernels.ragged_paged_attention import gpu_kernel
 from tests.pallas_kernels.batches import tokens_of
-from tests.pallas_kernels.independence import all_broken
+from tests.pallas_kernels.independence import FALLING, all_broken, falling
 
 pytest.importorskip("absl", reason="the interpreter of Mosaic GPU needs absl-py")
 
@@ -25,11 +25,18 @@ ROWS = {
     "prompt and chunk": [(9, 9), (3, 130)],
     "mixed": [(1, 129), (0, 0), (12, 12), (5, 80), (1, 30)],
 }
-OPTIONS = {
-    "window": {"sliding_window": 50},
-    "softcap and sinks": {"logit_softcap": 2.0, "sinks_N": SINKS},
-    "bidirectional, unwritten": {"causal": False, "update_kv_cache": False},
+PROGRAMS = {
+    "bfloat16": ({}, {}),
+    "float16, window": ({"pages_dtype": "float16"}, {"sliding_window": 50}),
+    "e5m2, softcap and sinks": (
+        {"pages_dtype": "float8_e5m2"},
+        {"logit_softcap": 2.0, "sinks_N": SINKS},
+    ),
+    "bidirectional, unwritten": ({}, {"causal": False, "update_kv_cache": False}),
 }
+"""What a batch is made of, and the options. Tests that share sizes share these programs, whose
+making is most of the time."""
+programs = pytest.mark.parametrize(("made_of", "options"), PROGRAMS.values(), ids=PROGRAMS)
 
 
 def small(batch_of, rows, **options):
@@ -37,16 +44,11 @@ def small(batch_of, rows, **options):
     return batch_of(rows, **{"pages_dtype": "bfloat16", "q_dtype": "bfloat16", **sizes, **options})
 
 
-@pytest.fixture(autouse=True)
-def _one_block_of_the_grid(monkeypatch):
-    """The interpreter compiles every thread of every block in each call: that is its time."""
-    monkeypatch.setattr(gpu_plan, "INTERPRETED_SMS", 1)
-
-
 @pytest.fixture
 def check(attend, assert_close):
-    def equals_the_reference(batch, dtype="bfloat16", **options):
-        expected, expected_pages = attend("reference", batch, **options)
+    def equals_the_reference(batch, dtype="bfloat16", like=None, **options):
+        """``like``: what the reference is given, where it is another batch."""
+        expected, expected_pages = attend("reference", like or batch, **options)
         out, pages = attend("gpu", batch, **options)
         assert_close(out, expected, dtype)
         assert_same_numbers(pages, expected_pages)
@@ -54,29 +56,17 @@ def check(attend, assert_close):
     return equals_the_reference
 
 
-def assert_same_numbers(pages, expected, ids=None):
+def assert_same_numbers(pages, expected):
     """In all pages but 0, which nobody owns; as numbers, for a NaN may become another NaN."""
-    ids = jnp.arange(1, pages.num_pages, dtype=jnp.int32) if ids is None else ids
+    ids = jnp.arange(1, pages.num_pages, dtype=jnp.int32)
     for got, wanted in zip(*(gather_kv_pages(x, ids) for x in (pages, expected)), strict=True):
         np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(wanted, np.float32))
 
 
-@pytest.mark.slow
+@programs
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
-def test_gpu_equals_the_reference(rows, batch_of, check):
-    check(small(batch_of, rows))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param(options, id=name, marks=() if "unwritten" in name else pytest.mark.slow)
-        for name, options in OPTIONS.items()
-    ],
-)
-def test_every_option(options, batch_of, check, monkeypatch):
-    monkeypatch.setattr(gpu_plan, "INTERPRETED_SMS", 2)
-    check(small(batch_of, ROWS["mixed"]), **options)
+def test_gpu_equals_the_reference(rows, made_of, options, batch_of, check):
+    check(small(batch_of, rows, **made_of), **options)
 
 
 # A product of 192 columns is more than one.
@@ -124,12 +114,11 @@ def test_a_kv_head_with_more_query_heads_than_a_tile_has_rows(batch_of, check):
     check(small(batch_of, [(1, 70), (3, 5)], **sizes), sinks_N=tuple(np.linspace(-2, 2, 71)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("window", [None, 70])
-def test_a_position_in_no_page_is_not_seen(window, batch_of, check):
-    batch = small(batch_of, [(1, 190), (6, 180)])
+@programs
+def test_a_position_in_no_page_is_not_seen(made_of, options, batch_of, check):
+    batch = small(batch_of, [(1, 190), (6, 180)], **made_of)
     table = batch.page_table_SM.at[0, 2].set(0).at[1, 1].set(9_999)
-    check(batch.where(page_table_SM=table), sliding_window=window)
+    check(batch.where(page_table_SM=table), **options)
 
 
 @pytest.fixture
@@ -175,16 +164,15 @@ def ragged_rows(draw):
     return rows
 
 
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+@programs
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     rows=ragged_rows(),
     seed=st.integers(0, 99),
-    options=st.sampled_from(({}, *OPTIONS.values())),
     hole=st.tuples(st.integers(0, 4), st.integers(0, 3), st.sampled_from((0, -1, 9_999))),
-    pages_dtype=st.sampled_from(("bfloat16", "float16", "float8_e5m2")),
 )
-def test_any_ragged_batch(rows, seed, options, hole, pages_dtype, batch_of, check):
-    batch = small(batch_of, rows, seed=seed, pages_dtype=pages_dtype)
+def test_any_ragged_batch(made_of, options, rows, seed, hole, batch_of, check):
+    batch = small(batch_of, rows, seed=seed, **made_of)
     row, page, no_page = hole
     check(batch.where(page_table_SM=batch.page_table_SM.at[row, page].set(no_page)), **options)
 
@@ -205,23 +193,12 @@ def test_a_row_equals_itself_among_other_rows_bit_for_bit(batch_of, attend):
         np.testing.assert_array_equal(out[tokens_of(alone_rows, slot)], among[tokens_of(rows, row)])
 
 
-def test_broken_rows_of_every_kind_count_as_idle(batch_of, attend, assert_close):
+def test_broken_rows_of_every_kind_count_as_idle(batch_of, check):
     broken, without = all_broken(functools.partial(small, batch_of), 64, 4)
-    expected, expected_pages = attend("reference", without)
-    out, pages = attend("gpu", broken)
-    assert_close(out, expected, "bfloat16")
-    assert_same_numbers(pages, expected_pages)
+    check(broken, like=without)
 
 
-def test_rows_whose_borders_fall_touch_no_other_row(batch_of, attend, assert_close):
-    rows = ROWS["mixed"]
-    batch = small(batch_of, rows)
-    expected, _ = attend("reference", batch)
-    borders = batch.cu_q_lens_S1.at[2].set(22).at[3].set(13)
-    out, pages = attend("gpu", batch.where(cu_q_lens_S1=borders))
-    assert_close(out[:1], expected[:1], "bfloat16")
-    assert not out[1:].any()
-    # What a broken row owns may hold its new keys or not; nothing else may differ.
-    rest = np.setdiff1d(np.arange(1, pages.num_pages), np.asarray(batch.page_table_SM)[1:])
-    _, alone = attend("reference", batch.where(kv_lens_S=batch.kv_lens_S.at[1:].set(0)))
-    assert_same_numbers(pages, alone, jnp.asarray(rest, jnp.int32))
+@pytest.mark.parametrize("borders", FALLING)
+def test_a_row_that_claims_the_tokens_of_another_is_idle(borders, batch_of, check):
+    broken, without = falling(functools.partial(small, batch_of), borders)
+    check(broken, like=without)
