@@ -59,6 +59,8 @@ def make_call(
 
 @functools.cache
 def _multiply(implementation: str, **options) -> Callable[..., jax.Array]:
+    options = {"interpret": True, **options}
+
     def run(call: Call) -> jax.Array:
         return grouped_matmul(
             call.x_TD,
@@ -66,7 +68,6 @@ def _multiply(implementation: str, **options) -> Callable[..., jax.Array]:
             call.group_sizes_E,
             w_scale_EF=call.w_scale_EF,
             implementation=implementation,
-            interpret=True,
             **options,
         )
 

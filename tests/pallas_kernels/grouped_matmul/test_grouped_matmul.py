@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
 
 IMPLEMENTATIONS = ["xla", pytest.param("tpu", marks=pytest.mark.interpreted)]
 SIZES = {
@@ -80,11 +81,28 @@ def test_xla_takes_any_size(num_rows, depth, columns, call_of, assert_equals_the
     assert_equals_the_reference("xla", call)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@given(sizes=st.lists(st.integers(-4, 30), min_size=5, max_size=5))
+any_sizes = given(sizes=st.lists(st.integers(-4, 30), min_size=5, max_size=5))
+
+
+@any_sizes
 @settings(max_examples=20, deadline=None)
-def test_any_sizes(implementation, sizes, call_of, assert_equals_the_reference):
-    assert_equals_the_reference(implementation, call_of(sizes))
+def test_xla_equals_the_reference_on_any_sizes(sizes, call_of, assert_equals_the_reference):
+    assert_equals_the_reference("xla", call_of(sizes))
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize(
+    ("dtype", "w_dtype"), [("float32", None), ("bfloat16", None), ("bfloat16", "float8_e4m3fn")]
+)
+@any_sizes
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+def test_tpu_equals_the_reference_on_any_sizes_without_a_race(
+    dtype, w_dtype, sizes, call_of, assert_equals_the_reference, has_raced
+):
+    races = pltpu.InterpretParams(detect_races=True)
+    call = call_of(sizes, dtype=dtype, w_dtype=w_dtype)
+    assert_equals_the_reference("tpu", call, interpret=races)
+    assert not has_raced()
 
 
 @pytest.mark.parametrize("implementation", ["reference", *IMPLEMENTATIONS])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import gather_latent_pages
 
@@ -28,8 +29,6 @@ OPTIONS = {
     "unwritten": {"update_kv_cache": False},
     "bidirectional, unwritten": {"causal": False, "update_kv_cache": False},
 }
-
-IMPLEMENTATIONS = ["xla", pytest.param("tpu", marks=pytest.mark.interpreted)]
 
 
 def batch_of_kind(batch_of, rows, kind):
@@ -65,8 +64,8 @@ def test_xla_equals_the_reference_with_every_option(options, rows, batch_of, att
     check("xla", batch_of(rows), options, "float32", attend, assert_close)
 
 
-# Float32 comes with any ragged batch, bfloat16 with twins of real heads. Each is one program.
-TPU_KINDS = {
+PROGRAMS = {
+    "float32": ("float32", None),
     "bfloat16, bidirectional": ("bfloat16", "bidirectional"),
     "float16 queries, unwritten": ("float16 queries", "unwritten"),
     "e4m3": ("e4m3", None),
@@ -76,23 +75,32 @@ TPU_KINDS = {
 }
 ELSEWHERE = {"bfloat16, bidirectional", "a register of latents, unwritten"}
 """Each half of them is in another, or in a twin: slow."""
-
-
-@pytest.mark.interpreted
-@pytest.mark.parametrize(
+programs = pytest.mark.parametrize(
     ("kind", "option"),
     [
         pytest.param(*x, id=name, marks=pytest.mark.slow if name in ELSEWHERE else ())
-        for name, x in TPU_KINDS.items()
+        for name, x in PROGRAMS.items()
     ],
 )
-def test_tpu_equals_the_reference_on_latents_of_every_kind(
-    kind, option, batch_of, attend, assert_close
-):
+
+
+@pytest.fixture
+def check_on_tpu(attend, assert_close, has_raced):
+    def equals_the_reference_without_a_race(batch, options, dtype):
+        raced = pltpu.InterpretParams(detect_races=True)
+        check("tpu", batch, {**options, "interpret": raced}, dtype, attend, assert_close)
+        assert not has_raced()
+
+    return equals_the_reference_without_a_race
+
+
+@pytest.mark.interpreted
+@programs
+def test_tpu_equals_the_reference_on_latents_of_every_kind(kind, option, batch_of, check_on_tpu):
     kind, options = KINDS[kind], OPTIONS.get(option, {})
     for rows in ROWS.values():
         batch = batch_of_kind(batch_of, rows, kind)
-        check("tpu", batch, options, kind.get("q_dtype", "float32"), attend, assert_close)
+        check_on_tpu(batch, options, kind.get("q_dtype", "float32"))
 
 
 @st.composite
@@ -111,13 +119,30 @@ def ragged_rows(draw, num_tokens: int = 24, num_slots: int = 6, max_len: int = 9
     return rows
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+any_ragged_batch = given(rows=ragged_rows(), seed=st.integers(0, 99))
+
+
+@programs
 @settings(max_examples=8, suppress_health_check=list(HealthCheck))
-@given(rows=ragged_rows(), seed=st.integers(0, 99))
-def test_it_equals_the_reference_on_any_ragged_batch(
-    implementation, rows, seed, batch_of, attend, assert_close
+@any_ragged_batch
+def test_xla_equals_the_reference_on_any_ragged_batch(
+    kind, option, rows, seed, batch_of, attend, assert_close
 ):
-    check(implementation, batch_of(rows, seed=seed), {}, "float32", attend, assert_close)
+    kind, options = KINDS[kind], OPTIONS.get(option, {})
+    batch = batch_of_kind(batch_of, rows, {"seed": seed, **kind})
+    check("xla", batch, options, kind.get("q_dtype", "float32"), attend, assert_close)
+
+
+@pytest.mark.interpreted
+@programs
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
+@any_ragged_batch
+def test_tpu_equals_the_reference_on_any_ragged_batch_without_a_race(
+    kind, option, rows, seed, batch_of, check_on_tpu
+):
+    kind, options = KINDS[kind], OPTIONS.get(option, {})
+    batch = batch_of_kind(batch_of, rows, {"seed": seed, **kind})
+    check_on_tpu(batch, options, kind.get("q_dtype", "float32"))
 
 
 def plain_attention(q_LNW, latents_LW, latent_rank, first_query, *, causal=True):
