@@ -70,6 +70,13 @@ WITHOUT_ESTIMATE = {
 }
 """Where the compiler leaves gathers, or another order in memory, of so many queries to the sparse
 core, whose time it cannot tell."""
+
+QUERY_BYTES, NEW_BYTES = 4 * 32 * 128 * 2, 16 * 8 * 256 * 2
+ROUNDED_UP = {("llama3-8b-decode-256", "v5p"): 256 * (3 * QUERY_BYTES + NEW_BYTES)}
+"""Bytes more for many rows of one token: in the kernel's order each has four tokens of queries,
+which come, are turned and go as results, and a tile of sixteen new positions. Beside the kernel
+they do not fit into the vector memory of a v5p, which is half of a v5e's and a v6e's."""
+
 VMEM_LIMIT = re.compile(r"scoped_memory_configs[^}]*size\\22: (\d+)")
 
 
@@ -113,7 +120,7 @@ def lower(operation, name, mesh):
     return lowered, case, list(asked.values())
 
 
-def assert_is_lean(compiled, case, implementation):
+def assert_is_lean(compiled, case, implementation, rounded_up=0):
     """Pages are written in place, and nothing is copied or expanded that is large."""
     memory = compiled.memory_analysis()
     times, more = TEMPORARIES[implementation]
@@ -124,7 +131,7 @@ def assert_is_lean(compiled, case, implementation):
     else:
         assert memory.temp_size_in_bytes < 2**20
     given = memory.argument_size_in_bytes - large
-    assert memory.temp_size_in_bytes < times * given + more
+    assert memory.temp_size_in_bytes < times * given + more + rounded_up
 
 
 def assert_it_compiles_for_tpu(operation, name, chip, mesh):
@@ -142,7 +149,7 @@ def assert_it_compiles_for_tpu(operation, name, chip, mesh):
         assert "sparsecore" in text
     else:
         assert compiled.cost_analysis()["optimal_seconds"] > 0
-    assert_is_lean(compiled, case, "tpu")
+    assert_is_lean(compiled, case, "tpu", ROUNDED_UP.get((name, chip), 0))
 
 
 def threads_of(operation, question):
