@@ -152,8 +152,9 @@ def _by_layer(fields: HfConfig, count: int) -> dict[int, HfConfig] | None:
 
 def _with_ropes(fields: HfConfig, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
     """Each kind of layer with the rope that ``rope_parameters`` has for it."""
-    parameters = fields.inner("rope_parameters")
-    assert parameters is not None, "there is a default"
+    # Null is what transformers means by nothing, too.
+    default = HfConfig(_DEFAULTS["rope_parameters"], "rope_parameters.")
+    parameters = fields.inner("rope_parameters") or default
 
     def with_rope(layer: LayerSpec) -> LayerSpec:
         is_global, dim = layer.mixer.window is None, layer.attention.head_dim

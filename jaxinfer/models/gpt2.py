@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxinfer.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig, NormSpec
+from jaxinfer.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig
 from jaxinfer.models.hf_config import MAX_LEN, HfConfig
-from jaxinfer.models.hf_specs import decoder, num_layers
+from jaxinfer.models.hf_specs import decoder, layer_norm, num_layers
 from jaxinfer.models.weights import Family, WeightRule, embedding, linear, norm
 
 _LAYER = "transformer.h.{i}."
@@ -26,7 +26,7 @@ _IGNORED_FIELDS = frozenset(
 
 def _read(fields: HfConfig) -> ModelConfig:
     width, num_positions = fields.size("n_embd"), fields.size("n_positions", most=MAX_LEN)
-    norms = NormSpec(kind="layer", eps=fields.number("layer_norm_epsilon", 1e-5), bias=True)
+    norms = layer_norm(fields, "layer_norm_epsilon", bias=True)
     mlp = MlpSpec(
         width=fields.size("n_inner", 4 * width),
         activation=fields.activation("activation_function"),

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jaxinfer.config import LayerSpec, MlpSpec, ModelConfig, NormSpec
+from jaxinfer.config import LayerSpec, MlpSpec, ModelConfig
 from jaxinfer.models.hf_config import HfConfig
 from jaxinfer.models.hf_rope import rope, rope_base, turning_share
-from jaxinfer.models.hf_specs import attention, decoder, head_dim, num_layers
+from jaxinfer.models.hf_specs import attention, decoder, head_dim, layer_norm, num_layers
 from jaxinfer.models.weights import Family, WeightRule, embedding, linear, norm
 
 _LAYER = "gpt_neox.layers.{i}."
@@ -15,7 +15,7 @@ _LAYER = "gpt_neox.layers.{i}."
 
 def _read(fields: HfConfig) -> ModelConfig:
     dim, bias = head_dim(fields), fields.flag("attention_bias", True)
-    norms = NormSpec(kind="layer", eps=fields.number("layer_norm_eps", 1e-5), bias=True)
+    norms = layer_norm(fields, bias=True)
     rope_spec = rope(
         fields,
         dim,

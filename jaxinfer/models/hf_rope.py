@@ -187,9 +187,13 @@ def _yarn(parameters: HfConfig, fields: HfConfig) -> YarnScaling:
 def _longrope(parameters: HfConfig, fields: HfConfig) -> LongropeScaling:
     original_len = _original_len(parameters, fields)
     either, short = map(parameters.optional_positive, ("attention_factor", "short_mscale"))
+    short_factor, long_factor = map(parameters.numbers, ("short_factor", "long_factor"))
+    if len(short_factor) != len(long_factor):
+        allowed = f"a list of {len(short_factor)} numbers, as short_factor"
+        raise parameters.error("long_factor", long_factor, allowed)
     return LongropeScaling(
-        short_factor=parameters.numbers("short_factor"),
-        long_factor=parameters.numbers("long_factor"),
+        short_factor=short_factor,
+        long_factor=long_factor,
         original_len=original_len,
         factor=parameters.positive("factor", max_len(fields) / original_len),
         attention_factor=either if short is None else short,

@@ -83,7 +83,7 @@ def _mixers(fields: HfConfig, count: int) -> list[AttentionSpec]:
     dim, bias = head_dim(fields), fields.flag("attention_bias", False)
     # Neighbours turn together: the authors rotate complex numbers.
     turning = rope(fields, dim, theta=500000.0, interleaved=True)
-    l2_norm = NormSpec(eps=fields.number("rms_norm_eps", 1e-5), weight=False)
+    l2_norm = NormSpec(eps=fields.positive("rms_norm_eps", 1e-5), weight=False)
     has_rope = _has_rope(fields, count)
     chunk = None
     if fields.get("attention_chunk_size") is not None:

@@ -1,6 +1,6 @@
 """Phi 3.5 MoE (arXiv 2404.14219): LayerNorm, biases, LongRoPE; experts chosen by SparseMixer."""
 
-from jaxinfer.config import LayerSpec, ModelConfig, MoeSpec, NormSpec
+from jaxinfer.config import LayerSpec, ModelConfig, MoeSpec
 from jaxinfer.models.hf_config import HfConfig
 from jaxinfer.models.hf_experts import BALANCING_FIELDS, expert_mlp, router
 from jaxinfer.models.hf_rope import rope
@@ -8,6 +8,7 @@ from jaxinfer.models.hf_specs import (
     attention,
     decoder,
     head_dim,
+    layer_norm,
     num_layers,
     sliding_window,
 )
@@ -20,7 +21,7 @@ def _read(fields: HfConfig) -> ModelConfig:
     # The published choice is of two, one after the other; more of them mean nothing.
     fields.only("num_experts_per_tok", 2)
     dim, bias = head_dim(fields), fields.flag("attention_bias", False)
-    norms = NormSpec(kind="layer", eps=fields.number("rms_norm_eps", 1e-5), bias=True)
+    norms = layer_norm(fields, "rms_norm_eps", bias=True)
     mixer = attention(
         fields,
         dim,

@@ -2,10 +2,17 @@
 
 from collections.abc import Iterator
 
-from jaxinfer.config import LayerSpec, MlpSpec, ModelConfig, NormSpec
+from jaxinfer.config import LayerSpec, MlpSpec, ModelConfig
 from jaxinfer.models.hf_config import HfConfig
 from jaxinfer.models.hf_rope import rope
-from jaxinfer.models.hf_specs import attention, decoder, head_dim, num_layers, sliding_window
+from jaxinfer.models.hf_specs import (
+    attention,
+    decoder,
+    head_dim,
+    layer_norm,
+    num_layers,
+    sliding_window,
+)
 from jaxinfer.models.llama import IGNORED_TENSORS, LAYER, attention_weights, outer_weights
 from jaxinfer.models.weights import Family, WeightRule, linear, norm
 
@@ -15,7 +22,7 @@ def _read(fields: HfConfig) -> ModelConfig:
     fields.only("mlp_type", "default")
     fields.only("scale_attn_weights", True)
     dim, bias = head_dim(fields), fields.flag("use_bias", True)
-    norms = NormSpec(kind="layer", eps=fields.number("norm_epsilon", 1e-5), bias=True)
+    norms = layer_norm(fields, "norm_epsilon", bias=True)
     mixer = attention(
         fields,
         dim,

@@ -163,6 +163,10 @@ def test_any_field_with_any_value_is_a_model_or_a_refusal(data):
         ),
         ("llama", {"head_dim": 15}, "head_dim = 15.*even"),
         ("llama", {"rms_norm_eps": 0}, "^rms_norm_eps = 0.0.*above 0"),
+        ("gpt2", {"layer_norm_epsilon": 0}, "^layer_norm_epsilon = 0.0.*above 0"),
+        ("gpt_neox", {"layer_norm_eps": 0}, "^layer_norm_eps = 0.0.*above 0"),
+        ("starcoder2", {"norm_epsilon": 0}, "^norm_epsilon = 0.0.*above 0"),
+        ("phimoe", {"rms_norm_eps": 0}, "^rms_norm_eps = 0.0.*above 0"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "linear", "factor": -1}},
@@ -182,6 +186,19 @@ def test_any_field_with_any_value_is_a_model_or_a_refusal(data):
             "phi3_longrope_short",
             {"hidden_size": 96},
             r"rope_parameters.short_factor = \(1.0, 1.1, 1.3\).*a list of 6 numbers",
+        ),
+        (
+            "phi3_longrope_short",
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "partial_rotary_factor": 0.5,
+                    "short_factor": [1.0, 1.1, 1.3],
+                    "long_factor": [1.5, 2.5],
+                }
+            },
+            r"rope_parameters.long_factor = \(1.5, 2.5\).*a list of 3 numbers",
         ),
         (
             "gemma3",

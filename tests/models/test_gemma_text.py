@@ -144,6 +144,7 @@ def test_a_proportional_rope_turns_the_first_pairs_as_they_were():
 def test_ropes_of_gemma_4_are_the_known_ones_where_none_are_given():
     config = {name: value for name, value in GEMMA4.config.items() if name != "rope_parameters"}
     assert model_config(config) == model_config(GEMMA4.config)
+    assert model_config({**config, "rope_parameters": None}) == model_config(GEMMA4.config)
 
 
 @pytest.mark.parametrize("case", [GEMMA3N, GEMMA4_MOE], ids=str)
