@@ -61,8 +61,9 @@ class YarnScaling:
 
     def __post_init__(self) -> None:
         positive(self, "factor", "original_len", "beta_fast", "beta_slow")
-        ordered = self.beta_fast > self.beta_slow
-        require(ordered, "beta_fast", self.beta_fast, f"above beta_slow = {self.beta_slow}")
+        # Equal, in Kimi K2: hardly a pair stands between those that turn fast and the slow ones.
+        ordered = self.beta_fast >= self.beta_slow
+        require(ordered, "beta_fast", self.beta_fast, f"beta_slow = {self.beta_slow} at least")
 
 
 @dataclass(frozen=True, kw_only=True)

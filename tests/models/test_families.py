@@ -188,6 +188,11 @@ def test_any_field_with_any_value_is_a_model_or_a_refusal(data):
             r"rope_parameters.short_factor = \(1.0, 1.1, 1.3\).*a list of 6 numbers",
         ),
         (
+            "llama_yarn",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 0.5}},
+            "beta_fast = 0.5.*beta_slow = 1.0 at least",
+        ),
+        (
             "phi3_longrope_short",
             {
                 "rope_parameters": {

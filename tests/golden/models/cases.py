@@ -681,6 +681,21 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         },
         {},
     ),
+    # As in Kimi K2, which is a DeepSeek V3 by another name.
+    "deepseek_v3_equal_betas": (
+        "deepseek_v3",
+        {
+            **LATENT,
+            **DEEPSEEK_MOE,
+            **TWO_LAYERS,
+            "q_lora_rank": 24,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            **rope(**YARN, mscale=1.0, mscale_all_dim=1.0, beta_fast=1.0, beta_slow=1.0),
+        },
+        {},
+    ),
     "minicpm3_longrope": (
         "minicpm3",
         {
