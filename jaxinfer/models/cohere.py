@@ -7,13 +7,14 @@ both.
 from collections.abc import Iterator
 
 from jaxinfer.config import AttentionSpec, LayerSpec, ModelConfig, NormSpec
-from jaxinfer.models.hf_config import HfConfig
+from jaxinfer.models.hf_config import MAX_LEN, HfConfig
 from jaxinfer.models.hf_rope import rope
 from jaxinfer.models.hf_specs import (
     attention,
     decoder,
     head_dim,
     layer_norm,
+    max_len,
     num_layers,
     only_windows_rotate,
     sliding_window,
@@ -80,7 +81,9 @@ def _layer(fields: HfConfig, mixer: AttentionSpec, norms: NormSpec) -> LayerSpec
 
 def _decoder(fields: HfConfig, layers: tuple[LayerSpec, ...], norms: NormSpec) -> ModelConfig:
     scale = fields.positive("logit_scale", 0.0625)
-    return decoder(fields, layers=layers, final_norm=norms, logit_scale=scale)
+    # What the first Command R was made for: beside it, max_position_embeddings is too small.
+    most = fields.size("model_max_length", max_len(fields), most=MAX_LEN)
+    return decoder(fields, layers=layers, final_norm=norms, logit_scale=scale, max_len=most)
 
 
 def _weights(config: ModelConfig) -> Iterator[WeightRule]:

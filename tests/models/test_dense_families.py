@@ -50,6 +50,12 @@ def test_windows_where_the_config_does_not_list_them(name, expected):
     assert windows(config) == expected
 
 
+def test_a_command_r_is_as_long_as_its_authors_say():
+    config = config_of("cohere")
+    assert model_config(config).max_len == config["max_position_embeddings"]
+    assert model_config({**config, "model_max_length": 4096}).max_len == 4096
+
+
 @pytest.mark.parametrize("name", ["cohere2", "exaone4"])
 def test_layers_that_see_everything_do_not_rotate(name):
     config = model_config(config_of(name, layer_types=[FULL, SLIDING]))
