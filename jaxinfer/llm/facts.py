@@ -37,8 +37,8 @@ class ModelFacts:
     """A model in figures.
 
     Attributes:
-        num_active_params: what one token is multiplied with: all parameters but those of the
-            experts that it does not go to.
+        num_active_params: all parameters but those of the experts that a token does not go to.
+            Embeddings count whole, as for DeepSeek-V3 and Qwen 3; gpt-oss is published without.
         weight_bytes: of the parameters once loaded, by dtype; ``dtype`` is what "auto" takes.
         stored_weights: numbers in the files by how they are stored there; empty without files.
         context: tokens of a sequence that ``sequence_bytes``, of its pages, and
