@@ -29,14 +29,22 @@ TILE_ROWS = (128, 512)
 """The least and the largest matrix of a tile, heads times tokens, for rows of several tokens."""
 
 
+class Unwritten(NamedTuple):
+    """Stored bits of new latents that are not in the pages, and which of them would be: a position
+    that is in no page is not seen."""
+
+    bits_TW: jax.Array
+    has_page_T: jax.Array
+
+
 class Call(NamedTuple):
-    """What every tile reads. ``unwritten_TW``: stored bits of new latents that are in no page."""
+    """What every tile reads."""
 
     q_latent_TNR: jax.Array
     q_rope_TNr: jax.Array
     pages: LatentPages
     rows: Rows
-    unwritten_TW: jax.Array | None
+    unwritten: Unwritten | None
     options: Options
 
 
@@ -62,15 +70,19 @@ def latent_attention(
         cu_q_lens_S1,
         distribution_3,
     )
-    unwritten_TW = None
+    unwritten = None
     if latent_TR is not None and rope_Tr is not None:
         bits_TW = stored_tokens(latent_TR, rope_Tr, latent_pages.dtype)
+        page_T, offset_T = token_pages(rows, latent_pages.page_size)
         if options.update_kv_cache:
-            places = token_pages(rows, latent_pages.page_size)
-            latent_pages = write_tokens(latent_pages, bits_TW, *places)
+            latent_pages = write_tokens(latent_pages, bits_TW, page_T, offset_T)
         else:
-            unwritten_TW = jnp.pad(bits_TW, ((0, BLOCK_POSITIONS), (0, 0)))
-    call = Call(q_latent_TNR, q_rope_TNr, latent_pages, rows, unwritten_TW, options)
+            # A slice is never longer than what it is cut from.
+            unwritten = Unwritten(
+                jnp.pad(bits_TW, ((0, BLOCK_POSITIONS), (0, 0))),
+                jnp.pad(page_T > 0, (0, BLOCK_POSITIONS)),
+            )
+    call = Call(q_latent_TNR, q_rope_TNr, latent_pages, rows, unwritten, options)
     has_singles, has_others = needed_parts(distribution_3)
     is_single_S = (rows.q_lens_S == 1) & has_singles
     out_TNR = jnp.zeros(q_latent_TNR.shape, jnp.float32)
@@ -118,12 +130,12 @@ def _attend(call: Call, takes_S: jax.Array, tile_tokens: int, out_TNR: jax.Array
         )
         softmax_X = softmax.begin(tile.q_XW.shape[:1], call.pages.latent_rank, None)
         seen_len = position + num_queries if call.options.causal else tile.kv_len
-        if call.unwritten_TW is None:
+        if call.unwritten is None:
             softmax_X = _attend_pages(call, tile, seen_len, softmax_X)
         else:
             seen_len = jnp.minimum(seen_len, tile.cached_len)
             softmax_X = _attend_pages(call, tile, seen_len, softmax_X)
-            softmax_X = _attend_unwritten(call, tile, softmax_X, call.unwritten_TW)
+            softmax_X = _attend_unwritten(call, tile, softmax_X, call.unwritten)
         token_t = jnp.where(lane_t < num_queries, token + lane_t, out_TNR.shape[0])
         new_tNR = softmax.finish(softmax_X).reshape(tile_tokens, *out_TNR.shape[1:])
         out_TNR = out_TNR.at[token_t].set(new_tNR, mode="drop", wrap_negative_indices=False)
@@ -160,19 +172,19 @@ def _attend_pages(call: Call, tile: Tile, seen_len: jax.Array, softmax_X: Softma
     return jax.lax.fori_loop(0, divide_up(seen_len, block), take_block, softmax_X)
 
 
-def _attend_unwritten(
-    call: Call, tile: Tile, softmax_X: Softmax, unwritten_TW: jax.Array
-) -> Softmax:
-    """Adds the row's new latents, which are in no page."""
+def _attend_unwritten(call: Call, tile: Tile, softmax_X: Softmax, unwritten: Unwritten) -> Softmax:
+    """Adds the row's new latents, which were not written."""
     lane_C = jnp.arange(BLOCK_POSITIONS, dtype=jnp.int32)
     num_new = tile.kv_len - tile.cached_len
 
     def take_block(index: jax.Array, softmax_X: Softmax) -> Softmax:
         first = index * BLOCK_POSITIONS
         token = take(call.rows.q_starts_S, tile.row) + first
-        bits_CW = jax.lax.dynamic_slice_in_dim(unwritten_TW, token, BLOCK_POSITIONS)
+        bits_CW, has_page_C = (
+            jax.lax.dynamic_slice_in_dim(x_T, token, BLOCK_POSITIONS) for x_T in unwritten
+        )
         position_C = tile.cached_len + first + lane_C
-        is_held_C = first + lane_C < num_new
+        is_held_C = has_page_C & (first + lane_C < num_new)
         return _add_block(call, tile, softmax_X, bits_CW, position_C, is_held_C)
 
     return jax.lax.fori_loop(0, divide_up(num_new, BLOCK_POSITIONS), take_block, softmax_X)

@@ -15,7 +15,7 @@ from pallas_kernels.paging.rows import describe_rows, needed_parts, token_pages
 from pallas_kernels.ragged_paged_attention.pages import KVPages, write_tokens
 from pallas_kernels.ragged_paged_attention.xla_call import Call
 from pallas_kernels.ragged_paged_attention.xla_items import attend_single_rows
-from pallas_kernels.ragged_paged_attention.xla_tiles import attend_tiles
+from pallas_kernels.ragged_paged_attention.xla_tiles import Unwritten, attend_tiles
 
 
 def ragged_paged_attention(
@@ -47,11 +47,11 @@ def ragged_paged_attention(
     if k_TKH is not None and v_TKH is not None:
         stored_k_TKH = stored_tokens(k_TKH, kv_pages.dtype, k_scale_K)
         stored_v_TKH = stored_tokens(v_TKH, kv_pages.dtype, v_scale_K)
+        page_T, offset_T = token_pages(rows, page_size)
         if options.update_kv_cache:
-            page_T, offset_T = token_pages(rows, page_size)
             kv_pages = write_tokens(kv_pages, stored_k_TKH, stored_v_TKH, page_T, offset_T)
         else:
-            unwritten = (stored_k_TKH, stored_v_TKH)
+            unwritten = Unwritten(stored_k_TKH, stored_v_TKH, page_T > 0)
     call = Call(
         q_TKGH=q_TNH.reshape(num_tokens, num_kv_heads, -1, head_dim),
         pages=kv_pages,

@@ -23,6 +23,15 @@ TILE_QUERIES = (32, 64)
 """The least and the largest number of queries in a tile."""
 
 
+class Unwritten(NamedTuple):
+    """Stored bits of new keys and values that are not in the pages, and which of them would be: a
+    position that is in no page is not seen."""
+
+    k_TKH: jax.Array
+    v_TKH: jax.Array
+    has_page_T: jax.Array
+
+
 class Tile(NamedTuple):
     """One tile: its queries, where they stand, and the row they belong to."""
 
@@ -37,12 +46,9 @@ def attend_tiles(
     call: Call,
     is_tiled_S: jax.Array,
     out_TKGH: jax.Array,
-    unwritten: tuple[jax.Array, jax.Array] | None,
+    unwritten: Unwritten | None,
 ) -> jax.Array:
-    """Rows in tiles of queries, one tile at a time; their part of ``out_TKGH`` is replaced.
-
-    ``unwritten``: stored bits of new keys and values that are not in the pages.
-    """
+    """Rows in tiles of queries, one tile at a time; their part of ``out_TKGH`` is replaced."""
     rows = call.rows
     num_tokens, num_slots = rows.row_T.size, rows.q_lens_S.size
     tile_size = _tile_size(num_tokens, num_slots)
@@ -63,7 +69,7 @@ def attend_tiles(
         seen_len = position + num_queries if call.options.causal else tile.kv_len
         softmax_KGq = _attend_pages(call, tile, seen_len, softmax_KGq, unwritten is not None)
         if unwritten is not None:
-            softmax_KGq = _attend_unwritten(call, tile, softmax_KGq, *unwritten)
+            softmax_KGq = _attend_unwritten(call, tile, softmax_KGq, unwritten)
         token_q = jnp.where(lane_q < num_queries, token + lane_q, num_tokens)
         new_qKGH = softmax.finish(softmax_KGq).transpose(2, 0, 1, 3)
         return index + 1, out.at[token_q].set(new_qKGH, mode="drop", wrap_negative_indices=False)
@@ -114,18 +120,20 @@ def _attend_pages(
 
 
 def _attend_unwritten(
-    call: Call, tile: Tile, softmax_KGq: Softmax, k_TKH: jax.Array, v_TKH: jax.Array
+    call: Call, tile: Tile, softmax_KGq: Softmax, unwritten: Unwritten
 ) -> Softmax:
-    """Adds the row's new keys and values, which are in no page."""
-    padding = ((0, BLOCK_POSITIONS), (0, 0), (0, 0))
-    k_TKH, v_TKH = jnp.pad(k_TKH, padding), jnp.pad(v_TKH, padding)
+    """Adds the row's new keys and values, which were not written."""
+    k_TKH, v_TKH, has_page_T = (
+        jnp.pad(x, ((0, BLOCK_POSITIONS), *((0, 0),) * (x.ndim - 1))) for x in unwritten
+    )
     lane_C = jnp.arange(BLOCK_POSITIONS, dtype=jnp.int32)
     num_new = tile.kv_len - tile.cached_len
 
     def take_block(index: jax.Array, softmax_KGq: Softmax) -> Softmax:
         first = index * BLOCK_POSITIONS
         token = call.rows.q_starts_S[tile.row] + first
-        is_held_C = first + lane_C < num_new
+        is_held_C = jax.lax.dynamic_slice_in_dim(has_page_T, token, BLOCK_POSITIONS)
+        is_held_C &= first + lane_C < num_new
         keys, values = (
             to_float32(jax.lax.dynamic_slice_in_dim(x, token, BLOCK_POSITIONS), call.pages.dtype)
             for x in (k_TKH, v_TKH)

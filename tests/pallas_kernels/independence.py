@@ -93,6 +93,20 @@ def test_what_is_unwritten_counts_as_if_written_and_leaves_the_pages_alone(
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_new_position_in_no_page_is_not_seen_although_none_is_written(
+    implementation, batch_of, attend, assert_close, assert_same_pages
+):
+    """Positions 89, 8 and 64 to 69 have none, which are new; 60 to 63 are new and have one."""
+    batch = batch_of([(1, 90), (9, 9), (10, 70)])
+    table = batch.page_table_SM.at[0, 11].set(0).at[1, 1].set(-1).at[2, 8].set(9_999)
+    holes = batch.where(page_table_SM=table)
+    expected, _ = attend("reference", holes)
+    out, pages = attend(implementation, holes, update_kv_cache=False)
+    assert_close(out, expected)
+    assert_same_pages(pages, batch.pages)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_a_layer_without_its_own_reads_what_another_layer_wrote(
     implementation, batch_of, attend, assert_same_pages
 ):
