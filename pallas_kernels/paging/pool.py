@@ -114,6 +114,24 @@ def rounded_tokens(x_TKH: jax.Array, dtype: np.dtype, scale_K: jax.Array | None)
     return from_storage(stored_tokens(x_TKH, dtype, scale_K), dtype)
 
 
+def list_of_ids(ids_n: jax.typing.ArrayLike) -> jax.Array:
+    """Ids of pages as int32 ``[n]``. Raises ``ValueError`` for anything but a list of integers.
+
+    Numbers of 64 bits that NumPy holds are no page where they are too large: without their upper
+    half they could be one.
+    """
+    ids = ids_n if isinstance(ids_n, jax.Array) else np.asarray(ids_n)
+    if ids.ndim != 1 or not (ids.size == 0 or jnp.issubdtype(ids.dtype, jnp.integer)):
+        raise ValueError(
+            f"ids of shape {ids.shape} and dtype {ids.dtype} are not allowed: they must be a list"
+            " [n] of integers"
+        )
+    if isinstance(ids, np.ndarray):
+        int32 = np.iinfo(np.int32)
+        ids = np.clip(ids, int32.min, int32.max)
+    return jnp.asarray(ids, jnp.int32)
+
+
 def copy_pages(pages: AnyPages, src_n: jax.Array, dst_n: jax.Array) -> AnyPages:
     """Copies page ``src_n[i]`` onto page ``dst_n[i]`` (copy-on-write); all are read before any is
     written.
@@ -121,8 +139,8 @@ def copy_pages(pages: AnyPages, src_n: jax.Array, dst_n: jax.Array) -> AnyPages:
     Int32 ids ``[n]``. A pair whose ``src`` or ``dst`` is not in 1..P-1 is ignored, so ``(0, 0)``
     pads. Raises ``ValueError`` unless both are one list each, of the same length.
     """
-    src_n, dst_n = jnp.asarray(src_n), jnp.asarray(dst_n)
-    if src_n.ndim != 1 or src_n.shape != dst_n.shape:
+    src_n, dst_n = list_of_ids(src_n), list_of_ids(dst_n)
+    if src_n.shape != dst_n.shape:
         raise ValueError(
             f"ids of shapes {src_n.shape} to copy from and {dst_n.shape} to copy to are not"
             " allowed: they must be two lists of the same length [n]"
@@ -135,7 +153,7 @@ def copy_pages(pages: AnyPages, src_n: jax.Array, dst_n: jax.Array) -> AnyPages:
 
 def gather_pages(pages: Pages, ids_n: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Reads pages ``ids_n`` in the pool's dtype. An id that is not in 1..P-1 reads as zeros."""
-    ids_n = jnp.asarray(ids_n)
+    ids_n = list_of_ids(ids_n)
     keep_n = is_owned(ids_n, pages)
     return pages.read(jnp.where(keep_n, ids_n, jnp.int32(0)), keep_n)
 
@@ -149,9 +167,7 @@ def scatter_pages(
     An id that is not in 1..P-1 is ignored. Raises ``ValueError`` for parts of another shape or
     dtype.
     """
-    ids_n = jnp.asarray(ids_n)
-    if ids_n.ndim != 1:
-        raise ValueError(f"ids of shape {ids_n.shape} are not allowed: they must be a list [n]")
+    ids_n = list_of_ids(ids_n)
     for name, (x, position) in parts.items():
         allowed = (ids_n.size, pages.page_size, *position)
         if x.shape != allowed:
@@ -174,6 +190,6 @@ def fill_pages(pages: AnyPages, ids_n: jax.Array, value: float) -> AnyPages:
     if pages.dtype == jnp.int8 and not np.isfinite(value):
         raise ValueError(f"value = {value} cannot be held by int8 pages: it must be finite")
     element = pages.element(value)
-    ids_n = jnp.asarray(ids_n)
+    ids_n = list_of_ids(ids_n)
     ids_n = dropped_unless(ids_n >= 0, ids_n, pages)
     return jax.tree.map(lambda pool: pool.at[ids_n].set(element, mode="drop"), pages)

@@ -52,6 +52,28 @@ def test_gather_returns_what_scatter_wrote_and_zeros_for_ids_nobody_owns(dtype):
         assert not out_of_range.any()
 
 
+@pytest.mark.parametrize("wrong", [np.zeros((1, 2), np.int32), np.ones(2, np.float32)])
+def test_ids_that_are_no_list_of_integers_are_refused(wrong):
+    pages = some_pages("float32")
+    for use in (
+        lambda ids: gather_kv_pages(pages, ids),
+        lambda ids: fill_kv_pages(pages, ids, 0.0),
+        lambda ids: copy_kv_pages(pages, ids, ids),
+        lambda ids: scatter_kv_pages(pages, ids, *gather_kv_pages(pages, [1, 2])),
+    ):
+        with pytest.raises(ValueError, match=r"ids of shape .* and dtype .* a list \[n\] of int"):
+            use(wrong)
+
+
+def test_an_id_of_more_than_32_bits_is_no_page():
+    pages = some_pages("float32")
+    for got in gather_kv_pages(pages, np.array([2**32 + 1, -(2**32) + 1])):
+        assert not np.asarray(got).any()
+    copied = copy_kv_pages(pages, np.array([2**32 + 1]), np.array([2]))
+    for got, wanted in zip(content(copied, 2), content(pages, 2), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_copies_read_every_source_before_any_target_is_written(dtype):
     pages = some_pages(dtype)
@@ -115,7 +137,7 @@ def test_ids_are_lists_of_one_length():
         ValueError, match=r"\(1,\) to copy from and \(2,\) to copy to .* length \[n\]"
     ):
         copy_kv_pages(pages, ids(3), ids(1, 2))
-    with pytest.raises(ValueError, match=r"\(1, 1\) to copy from and \(1, 1\) to copy to"):
+    with pytest.raises(ValueError, match=r"ids of shape \(1, 1\) .* a list \[n\]"):
         copy_kv_pages(pages, ids(3)[None], ids(1)[None])
     with pytest.raises(ValueError, match=r"ids of shape \(1, 1\) .* a list \[n\]"):
         scatter_kv_pages(pages, ids(1)[None], page, page)
