@@ -3,6 +3,11 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
+LARGEST_WINDOW = 2**30
+"""Differences of two positions and a window stay in int32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -15,10 +20,22 @@ class Options:
     update_kv_cache: bool = True
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise ValueError(f"scale = {self.scale} is not finite")
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"sliding_window = {self.sliding_window} is not None or 1 or more")
-        cap = self.logit_softcap
-        if cap is not None and not (math.isfinite(cap) and cap > 0):
-            raise ValueError(f"logit_softcap = {cap} is not None or a finite number above 0")
+        # As the float32 that it becomes: larger numbers are infinite there, and small ones 0.
+        if not math.isfinite(_float32(self.scale)):
+            raise ValueError(f"scale = {self.scale} is not finite in float32")
+        window, cap = self.sliding_window, self.logit_softcap
+        is_whole = isinstance(window, int | np.integer)
+        if window is not None and not (is_whole and 1 <= window <= LARGEST_WINDOW):
+            raise ValueError(
+                f"sliding_window = {window} is not None or a whole number from 1 to"
+                f" {LARGEST_WINDOW}"
+            )
+        if cap is not None and not (math.isfinite(_float32(cap)) and _float32(cap) > 0):
+            raise ValueError(
+                f"logit_softcap = {cap} is not None or a finite number above 0, in float32"
+            )
+
+
+def _float32(x: float) -> float:
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.float32(x))

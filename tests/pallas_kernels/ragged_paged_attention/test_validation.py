@@ -37,7 +37,11 @@ WRONG = [
     ({"k_scale_K": np.zeros(3, np.float32)}, r"shape of k_scale_K = \(3,\) .* \(2,\)"),
     ({"v_scale_K": np.zeros(2, np.int32)}, r"dtype of v_scale_K = int32 .* a float dtype"),
     ({"scale": float("nan")}, r"scale = nan is not finite"),
-    ({"sliding_window": 0}, r"sliding_window = 0 is not None or 1 or more"),
+    ({"scale": 1e40}, r"scale = 1e\+40 is not finite in float32"),
+    ({"sliding_window": 0}, r"sliding_window = 0 is not None or a whole number from 1 to 10737418"),
+    ({"sliding_window": 2.5}, r"sliding_window = 2.5 is not None or a whole number"),
+    ({"sliding_window": 2**31}, r"sliding_window = 2147483648 is not None or a whole number"),
+    ({"logit_softcap": 1e-50}, r"logit_softcap = 1e-50 is not None or a finite number above 0"),
     ({"logit_softcap": -1.0}, r"logit_softcap = -1.0 is not None or a finite number above 0"),
     ({"implementation": "cuda"}, r"implementation = 'cuda' is not one of None, tpu, gpu, xla"),
 ]
