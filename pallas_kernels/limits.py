@@ -61,7 +61,8 @@ def measure_limits(dtype: jax.typing.DTypeLike = "float32", repeats: int = 5) ->
 
     Bytes: read and written by an update in place of 256 MB (2 GB on an accelerator). FLOPs: of a
     product of side 2,048 (8,192) on random numbers, for zeros and ones draw less power and run
-    faster. A float32 product is one to float32 precision, as it is in the kernels.
+    faster. A float32 product is one to float32 precision. Kernels for Hopper make it of bfloat16
+    ones, which are faster: measure their limit in bfloat16.
     """
     num_floats, side = (2**29, 8192) if is_accelerator() else (2**26, 2048)
     add = jax.jit(lambda x: x + 1, donate_argnums=0)

@@ -54,7 +54,8 @@ def ragged_paged_attention(
     interpret: bool = False,
 ) -> tuple[jax.Array, GpuKVPages]:
     """Queries and softmax weights are rounded to the operands of the tensor cores (``gpu_plan``):
-    the dtype of 16-bit pages, bfloat16 for those of 8 bits, two bfloat16 for float32."""
+    the dtype of 16-bit pages, bfloat16 for those of 8 bits, two bfloat16 for float32. So are the
+    results of rows with more than one token, unless pages are float32."""
     num_tokens, num_heads, head_dim = q_TNH.shape
     num_kv_heads, page_size = kv_pages.num_kv_heads, kv_pages.page_size
     rows = describe_rows(
