@@ -74,6 +74,8 @@ class EngineBuilder:
         enable_prefix_caching: bool = True,
         decode_steps: Sequence[int] = (1,),
         prompt_logprobs: bool = True,
+        max_waiting_requests: int | None = None,
+        max_waiting_tokens: int | None = None,
     ):
         """
         Args:
@@ -95,6 +97,8 @@ class EngineBuilder:
             page_size=page_size,
             decode_steps=tuple(decode_steps),
             enable_prefix_caching=enable_prefix_caching,
+            max_waiting_requests=max_waiting_requests,
+            max_waiting_tokens=max_waiting_tokens,
         )
         self._room = usable_memory(blank.mesh, memory_utilization)
         # Blocks keep the weights twice, and joining copies them where they are not released; the

@@ -56,9 +56,12 @@ class LLM:
 
     Attributes:
         config: what the model is made of.
+        mesh: the devices that it is laid over.
         dtype, kv_cache_dtype: of its weights and of its pages, by name.
         max_model_len: prompt and output of one sequence, in tokens.
         engine: what it stands on.
+        tokenizer: of its prompts and outputs; None where it was made without.
+        has_prompt_logprobs: it can give them.
         weight_bytes: of its weights on one device, each counted once in whatever forms it is held.
         budget: bytes by use, and how many tokens the pages hold; printable.
         startup_seconds: how long each phase of its making took; weights are loaded while programs
@@ -88,6 +91,8 @@ class LLM:
         load_format: str = "auto",
         prefill_tokens: Sequence[int] | None = None,
         decode_steps: Sequence[int] = (1,),
+        max_waiting_requests: int | None = None,
+        max_waiting_tokens: int | None = None,
         progress: PhaseProgress = no_phase_progress,
     ):
         """
@@ -113,6 +118,8 @@ class LLM:
             load_format: "auto", or "dummy" for random weights.
             prefill_tokens: sizes of the compiled prefill programs; None chooses some.
             decode_steps: how many decode steps one call may take while nobody waits.
+            max_waiting_requests, max_waiting_tokens: how many requests, and tokens of their
+                prompts, may wait before another is refused; None is endless.
             progress: called with the phase (``load``, ``compile``), parts done and parts in all;
                 for the two from different threads.
 
@@ -138,6 +145,8 @@ class LLM:
             seed=seed,
             prefill_tokens=prefill_tokens,
             decode_steps=decode_steps,
+            max_waiting_requests=max_waiting_requests,
+            max_waiting_tokens=max_waiting_tokens,
         )
         mesh = _mesh(mesh, tensor_parallel_size)
         verify_page_size(page_size)
@@ -168,6 +177,8 @@ class LLM:
                 enable_prefix_caching=enable_prefix_caching,
                 decode_steps=decode_steps,
                 prompt_logprobs=enable_prompt_logprobs,
+                max_waiting_requests=max_waiting_requests,
+                max_waiting_tokens=max_waiting_tokens,
             )
 
             def load(report: Progress) -> Model:
@@ -185,14 +196,15 @@ class LLM:
                 self.engine = builder.engine(programs, loaded, opened.tokenizer, seed=seed)
         self.budget = programs.budget
         self.config = blank.config
+        self.mesh = mesh
         self.dtype = jnp.dtype(blank.dtype).name
         self.kv_cache_dtype = self.dtype if kv_cache_dtype == "auto" else kv_cache_dtype
         self.max_model_len = blank.max_len
         # Of the checkpoint: the engine may hold some weights in a second form besides.
         self.weight_bytes = blank.device_weight_bytes
         self.startup_seconds = clock.seconds
-        self._tokenizer = opened.tokenizer
-        self._has_prompt_logprobs = enable_prompt_logprobs
+        self.tokenizer = opened.tokenizer
+        self.has_prompt_logprobs = enable_prompt_logprobs
         self._numbers = itertools.count()
 
     def generate(
@@ -226,7 +238,7 @@ class LLM:
 
         A stream left early must be closed, as by ``with llm.stream(prompts) as stream``.
         """
-        return self._submit(read_prompts(prompts, self._tokenizer), sampling_params)
+        return self._submit(read_prompts(prompts, self.tokenizer), sampling_params)
 
     def chat(
         self,
@@ -280,7 +292,7 @@ class LLM:
             InvalidPrompt: nothing to score, or longer than the context.
             StepFailed: the device failed.
         """
-        scored = read_scorables(texts, self._tokenizer)
+        scored = read_scorables(texts, self.tokenizer)
         stream = self._submit([text.prompt for text in scored], SCORING)
         outputs = self._finish(stream, use_tqdm)
         return [score_of(text, output) for text, output in zip(scored, outputs, strict=True)]
@@ -291,9 +303,9 @@ class LLM:
         Raises:
             InvalidParameter: it was made without.
         """
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             raise InvalidParameter("this LLM was made without a tokenizer: give it tokenizer=")
-        return self._tokenizer
+        return self.tokenizer
 
     def shutdown(self) -> None:
         """Ends what is in flight and takes nothing more; a second call does nothing."""
@@ -311,7 +323,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
     ) -> RequestStream:
         params = params_for_each(sampling_params, len(prompts))
-        if not self._has_prompt_logprobs and any(p.prompt_logprobs is not None for p in params):
+        if not self.has_prompt_logprobs and any(p.prompt_logprobs is not None for p in params):
             raise Unsupported(
                 "prompt log-probabilities: this LLM was made with enable_prompt_logprobs=False"
             )

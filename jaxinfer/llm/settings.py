@@ -22,6 +22,8 @@ def verify_settings(
     seed: int,
     prefill_tokens: Sequence[int] | None,
     decode_steps: Sequence[int],
+    max_waiting_requests: int | None = None,
+    max_waiting_tokens: int | None = None,
 ) -> None:
     """Types and ranges; what depends on the model or on another setting is for the engine to say.
 
@@ -44,6 +46,10 @@ def verify_settings(
     _verify_int("seed", seed, _SEEDS.start, _SEEDS.stop - 1, "leave it out for 0")
     if prefill_tokens is not None:
         _verify_ints("prefill_tokens", prefill_tokens, "None chooses some")
+    waiting = {"requests": max_waiting_requests, "tokens": max_waiting_tokens}
+    for kind, value in waiting.items():
+        if value is not None:
+            _verify_int(f"max_waiting_{kind}", value, 1, _MOST, "None is an endless queue")
     _verify_ints("decode_steps", decode_steps, "leave it out for (1,)")
 
 
