@@ -1,6 +1,7 @@
 """An engine on the fake runner, with everything checked after each step."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +82,7 @@ class House:
         *,
         lookahead: bool = True,
         tokenizer: FakeTokenizer | None = None,
+        clock: Callable[[], float] | None = None,
         **limits,
     ):
         defaults = {"max_model_len": 64, "vocab_size": VOCAB, "page_size": 4, "max_num_seqs": 4}
@@ -91,7 +93,7 @@ class House:
         self.engine = Engine(
             self.runner,
             tokenizer or FakeTokenizer(),
-            clock=lambda: self.now,
+            clock=clock or (lambda: self.now),
             lookahead=lookahead,
             debug_checks=True,
         )

@@ -1,0 +1,1 @@
+"""The wire: a model served over gRPC and HTTP; imports no jax."""

@@ -1,0 +1,51 @@
+"""An exception of a method becomes the status that the table says."""
+
+import functools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from grpc.aio import ServicerContext
+
+from serve.statuses import message_of, status_of
+
+_log = logging.getLogger(__name__)
+
+
+def answers(method: Callable[[Any, Any, ServicerContext], Awaitable[Any]]) -> Callable[..., Any]:
+    """For a method with one answer."""
+
+    @functools.wraps(method)
+    async def answered(servicer: Any, request: Any, context: ServicerContext) -> Any:
+        try:
+            return await method(servicer, request, context)
+        except Exception as error:
+            await _refuse(error, context)
+
+    return answered
+
+
+def streams(
+    method: Callable[[Any, Any, ServicerContext], AsyncIterator[Any]],
+) -> Callable[..., Any]:
+    """For a method with a stream of them."""
+
+    @functools.wraps(method)
+    async def streamed(servicer: Any, request: Any, context: ServicerContext) -> AsyncIterator[Any]:
+        try:
+            async for message in method(servicer, request, context):
+                yield message
+        except Exception as error:
+            await _refuse(error, context)
+
+    return streamed
+
+
+async def _refuse(error: Exception, context: ServicerContext) -> None:
+    if isinstance(error, grpc.aio.AbortError):  # it has said so already
+        raise error
+    status = status_of(error)
+    if status.grpc is grpc.StatusCode.INTERNAL:
+        _log.error("a request failed", exc_info=error)
+    await context.abort(status.grpc, message_of(error), status.metadata)

@@ -1,0 +1,154 @@
+"""Between the engine's thread and an event loop: requests go in, events come out."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from jaxinfer.engine.engine import Engine
+from jaxinfer.engine.request import Request
+from jaxinfer.outputs import TokenEvent
+from serve.errors import SlowReader
+
+
+class Door:
+    """Hands requests of one event loop to an engine that runs in a thread of its own.
+
+    All methods are for the loop's thread. The events of a step cross to it in one call, however
+    many requests they belong to, so the step loop never waits for a reader.
+    """
+
+    def __init__(self, engine: Engine, *, max_pending_tokens: int, num_remembered: int = 10_000):
+        """
+        Args:
+            max_pending_tokens: how many tokens of one request may wait for its reader.
+            num_remembered: ids of ended requests that ``abort`` still knows.
+        """
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._max_pending_tokens = max_pending_tokens
+        self._streams: dict[str, EventStream] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._num_remembered = num_remembered
+
+    def __len__(self) -> int:
+        """Requests that have not ended."""
+        return len(self._streams)
+
+    def submit(self, request: Request) -> "EventStream":
+        """Hands a request in; whoever got its stream closes it.
+
+        Raises:
+            InvalidPrompt, InvalidParameter, CapacityError, DuplicateRequest, EngineClosed: as
+                ``Engine.submit``.
+        """
+        self._engine.submit(request, self._on_events)
+        # The engine may have brought events by now, but none was delivered: this is their thread.
+        stream = EventStream(self, request, self._max_pending_tokens)
+        self._streams[request.request_id] = stream
+        return stream
+
+    def abort(self, request_id: str) -> bool:
+        """Ends a request; True also for one that has lately ended, False for an unknown id."""
+        return self._engine.abort(request_id) or request_id in self._ended
+
+    def abort_all(self) -> None:
+        """Ends every request."""
+        for request_id in self._streams:
+            self._engine.abort(request_id)
+
+    def _on_events(self, events: list[TokenEvent]) -> None:
+        """In the engine's thread."""
+        self._loop.call_soon_threadsafe(self._deliver, events)
+
+    def _deliver(self, events: list[TokenEvent]) -> None:
+        for event in events:
+            stream = self._streams[event.request_id]
+            stream.put(event)
+            if stream.num_open == 0:
+                del self._streams[event.request_id]
+                self._remember(event.request_id)
+
+    def _remember(self, request_id: str) -> None:
+        self._ended[request_id] = None
+        while len(self._ended) > self._num_remembered:
+            self._ended.popitem(last=False)
+
+
+class EventStream:
+    """The events of one request, for one reader.
+
+    Attributes:
+        request: what was asked for.
+        num_open: outputs whose last event has not come.
+    """
+
+    def __init__(self, door: Door, request: Request, max_pending_tokens: int):
+        self.request = request
+        self.num_open = request.params.n
+        self._door = door
+        self._room = max_pending_tokens
+        self._max_pending_tokens = max_pending_tokens
+        self._pending: dict[int, list[TokenEvent]] = {}
+        self._has_news = asyncio.Event()
+        self._failure: SlowReader | None = None
+        self._is_closed = False
+
+    def put(self, event: TokenEvent) -> None:
+        """Takes the next event in."""
+        if event.finish_reason is not None:
+            self.num_open -= 1
+        if self._is_closed or self._failure is not None:
+            return
+        self._pending.setdefault(event.index, []).append(event)
+        self._room -= len(event.token_ids)
+        if self._room < 0:
+            self._pending.clear()
+            self._failure = SlowReader(
+                f"more than {self._max_pending_tokens} tokens of request "
+                f"{self.request.request_id!r} waited for their reader: read faster"
+            )
+            self._door.abort(self.request.request_id)
+        self._has_news.set()
+
+    async def __aiter__(self) -> AsyncIterator[list[TokenEvent]]:
+        """What has come since the last time, at most one event an output.
+
+        Raises:
+            SlowReader: the reader was too slow, and the request was aborted.
+        """
+        while self._pending or self._failure or self.num_open:
+            await self._has_news.wait()
+            self._has_news.clear()
+            if self._failure is not None:
+                raise self._failure
+            pending, self._pending = self._pending, {}
+            self._room = self._max_pending_tokens
+            yield [_joined(events) for events in pending.values()]
+
+    def close(self) -> None:
+        """The reader has gone: ends what has not ended."""
+        if self.num_open and not self._is_closed:
+            self._door.abort(self.request.request_id)
+        self._is_closed = True
+
+
+def _joined(events: list[TokenEvent]) -> TokenEvent:
+    """Events of one output as one."""
+    if len(events) == 1:
+        return events[0]
+    last = events[-1]
+    has_logprobs = any(event.logprobs is not None for event in events)
+    return replace(
+        last,
+        token_ids=tuple(token for event in events for token in event.token_ids),
+        text="".join(event.text for event in events),
+        logprobs=(
+            tuple(entry for event in events for entry in event.logprobs or ())
+            if has_logprobs
+            else None
+        ),
+        prompt_logprobs=next(
+            (event.prompt_logprobs for event in events if event.prompt_logprobs is not None), None
+        ),
+    )

@@ -1,0 +1,23 @@
+"""What a server says no with, besides what the engine does."""
+
+from jaxinfer.errors import JaxInferError
+
+
+class NotFound(JaxInferError):
+    """No model or request of that name."""
+
+
+class Draining(JaxInferError):
+    """The server takes no new requests, because it is about to end."""
+
+
+class DeadlinePassed(JaxInferError):
+    """The request cannot end in the time that it was given."""
+
+
+class SlowReader(JaxInferError):
+    """Too much of a stream waited to be read."""
+
+
+class Aborted(JaxInferError):
+    """Somebody ended the request before it had an answer."""

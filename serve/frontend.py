@@ -1,0 +1,137 @@
+"""What clients may ask for, whichever protocol they speak."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from jaxinfer.engine.request import Request, verify_prompt
+from jaxinfer.errors import Unsupported
+from jaxinfer.sampling_params import SamplingParams
+from serve.door import Door, EventStream
+from serve.errors import Draining, NotFound
+from serve.model import Message, ServedModel
+
+T = TypeVar("T")
+
+#: Characters from which on a text is encoded beside the event loop, not in it.
+LONG_TEXT = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """A prompt that is a list of messages, oldest first."""
+
+    messages: Sequence[Message]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One prompt and what to do with it, as it came over a wire.
+
+    Attributes:
+        request_id: empty: the server makes one.
+        prompt: a text, token ids, or a conversation.
+        model: empty, or the name of the model that is served.
+        timeout: seconds from now.
+    """
+
+    prompt: str | Sequence[int] | Conversation
+    params: SamplingParams = field(default_factory=SamplingParams)
+    request_id: str = ""
+    model: str = ""
+    priority: int = 0
+    timeout: float | None = None
+    cache_salt: str = ""
+    bypass_prefix_cache: bool = False
+
+
+class Frontend:
+    """The one way from a protocol to the engine.
+
+    Attributes:
+        model: what is served.
+        is_draining: takes no new requests.
+    """
+
+    def __init__(self, model: ServedModel, *, max_pending_tokens: int):
+        self.model = model
+        self.is_draining = False
+        self._door = Door(model.engine, max_pending_tokens=max_pending_tokens)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that have not ended."""
+        return len(self._door)
+
+    async def generate(self, ask: Ask) -> EventStream:
+        """Hands a request in; whoever got its stream closes it.
+
+        Raises:
+            NotFound: another model.
+            Draining: nothing new is taken.
+            JaxInferError: as ``Engine.submit``.
+        """
+        arrival = time.monotonic()
+        self.require_model(ask.model)
+        if self.is_draining:
+            raise Draining("the server is draining: ask another one")
+        if ask.params.prompt_logprobs is not None and not self.model.has_prompt_logprobs:
+            raise Unsupported("prompt log-probabilities: this server was started without them")
+        request = Request(
+            request_id=ask.request_id or uuid.uuid4().hex,
+            prompt_token_ids=await self.encode(ask.prompt),
+            params=ask.params,
+            priority=ask.priority,
+            deadline=None if ask.timeout is None else arrival + ask.timeout,
+            cache_salt=ask.cache_salt,
+            bypass_prefix_cache=ask.bypass_prefix_cache,
+        )
+        return self._door.submit(request)
+
+    async def encode(
+        self, prompt: str | Sequence[int] | Conversation, *, add_special_tokens: bool = True
+    ) -> Sequence[int]:
+        """The tokens of a prompt; long ones are made in another thread."""
+        if isinstance(prompt, Conversation):
+            # A template is a program: it may take its two seconds.
+            return await _aside(partial(self.model.encode_chat, prompt.messages))
+        if not isinstance(prompt, str):
+            return prompt
+        encode = partial(self.model.encode, prompt, add_special_tokens=add_special_tokens)
+        return encode() if len(prompt) < LONG_TEXT else await _aside(encode)
+
+    async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of tokens, made in another thread.
+
+        Raises:
+            InvalidPrompt: an id outside of the vocabulary, or no tokenizer.
+        """
+        verify_prompt(token_ids, self.model.vocab_size)
+        decode = self.model.require_tokenizer().decode
+        return await _aside(partial(decode, token_ids, skip_special_tokens=skip_special_tokens))
+
+    def require_model(self, name: str) -> None:
+        """Refuses a request for another model than the one that is served."""
+        if name not in ("", self.model.name):
+            raise NotFound(f"model {name!r} is not served here: {self.model.name!r} is")
+
+    def abort_all(self) -> None:
+        """Ends every request."""
+        self._door.abort_all()
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request; does nothing where it has lately ended.
+
+        Raises:
+            NotFound: nobody knows it.
+        """
+        if not self._door.abort(request_id):
+            raise NotFound(f"request_id {request_id!r}: no request of that id is known")
+
+
+async def _aside(call: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(None, call)

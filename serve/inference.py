@@ -1,0 +1,156 @@
+"""The service ``jaxinfer.v1.Inference``.
+
+The methods have the wire's names. Each reads a message, asks the frontend, and writes messages.
+"""
+
+import time
+from collections.abc import AsyncIterator
+
+from grpc.aio import ServicerContext
+
+from jaxinfer.errors import InvalidPrompt
+from jaxinfer.outputs import FinishReason
+from serve.answers import answers, streams
+from serve.convert import read_ask, read_messages, read_score_ask, score_response
+from serve.errors import DeadlinePassed
+from serve.frontend import Conversation, Frontend
+from serve.proto import inference_pb2 as pb
+from serve.proto import inference_pb2_grpc as pb_grpc
+from serve.score import score
+from serve.transcript import Transcript
+
+
+class Inference(pb_grpc.InferenceServicer):
+    """One model's generation, tokens and facts."""
+
+    def __init__(self, frontend: Frontend, *, deadline_margin: float):
+        """``deadline_margin``: seconds before a call's deadline at which its outputs end, so that
+        their last events still reach the client."""
+        self._frontend = frontend
+        self._margin = deadline_margin
+        self._started = time.time_ns()
+
+    @streams
+    async def GenerateStream(  # noqa: N802
+        self, request: pb.GenerateRequest, context: ServicerContext
+    ) -> AsyncIterator[pb.GenerateEvent]:
+        """The events of a request as they come."""
+        ask = read_ask(request, self._timeout(context))
+        stream = await self._frontend.generate(ask)
+        try:
+            transcript = Transcript(stream.request, self._frontend.model.name)
+            yield pb.GenerateEvent(prompt=transcript.prompt_info())
+            async for events in stream:
+                for event in events:
+                    for message in transcript.events_of(event):
+                        yield message
+        finally:
+            stream.close()
+        if transcript.has_ended_with(FinishReason.DEADLINE):
+            raise DeadlinePassed("the deadline has passed: what was generated was sent")
+
+    @answers
+    async def Generate(  # noqa: N802
+        self, request: pb.GenerateRequest, context: ServicerContext
+    ) -> pb.GenerateResponse:
+        """All outputs of a request."""
+        stream = await self._frontend.generate(read_ask(request, self._timeout(context)))
+        try:
+            transcript = Transcript(stream.request, self._frontend.model.name)
+            async for events in stream:
+                for event in events:
+                    transcript.note(event)
+        finally:
+            stream.close()
+        if transcript.has_ended_with(FinishReason.DEADLINE):
+            raise DeadlinePassed("the deadline has passed; a stream would have sent a part")
+        return transcript.response()
+
+    @answers
+    async def Score(self, request: pb.ScoreRequest, context: ServicerContext) -> pb.ScoreResponse:  # noqa: N802
+        """How likely a text is."""
+        ask = read_score_ask(request, self._timeout(context))
+        return score_response(*await score(self._frontend, ask))
+
+    @answers
+    async def Tokenize(  # noqa: N802
+        self, request: pb.TokenizeRequest, context: ServicerContext
+    ) -> pb.TokenizeResponse:
+        """The tokens of a text or a conversation."""
+        frontend = self._frontend
+        frontend.require_model(request.model)
+        special = not request.HasField("add_special_tokens") or request.add_special_tokens
+        match request.WhichOneof("input"):
+            case "text":
+                ids = await frontend.encode(request.text, add_special_tokens=special)
+            case "chat":
+                ids = await frontend.encode(Conversation(messages=read_messages(request.chat)))
+            case _:
+                raise InvalidPrompt("nothing to tokenize: set text or chat")
+        return pb.TokenizeResponse(token_ids=ids, max_model_len=frontend.model.max_model_len)
+
+    @answers
+    async def Detokenize(  # noqa: N802
+        self, request: pb.DetokenizeRequest, context: ServicerContext
+    ) -> pb.DetokenizeResponse:
+        """The text of tokens."""
+        self._frontend.require_model(request.model)
+        skip = not request.HasField("skip_special_tokens") or request.skip_special_tokens
+        text = await self._frontend.decode(request.token_ids, skip_special_tokens=skip)
+        return pb.DetokenizeResponse(text=text)
+
+    @answers
+    async def Abort(self, request: pb.AbortRequest, context: ServicerContext) -> pb.AbortResponse:  # noqa: N802
+        """Ends a request."""
+        self._frontend.abort(request.request_id)
+        return pb.AbortResponse()
+
+    @answers
+    async def GetModelInfo(  # noqa: N802
+        self, request: pb.GetModelInfoRequest, context: ServicerContext
+    ) -> pb.GetModelInfoResponse:
+        """What is served."""
+        self._frontend.require_model(request.model)
+        model = self._frontend.model
+        return pb.GetModelInfoResponse(
+            model=model.name,
+            max_model_len=model.max_model_len,
+            vocab_size=model.vocab_size,
+            has_tokenizer=model.tokenizer is not None,
+            **model.facts,
+        )
+
+    @answers
+    async def GetServerInfo(  # noqa: N802
+        self, request: pb.GetServerInfoRequest, context: ServicerContext
+    ) -> pb.GetServerInfoResponse:
+        """What serves it."""
+        limits = self._frontend.model.engine.runner.limits
+        return pb.GetServerInfoResponse(
+            started=self._started,
+            max_num_seqs=limits.max_num_seqs,
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+            max_waiting_requests=limits.max_waiting_requests,
+            max_waiting_tokens=limits.max_waiting_tokens,
+            **self._frontend.model.server_facts,
+        )
+
+    @answers
+    async def GetLoad(  # noqa: N802
+        self, request: pb.GetLoadRequest, context: ServicerContext
+    ) -> pb.GetLoadResponse:
+        """How busy it is."""
+        engine = self._frontend.model.engine
+        return pb.GetLoadResponse(
+            num_running=engine.num_running,
+            num_waiting=engine.num_waiting,
+            num_unfinished=self._frontend.num_unfinished,
+            kv_cache_usage=engine.page_usage,
+            num_slots=engine.runner.limits.max_num_seqs,
+            is_draining=self._frontend.is_draining,
+        )
+
+    def _timeout(self, context: ServicerContext) -> float | None:
+        """Seconds that a call leaves for its outputs."""
+        remaining = context.time_remaining()
+        return None if remaining is None else remaining - self._margin

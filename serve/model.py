@@ -1,0 +1,100 @@
+"""The model that is served, and how texts become its tokens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Self
+
+import jaxinfer
+from jaxinfer.engine.engine import Engine
+from jaxinfer.errors import InvalidPrompt
+from jaxinfer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from jaxinfer.llm import LLM
+
+#: ``{"role": ..., "content": ...}``.
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """An engine that runs, and what its clients are told about it.
+
+    Attributes:
+        name: what clients call it.
+        tokenizer: None: prompts are token ids, and texts of outputs are empty.
+        facts, server_facts: by the names of the fields of GetModelInfoResponse and
+            GetServerInfoResponse.
+    """
+
+    name: str
+    engine: Engine
+    tokenizer: Tokenizer | None
+    max_model_len: int
+    has_prompt_logprobs: bool = True
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    server_facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, llm: "LLM", name: str) -> Self:
+        """What an LLM has, for clients that call it ``name``."""
+        tokenizer = llm.tokenizer
+        return cls(
+            name=name,
+            engine=llm.engine,
+            tokenizer=tokenizer,
+            max_model_len=llm.max_model_len,
+            has_prompt_logprobs=llm.has_prompt_logprobs,
+            facts={
+                "dtype": llm.dtype,
+                "kv_cache_dtype": llm.kv_cache_dtype,
+                "weight_bytes": llm.weight_bytes,
+                "eos_token_ids": sorted(
+                    {*llm.config.eos_token_ids, *(tokenizer.eos_token_ids if tokenizer else ())}
+                ),
+                "has_chat_template": tokenizer is not None and bool(tokenizer.chat_template),
+            },
+            server_facts={
+                "version": jaxinfer.__version__,
+                "jax_version": version("jax"),
+                "platform": llm.mesh.devices.flat[0].platform,
+                "num_devices": llm.mesh.size,
+                "startup_seconds": llm.startup_seconds,
+            },
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return self.engine.runner.limits.vocab_size
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            InvalidPrompt: there is none.
+        """
+        if self.tokenizer is None:
+            raise InvalidPrompt(f"{self.name!r} is served without a tokenizer: give token ids")
+        return self.tokenizer
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The tokens of a prompt.
+
+        Raises:
+            InvalidPrompt: no tokenizer, or no text.
+        """
+        return self.require_tokenizer().encode(text, add_special_tokens=add_special_tokens)
+
+    def encode_chat(self, messages: Sequence[Message], **template: Any) -> list[int]:
+        """The tokens of a conversation that the assistant is to go on with.
+
+        Raises:
+            InvalidPrompt: no tokenizer.
+            ChatTemplateError: no chat template, or one that fails on these messages.
+        """
+        tokenizer = self.require_tokenizer()
+        text = tokenizer.apply_chat_template(messages, **template)
+        # The template has put the special tokens where they belong.
+        return tokenizer.encode(text, add_special_tokens=False)

@@ -1,0 +1,1 @@
+"""The protocol: its files, and the modules made of them."""

@@ -1,0 +1,63 @@
+"""Which answer an exception becomes: one table for both protocols."""
+
+from dataclasses import dataclass
+
+import grpc
+
+from jaxinfer.errors import (
+    CapacityError,
+    DuplicateRequest,
+    EngineClosed,
+    StepFailed,
+    Unsupported,
+    UsageError,
+)
+from serve.errors import Aborted, DeadlinePassed, Draining, NotFound, SlowReader
+
+Code = grpc.StatusCode
+
+
+@dataclass(frozen=True)
+class Status:
+    """``kind``: the error's type in the OpenAI API. ``pushback_ms``: when to try again."""
+
+    grpc: grpc.StatusCode
+    http: int
+    kind: str
+    pushback_ms: int | None = None
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What gRPC clients that retry look for."""
+        if self.pushback_ms is None:
+            return ()
+        return (("grpc-retry-pushback-ms", str(self.pushback_ms)),)
+
+
+#: The first class that an exception is an instance of.
+_TABLE: tuple[tuple[type[Exception], Status], ...] = (
+    (UsageError, Status(Code.INVALID_ARGUMENT, 400, "invalid_request_error")),
+    (NotFound, Status(Code.NOT_FOUND, 404, "not_found_error")),
+    (DuplicateRequest, Status(Code.ALREADY_EXISTS, 409, "conflict_error")),
+    (Unsupported, Status(Code.FAILED_PRECONDITION, 400, "invalid_request_error")),
+    (SlowReader, Status(Code.RESOURCE_EXHAUSTED, 429, "rate_limit_error")),
+    (CapacityError, Status(Code.RESOURCE_EXHAUSTED, 429, "rate_limit_error", 1000)),
+    (DeadlinePassed, Status(Code.DEADLINE_EXCEEDED, 504, "timeout_error")),
+    (Aborted, Status(Code.CANCELLED, 499, "request_cancelled")),
+    (Draining, Status(Code.UNAVAILABLE, 503, "service_unavailable_error")),
+    (EngineClosed, Status(Code.UNAVAILABLE, 503, "service_unavailable_error")),
+    (StepFailed, Status(Code.INTERNAL, 500, "internal_error")),
+    (Exception, Status(Code.INTERNAL, 500, "internal_error")),
+)
+
+
+def status_of(error: Exception) -> Status:
+    """The status that a client is told."""
+    return next(status for kind, status in _TABLE if isinstance(error, kind))
+
+
+def message_of(error: Exception) -> str:
+    """What a client is told in words; of our own failures only their kind."""
+    if status_of(error).grpc is Code.INTERNAL and not isinstance(error, StepFailed):
+        return f"internal error ({type(error).__name__})"
+    return " ".join(str(error).split())

@@ -1,0 +1,75 @@
+"""What a request's events say to a client: messages one by one, or all of them as one."""
+
+from collections.abc import Iterator
+
+from jaxinfer.engine.request import Request
+from jaxinfer.outputs import FinishReason, TokenEvent
+from serve.convert import delta_of, finished_of, positions
+from serve.proto import inference_pb2 as pb
+
+#: Of google.rpc.Code.
+_INTERNAL = 13
+
+
+class Transcript:
+    """Counts tokens by output, and writes down what ``note`` is told."""
+
+    def __init__(self, request: Request, model: str):
+        self._request, self._model = request, model
+        self._num_tokens = [0] * request.params.n
+        self._reasons: set[FinishReason] = set()
+        self._outputs = [pb.GeneratedOutput(index=index) for index in range(request.params.n)]
+        self._prompt = self.prompt_info()
+
+    def prompt_info(self) -> pb.PromptInfo:
+        """The request was accepted."""
+        return pb.PromptInfo(
+            request_id=self._request.request_id,
+            model=self._model,
+            prompt_tokens=len(self._request.prompt_token_ids),
+        )
+
+    def has_ended_with(self, reason: FinishReason) -> bool:
+        """Whether some output did."""
+        return reason in self._reasons
+
+    def events_of(self, event: TokenEvent) -> Iterator[pb.GenerateEvent]:
+        """An event as messages: at most a prompt, a delta, an error and an end."""
+        if event.prompt_logprobs is not None:
+            info = self.prompt_info()
+            info.logprobs.extend(positions(event.prompt_logprobs))
+            yield pb.GenerateEvent(prompt=info)
+        if event.token_ids or event.text:
+            self._num_tokens[event.index] += len(event.token_ids)
+            yield pb.GenerateEvent(delta=delta_of(event))
+        if event.error is not None:
+            yield pb.GenerateEvent(error=pb.Error(code=_INTERNAL, message=event.error))
+        if event.finish_reason is not None:
+            yield pb.GenerateEvent(finished=self._finished(event))
+
+    def note(self, event: TokenEvent) -> None:
+        """Adds an event to the response."""
+        output = self._outputs[event.index]
+        for message in self.events_of(event):
+            match message.WhichOneof("event"):
+                case "prompt":
+                    self._prompt = message.prompt
+                case "delta":
+                    output.text += message.delta.text
+                    output.token_ids.extend(message.delta.token_ids)
+                    output.logprobs.extend(message.delta.logprobs)
+                case "finished":
+                    output.finished.CopyFrom(message.finished)
+
+    def response(self) -> pb.GenerateResponse:
+        """All that was noted."""
+        return pb.GenerateResponse(prompt=self._prompt, outputs=self._outputs)
+
+    def _finished(self, event: TokenEvent) -> pb.Finished:
+        assert event.finish_reason is not None
+        self._reasons.add(event.finish_reason)
+        return finished_of(
+            event,
+            prompt_len=len(self._request.prompt_token_ids),
+            num_tokens=self._num_tokens[event.index],
+        )

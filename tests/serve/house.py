@@ -1,0 +1,100 @@
+"""A server over a model that can be worked out by hand, and a channel to it."""
+
+import asyncio
+import functools
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import grpc
+
+from jaxinfer.errors import ChatTemplateError
+from serve.model import ServedModel
+from serve.proto import inference_pb2 as pb
+from serve.proto import inference_pb2_grpc as pb_grpc
+from serve.server import Server
+from serve.settings import ServeSettings
+from tests.engine.house import FakeTokenizer, House, full_group, text_of
+
+#: A context that no request fills while a test looks at it.
+LONG = 4000
+
+CANARY = pb.GenerateRequest(
+    token_ids=pb.TokenIds(ids=[3, 1, 4, 1, 5]),
+    sampling=pb.Sampling(temperature=0),
+    stopping=pb.Stopping(max_tokens=12, ignore_eos=True),
+)
+
+
+class ChattyTokenizer(FakeTokenizer):
+    """A conversation is its contents, one after the other."""
+
+    def apply_chat_template(self, messages, **_: object) -> str:
+        if not messages:
+            raise ChatTemplateError("messages must not be empty")
+        return "".join(message["content"] for message in messages)
+
+    def decode(self, token_ids, **_: object) -> str:
+        return text_of(token_ids)
+
+
+class ServeHouse:
+    """What a test holds in its hands: the engine's house, the server, a channel and a stub."""
+
+    def __init__(self, house: House, server: Server, channel: grpc.aio.Channel):
+        self.house, self.server, self.channel = house, server, channel
+        self.engine = house.engine
+        self.stub = pb_grpc.InferenceStub(channel)
+
+    async def events(self, request: pb.GenerateRequest, **call) -> list[pb.GenerateEvent]:
+        return [event async for event in self.stub.GenerateStream(request, **call)]
+
+    async def tokens(self, request: pb.GenerateRequest = CANARY, **call) -> list[int]:
+        """Of output 0."""
+        response = await self.stub.Generate(request, **call)
+        return list(response.outputs[0].token_ids)
+
+    async def idle(self) -> None:
+        """Waits until nothing of any request is left, and looks at the books."""
+        async with asyncio.timeout(20):
+            while self.engine.num_unfinished:
+                await asyncio.sleep(0.005)
+        self.house.scheduler.check()
+        assert self.engine.num_running == self.engine.num_waiting == 0
+        assert self.engine.page_usage == 0.0
+
+
+@asynccontextmanager
+async def served(settings: ServeSettings | None = None, **limits) -> AsyncIterator[ServeHouse]:
+    """A server on a free port; afterwards nothing is left in the engine."""
+    limits = {"max_model_len": LONG} | limits
+    house = House((full_group(2 + limits["max_model_len"]),), clock=time.monotonic, **limits)
+    model = ServedModel(
+        name="tiny",
+        engine=house.engine,
+        tokenizer=ChattyTokenizer(),
+        max_model_len=limits["max_model_len"],
+    )
+    house.engine.start()
+    server = Server(model, settings or ServeSettings(grpc_port=0))
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            tested = ServeHouse(house, server, channel)
+            yield tested
+            await tested.idle()
+    finally:
+        await server.drain(seconds=5)
+        house.engine.close()
+
+
+def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """A test that is a coroutine."""
+
+    @functools.wraps(test)
+    def run(*args, **kwargs):
+        asyncio.run(test(*args, **kwargs))
+
+    assert inspect.iscoroutinefunction(test)
+    return run

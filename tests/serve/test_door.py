@@ -1,0 +1,68 @@
+"""Streams whose readers are slow, or gone."""
+
+import asyncio
+import time
+
+import pytest
+
+from jaxinfer.engine import Request
+from jaxinfer.outputs import FinishReason
+from jaxinfer.sampling_params import SamplingParams
+from serve.door import Door
+from serve.errors import SlowReader
+from tests.engine.house import House
+from tests.serve.house import in_loop
+
+
+def asked(num_tokens: int, **params) -> Request:
+    params = SamplingParams(max_tokens=num_tokens, ignore_eos=True, temperature=0, **params)
+    return Request(request_id="r", prompt_token_ids=[1, 2], params=params)
+
+
+def run_to_the_end(house: House) -> None:
+    """Every step there is, while nobody reads."""
+    while house.engine.step():
+        pass
+
+
+@in_loop
+async def test_what_a_slow_reader_missed_comes_as_one_event_an_output():
+    house = House(clock=time.monotonic)
+    door = Door(house.engine, max_pending_tokens=64)
+    stream = door.submit(asked(10, n=2, logprobs=1))
+    run_to_the_end(house)
+    [batch] = [batch async for batch in stream]
+    assert sorted(event.index for event in batch) == [0, 1]
+    for event in batch:
+        assert event.finish_reason is FinishReason.LENGTH
+        assert len(event.text) == len(event.token_ids) == len(event.logprobs) == 10
+    assert door.abort("r")  # it has ended
+    assert len(door) == 0
+
+
+@in_loop
+async def test_a_reader_that_is_too_slow_loses_its_stream_and_the_pages_are_free():
+    house = House(clock=time.monotonic)
+    door = Door(house.engine, max_pending_tokens=5)
+    stream = door.submit(asked(40))
+    while house.engine.step():
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    with pytest.raises(SlowReader, match="more than 5 tokens of request 'r'"):
+        [batch async for batch in stream]
+    house.assert_idle()
+    assert len(door) == 0
+
+
+@in_loop
+async def test_a_closed_stream_ends_its_request():
+    house = House(clock=time.monotonic)
+    door = Door(house.engine, max_pending_tokens=64)
+    stream = door.submit(asked(40))
+    house.engine.step()
+    stream.close()
+    run_to_the_end(house)
+    await asyncio.sleep(0)
+    house.assert_idle()
+    assert len(door) == 0
+    assert house.stats.num_generated_tokens < 40
