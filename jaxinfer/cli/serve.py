@@ -1,0 +1,69 @@
+"""``jaxinfer serve``: a model for clients over gRPC."""
+
+import argparse
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from jaxinfer.cli.arguments import add_model_arguments, llm_arguments, new_parser
+from jaxinfer.cli.loading import load_llm
+from jaxinfer.cli.printing import note, print_json
+from jaxinfer.errors import Unsupported
+
+if TYPE_CHECKING:
+    from jaxinfer.llm import LLM
+    from serve.settings import ServeSettings
+
+_DESCRIPTION = "Serve a model over gRPC. SIGTERM and Ctrl-C let what is under way end first."
+
+
+def add_parser(commands: Any, name: str) -> None:
+    """Adds the command."""
+    parser = new_parser(commands, name, _DESCRIPTION, run)
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    group.add_argument(
+        "--grpc-port", type=int, default=50051, help="0 takes a free one (default: %(default)s)"
+    )
+    group.add_argument("--served-model-name", help="what clients call it (default: --model)")
+    group.add_argument(
+        "--max-waiting-requests", type=int, default=1024, help="default: %(default)s"
+    )
+    group.add_argument(
+        "--max-waiting-tokens", type=int, default=2**20, help="of prompts (default: %(default)s)"
+    )
+    group.add_argument(
+        "--drain-seconds", type=float, default=30.0, help="for what is under way at the end"
+    )
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    try:
+        from serve.settings import ServeSettings
+    except ImportError as error:
+        raise Unsupported(f"{error}: pip install 'jaxinfer[serve]'") from error
+
+    settings = ServeSettings(
+        host=args.host, grpc_port=args.grpc_port, drain_seconds=args.drain_seconds
+    )
+    waiting = ("max_waiting_requests", "max_waiting_tokens")
+    bounds = {name: getattr(args, name) for name in waiting}
+    with load_llm(**llm_arguments(args, **bounds)) as llm:
+        note(str(llm.budget))
+        asyncio.run(_serve(llm, args, settings))
+    return 0
+
+
+async def _serve(llm: "LLM", args: argparse.Namespace, settings: "ServeSettings") -> None:
+    from serve.model import ServedModel
+    from serve.server import Server
+
+    llm.engine.start()
+    server = Server(ServedModel.of(llm, args.served_model_name or args.model), settings)
+    await server.start()
+    address = f"{settings.host}:{server.port}"
+    if args.json:
+        print_json({"grpc": address, "startup": llm.startup_seconds})
+    note(f"gRPC on {address}")
+    await server.serve_until_drained()

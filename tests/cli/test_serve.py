@@ -1,0 +1,57 @@
+"""``serve``: a process that is ready when it says so, and ends when what it had to do is done."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+
+import grpc
+
+from serve.proto import inference_pb2 as pb
+from serve.proto import inference_pb2_grpc as pb_grpc
+
+SMALL = (
+    "--load-format=dummy",
+    "--max-num-seqs=2",
+    "--max-num-batched-tokens=32",
+    "--max-model-len=64",
+    "--page-size=8",
+)
+
+
+def test_it_answers_as_generate_does_and_sigterm_lets_it_finish(tiny_directory, run_json):
+    model = ("--model", str(tiny_directory), *SMALL)
+    command = [sys.executable, "-m", "jaxinfer.cli", "serve", "--json", "--grpc-port=0", *model]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        address = json.loads(server.stdout.readline())["grpc"]
+        with grpc.insecure_channel(address) as channel:
+            stub = pb_grpc.InferenceStub(channel)
+            asked = pb.GenerateRequest(
+                text="hello",
+                sampling=pb.Sampling(temperature=0),
+                stopping=pb.Stopping(max_tokens=48, ignore_eos=True),
+            )
+            events = stub.GenerateStream(asked)
+            next(events)
+            server.send_signal(signal.SIGTERM)
+            tokens = [token for event in events for token in event.delta.token_ids]
+        assert server.wait(timeout=60) == 0
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+    [document] = run_json("generate", "hello", "--max-tokens", 48, "--ignore-eos", *model)
+    assert tokens == document["output"]["outputs"][0]["token_ids"]
+
+
+def test_a_port_that_is_taken_is_said(tiny_directory, run):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        words = ("--grpc-port", port, "--model", tiny_directory, *SMALL)
+        status, out, err = run("serve", *words)
+    assert (status, out) == (1, "")
+    assert f"cannot listen on 127.0.0.1:{port}" in err
