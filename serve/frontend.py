@@ -12,7 +12,7 @@ from jaxinfer.engine.request import Request, verify_prompt
 from jaxinfer.errors import Unsupported
 from jaxinfer.sampling_params import SamplingParams
 from serve.door import Door, EventStream
-from serve.errors import Draining, NotFound
+from serve.errors import DeadlinePassed, Draining, NotFound
 from serve.model import Message, ServedModel
 
 T = TypeVar("T")
@@ -73,12 +73,15 @@ class Frontend:
         Raises:
             NotFound: another model.
             Draining: nothing new is taken.
+            DeadlinePassed: no time is left.
             JaxInferError: as ``Engine.submit``.
         """
         arrival = time.monotonic()
         self.require_model(ask.model)
         if self.is_draining:
             raise Draining("the server is draining: ask another one")
+        if ask.timeout is not None and ask.timeout <= 0:
+            raise DeadlinePassed("the deadline has passed before the request came")
         if ask.params.prompt_logprobs is not None and not self.model.has_prompt_logprobs:
             raise Unsupported("prompt log-probabilities: this server was started without them")
         request = Request(

@@ -8,11 +8,14 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from serve.auth import BearerAuth
 from serve.frontend import Frontend
 from serve.inference import Inference
 from serve.model import ServedModel
 from serve.proto import inference_pb2, inference_pb2_grpc
 from serve.settings import ServeSettings
+from serve.tls import server_credentials
+from serve.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +35,8 @@ class Server:
         self._settings = settings
         self.frontend = Frontend(model, max_pending_tokens=settings.max_pending_tokens)
         self._health = health.aio.HealthServicer()
-        self._grpc = grpc.aio.server(options=_channel_options(settings))
+        auth = [BearerAuth(settings.tokens)] if settings.tokens else []
+        self._grpc = grpc.aio.server(interceptors=auth, options=_channel_options(settings))
         inference = Inference(self.frontend, deadline_margin=settings.deadline_margin)
         inference_pb2_grpc.add_InferenceServicer_to_server(inference, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -40,6 +44,10 @@ class Server:
         reflection.enable_server_reflection(names, self._grpc)
         self.port = 0
         self._drained = asyncio.Event()
+        self._watchdog = Watchdog(
+            model.engine, patience=settings.step_patience, on_change=self._show_health
+        )
+        self._watching: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
         """Opens the ports; the engine is ready, so health says so at once.
@@ -49,12 +57,13 @@ class Server:
         """
         address = f"{self._settings.host}:{self._settings.grpc_port}"
         try:
-            self.port = self._grpc.add_insecure_port(address)
+            self.port = self._open(address)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: {error}") from error
         await self._health.set("", SERVING)
         await self._health.set(INFERENCE, SERVING)
         await self._grpc.start()
+        self._watching = asyncio.ensure_future(self._watchdog.run())
 
     async def drain(self, seconds: float | None = None) -> None:
         """Takes no new requests, waits for those under way, and closes the ports.
@@ -63,6 +72,8 @@ class Server:
         gRPC would wait for every open health watch, too.
         """
         self.frontend.is_draining = True
+        if self._watching is not None:
+            self._watching.cancel()
         await self._health.enter_graceful_shutdown()
         deadline = asyncio.get_running_loop().time() + (
             self._settings.drain_seconds if seconds is None else seconds
@@ -87,6 +98,16 @@ class Server:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, begin)
         await self._drained.wait()
+
+    def _open(self, address: str) -> int:
+        if self._settings.tls is None:
+            return self._grpc.add_insecure_port(address)
+        return self._grpc.add_secure_port(address, server_credentials(self._settings.tls))
+
+    async def _show_health(self, is_well: bool) -> None:
+        if not is_well:
+            _log.error("no step was finished for %g s", self._settings.step_patience)
+        await self._health.set(INFERENCE, SERVING if is_well else NOT_SERVING)
 
 
 def _channel_options(settings: ServeSettings) -> list[tuple[str, int]]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import grpc
+import pytest
 
 from serve.proto import inference_pb2 as pb
 from serve.proto import inference_pb2_grpc as pb_grpc
@@ -46,12 +47,25 @@ def test_it_answers_as_generate_does_and_sigterm_lets_it_finish(tiny_directory, 
     assert tokens == document["output"]["outputs"][0]["token_ids"]
 
 
-def test_a_port_that_is_taken_is_said(tiny_directory, run):
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded(run):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        words = ("--grpc-port", port, "--model", tiny_directory, *SMALL)
-        status, out, err = run("serve", *words)
+        status, out, err = run("serve", "--grpc-port", port, "--model", "no-such-model")
     assert (status, out) == (1, "")
     assert f"cannot listen on 127.0.0.1:{port}" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--tls-key", "k.pem"], "both --tls-certificate and --tls-key"),
+        (["--tls-certificate", "absent.pem", "--tls-key", "absent.key"], "absent.pem"),
+        (["--auth-tokens-file", "absent"], "the file of tokens 'absent' cannot be read"),
+    ],
+)
+def test_files_that_are_missing_are_said_before_anything_is_loaded(run, flags, words):
+    status, out, err = run("serve", "--grpc-port=0", "--model", "no-such-model", *flags)
+    assert (status, out) == (2, "")
+    assert words in err

@@ -66,7 +66,11 @@ class ServeHouse:
 
 
 @asynccontextmanager
-async def served(settings: ServeSettings | None = None, **limits) -> AsyncIterator[ServeHouse]:
+async def served(
+    settings: ServeSettings | None = None,
+    credentials: grpc.ChannelCredentials | None = None,
+    **limits,
+) -> AsyncIterator[ServeHouse]:
     """A server on a free port; afterwards nothing is left in the engine."""
     limits = {"max_model_len": LONG} | limits
     house = House((full_group(2 + limits["max_model_len"]),), clock=time.monotonic, **limits)
@@ -80,13 +84,22 @@ async def served(settings: ServeSettings | None = None, **limits) -> AsyncIterat
     server = Server(model, settings or ServeSettings(grpc_port=0))
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        async with channel_to(server, credentials) as channel:
             tested = ServeHouse(house, server, channel)
             yield tested
             await tested.idle()
     finally:
         await server.drain(seconds=5)
         house.engine.close()
+
+
+def channel_to(
+    server: Server, credentials: grpc.ChannelCredentials | None = None
+) -> grpc.aio.Channel:
+    """Another one; with credentials to "localhost", for which certificates are."""
+    if credentials is None:
+        return grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
+    return grpc.aio.secure_channel(f"localhost:{server.port}", credentials)
 
 
 def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
