@@ -2,7 +2,8 @@
 
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -27,15 +28,16 @@ def answers(method: Callable[[Any, Any, ServicerContext], Awaitable[Any]]) -> Ca
 
 
 def streams(
-    method: Callable[[Any, Any, ServicerContext], AsyncIterator[Any]],
+    method: Callable[[Any, Any, ServicerContext], AsyncGenerator[Any, None]],
 ) -> Callable[..., Any]:
     """For a method with a stream of them."""
 
     @functools.wraps(method)
     async def streamed(servicer: Any, request: Any, context: ServicerContext) -> AsyncIterator[Any]:
         try:
-            async for message in method(servicer, request, context):
-                yield message
+            async with aclosing(method(servicer, request, context)) as messages:
+                async for message in messages:
+                    yield message
         except Exception as error:
             await _refuse(error, context)
 

@@ -1,7 +1,7 @@
 """Messages of the wire into what the engine takes, and its events into messages."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import Message
@@ -91,12 +91,12 @@ def score_response(score: "Score", output: RequestOutput) -> pb.ScoreResponse:
     )
 
 
-def _read_prompt(message: pb.GenerateRequest) -> str | list[int] | Conversation:
+def _read_prompt(message: pb.GenerateRequest) -> str | Sequence[int] | Conversation:
     match message.WhichOneof("prompt"):
         case "text":
             return message.text
         case "token_ids":
-            return list(message.token_ids.ids)
+            return message.token_ids.ids
         case "chat":
             return Conversation(messages=read_messages(message.chat))
     raise InvalidPrompt("the request has no prompt: set text, token_ids or chat")

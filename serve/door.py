@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from jaxinfer.engine.engine import Engine
 from jaxinfer.engine.request import Request
+from jaxinfer.errors import DuplicateRequest
 from jaxinfer.outputs import TokenEvent
 from serve.errors import SlowReader
 
@@ -42,6 +43,9 @@ class Door:
             InvalidPrompt, InvalidParameter, CapacityError, DuplicateRequest, EngineClosed: as
                 ``Engine.submit``.
         """
+        if request.request_id in self._streams:
+            # The engine may have forgotten it, while its last events are on their way here.
+            raise DuplicateRequest(f"request_id = {request.request_id!r} is in use: take another")
         self._engine.submit(request, self._on_events)
         # The engine may have brought events by now, but none was delivered: this is their thread.
         stream = EventStream(self, request, self._max_pending_tokens)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from jaxinfer.engine.request import Request, verify_prompt
-from jaxinfer.errors import Unsupported
+from jaxinfer.errors import InvalidParameter, PromptTooLong, Unsupported
 from jaxinfer.sampling_params import SamplingParams
 from serve.door import Door, EventStream
 from serve.errors import DeadlinePassed, Draining, NotFound
@@ -17,6 +17,8 @@ from serve.model import Message, ServedModel
 
 T = TypeVar("T")
 
+#: Characters of a request's id.
+MAX_REQUEST_ID = 256
 #: Characters from which on a text is encoded beside the event loop, not in it.
 LONG_TEXT = 4096
 
@@ -80,6 +82,10 @@ class Frontend:
         self.require_model(ask.model)
         if self.is_draining:
             raise Draining("the server is draining: ask another one")
+        if len(ask.request_id) > MAX_REQUEST_ID:
+            raise InvalidParameter(
+                f"request_id has {len(ask.request_id)} characters: give it at most {MAX_REQUEST_ID}"
+            )
         if ask.timeout is not None and ask.timeout <= 0:
             raise DeadlinePassed("the deadline has passed before the request came")
         if ask.params.prompt_logprobs is not None and not self.model.has_prompt_logprobs:
@@ -103,7 +109,12 @@ class Frontend:
             # A template is a program: it may take its two seconds.
             return await _aside(partial(self.model.encode_chat, prompt.messages))
         if not isinstance(prompt, str):
-            return prompt
+            if len(prompt) >= self.model.max_model_len:  # before each is looked at
+                raise PromptTooLong(
+                    f"the prompt has {len(prompt)} tokens: at most {self.model.max_model_len - 1} "
+                    f"leave room for a new one in the context of {self.model.max_model_len}"
+                )
+            return tuple(prompt)
         encode = partial(self.model.encode, prompt, add_special_tokens=add_special_tokens)
         return encode() if len(prompt) < LONG_TEXT else await _aside(encode)
 

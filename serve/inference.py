@@ -4,7 +4,7 @@ The methods have the wire's names. Each reads a message, asks the frontend, and 
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from grpc.aio import ServicerContext
 
@@ -33,7 +33,7 @@ class Inference(pb_grpc.InferenceServicer):
     @streams
     async def GenerateStream(  # noqa: N802
         self, request: pb.GenerateRequest, context: ServicerContext
-    ) -> AsyncIterator[pb.GenerateEvent]:
+    ) -> AsyncGenerator[pb.GenerateEvent, None]:
         """The events of a request as they come."""
         ask = read_ask(request, self._timeout(context))
         stream = await self._frontend.generate(ask)

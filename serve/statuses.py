@@ -16,6 +16,9 @@ from serve.errors import Aborted, DeadlinePassed, Draining, NotFound, SlowReader
 
 Code = grpc.StatusCode
 
+#: Characters of a message to a client.
+MAX_MESSAGE = 1000
+
 
 @dataclass(frozen=True)
 class Status:
@@ -57,7 +60,8 @@ def status_of(error: Exception) -> Status:
 
 
 def message_of(error: Exception) -> str:
-    """What a client is told in words; of our own failures only their kind."""
+    """What a client is told in words, of a length that fits into headers; of our own failures only
+    their kind."""
     if status_of(error).grpc is Code.INTERNAL and not isinstance(error, StepFailed):
         return f"internal error ({type(error).__name__})"
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())[:MAX_MESSAGE]

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from jaxinfer.engine import Request
+from jaxinfer.errors import DuplicateRequest
 from jaxinfer.outputs import FinishReason
 from jaxinfer.sampling_params import SamplingParams
 from serve.door import Door
@@ -66,3 +67,19 @@ async def test_a_closed_stream_ends_its_request():
     house.assert_idle()
     assert len(door) == 0
     assert house.stats.num_generated_tokens < 40
+
+
+@in_loop
+async def test_an_id_is_in_use_until_its_last_event_was_delivered():
+    house = House(clock=time.monotonic)
+    door = Door(house.engine, max_pending_tokens=64)
+    first = door.submit(asked(3))
+    run_to_the_end(house)  # the engine has forgotten it, and its events are on their way
+    with pytest.raises(DuplicateRequest, match="'r' is in use"):
+        door.submit(asked(5))
+    [batch] = [batch async for batch in first]
+    assert len(batch[0].token_ids) == 3
+    second = door.submit(asked(5))
+    run_to_the_end(house)
+    [batch] = [batch async for batch in second]
+    assert len(batch[0].token_ids) == 5

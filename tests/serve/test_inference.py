@@ -105,6 +105,9 @@ async def test_log_probabilities_come_with_their_tokens():
         ({"token_ids": pb.TokenIds(ids=[VOCAB])}, "INVALID_ARGUMENT", "from 0 to 11"),
         ({"token_ids": pb.TokenIds(ids=[2**32 - 1])}, "INVALID_ARGUMENT", "4294967295"),
         ({"token_ids": pb.TokenIds(ids=[1] * LONG)}, "INVALID_ARGUMENT", "at most 3999"),
+        ({"token_ids": pb.TokenIds(ids=[1] * 10**6)}, "INVALID_ARGUMENT", "1000000 tokens"),
+        ({"model": "x" * 10**6}, "NOT_FOUND", "model 'xxx"),
+        ({"request_id": "x" * 10**6}, "INVALID_ARGUMENT", "1000000 characters"),
         ({"chat": pb.ChatMessages()}, "INVALID_ARGUMENT", "messages"),
         ({"model": "gpt-5"}, "NOT_FOUND", "'tiny' is"),
         ({"sampling": pb.Sampling(temperature=float("nan"))}, "INVALID_ARGUMENT", "temperature"),
@@ -161,8 +164,8 @@ async def test_a_client_that_leaves_takes_its_request_along():
 
 @in_loop
 async def test_at_a_deadline_the_end_comes_before_the_status():
-    async with served() as tested:
-        stream = tested.stub.GenerateStream(ENDLESS, timeout=0.5)
+    async with served(ServeSettings(grpc_port=0, deadline_margin=9.5)) as tested:
+        stream = tested.stub.GenerateStream(ENDLESS, timeout=10)
         events = [await stream.read()]
         while events[-1].WhichOneof("event") != "finished":
             events.append(await stream.read())
