@@ -50,6 +50,7 @@ def test_preemption_and_several_steps_a_call_change_no_token(house: House) -> No
     assert engine.stats.num_micro_steps > engine.stats.num_steps
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_tokens_of_one(house: House, four_devices: list[jax.Device]) -> None:
     split = replace(house, model=tiny_model(WINDOWS, devices=2, mlps=MLPS))
     engine = split.engine(num_pages=24)

@@ -79,6 +79,7 @@ def test_prefix_hits_and_copied_pages_change_no_token(house: House) -> None:
     assert engine.stats.num_copied_pages > 0
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_tokens_of_one(house: House, four_devices: list[jax.Device]) -> None:
     engine = replace(house, model=model_of(latent_config(), devices=2)).engine(num_pages=24)
     asked = [request(f"r{i}", p, **GREEDY) for i, p in enumerate(prompts(5, [3, 20, 31]))]

@@ -1,5 +1,6 @@
 """Every family against Hugging Face's transformers: the same log-probabilities, the same tokens."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -41,6 +42,15 @@ def test_the_decoder_computes_what_transformers_computes(case: GoldenCase):
         assert_golden(sequence, logits_TV)
 
 
+@pytest.fixture
+def traced_anew():
+    """Constants of modules are read while a program is traced, and traces are kept."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("traced_anew")
 @pytest.mark.parametrize(
     "name", ["deepseek_v2", pytest.param("deepseek_v3_halves", marks=pytest.mark.slow)]
 )

@@ -130,8 +130,17 @@ def test_every_shape_compiles_for_v6e_and_writes_in_place(shape, tpu_mesh):
     assert memory.temp_size_in_bytes < 32 * 2**20
 
 
-@pytest.mark.parametrize("pages_dtype", ["int8", "float8_e4m3fn"])
-@pytest.mark.parametrize("chip", ["v5e", "v5p", "tpu7x"])
+@pytest.mark.parametrize(
+    ("chip", "pages_dtype"),
+    [
+        ("v5e", "int8"),
+        ("tpu7x", "float8_e4m3fn"),
+        pytest.param("v5e", "float8_e4m3fn", marks=pytest.mark.slow),
+        pytest.param("v5p", "int8", marks=pytest.mark.slow),
+        pytest.param("v5p", "float8_e4m3fn", marks=pytest.mark.slow),
+        pytest.param("tpu7x", "int8", marks=pytest.mark.slow),
+    ],
+)
 def test_every_chip_reads_pages_of_bytes(chip, pages_dtype, tpu_mesh):
     compiled, pool_bytes = compile_call(tpu_mesh(chip), pages_dtype=pages_dtype, has_scales=True)
     assert compiled.memory_analysis().alias_size_in_bytes == pool_bytes
