@@ -72,7 +72,17 @@ def zones_of(spec: PagedSpec) -> np.ndarray:
     return np.array([num_decode, num if kind == PREFILL else num_decode, num], np.int32)
 
 
-def one_for_each_program(twins: Mapping[str, Any]) -> list[Any]:
-    """Parameters. Twins that come out equal are one, by the first of their names."""
-    names = {twin: name for name, twin in reversed(list(twins.items()))}
-    return [pytest.param(twin, id=name) for twin, name in names.items()]
+def names_by_twin(twins: Mapping[str, Any]) -> dict[Any, str]:
+    """Twins that come out equal are one, by the first of their names."""
+    return {twin: name for name, twin in reversed(list(twins.items()))}
+
+
+def one_for_each_program(twins: Mapping[str, Any], in_ci: set[str]) -> list[Any]:
+    """Parameters; whoever asks for slow tests gets those that are not ``in_ci``, too."""
+    ci_first = {name: twins[name] for name in sorted(twins, key=lambda name: name not in in_ci)}
+    names = names_by_twin(ci_first)
+    assert set(names.values()) >= in_ci
+    return [
+        pytest.param(twin, id=name, marks=() if name in in_ci else pytest.mark.slow)
+        for twin, name in names.items()
+    ]
