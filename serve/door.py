@@ -54,7 +54,8 @@ class Door:
 
     def abort(self, request_id: str) -> bool:
         """Ends a request; True also for one that has lately ended, False for an unknown id."""
-        return self._engine.abort(request_id) or request_id in self._ended
+        is_known = request_id in self._streams or request_id in self._ended
+        return self._engine.abort(request_id) or is_known
 
     def abort_all(self) -> None:
         """Ends every request."""

@@ -158,8 +158,11 @@ async def test_a_client_that_leaves_takes_its_request_along():
         stream.cancel()
         await tested.idle()
         call = tested.stub.Generate(ENDLESS)
-        await asyncio.sleep(0.05)
+        while not tested.engine.num_running:
+            await asyncio.sleep(0.001)
         call.cancel()
+        await tested.idle()
+        assert tested.house.stats.num_generated_tokens < LONG
 
 
 @in_loop
