@@ -49,8 +49,8 @@ def add_parser(commands: Any, name: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     try:
-        from serve.auth import read_tokens
         from serve.settings import ServeSettings
+        from serve.tokens import read_tokens
     except ImportError as error:
         raise Unsupported(f"{error}: pip install 'jaxinfer[serve]'") from error
 
@@ -99,7 +99,7 @@ async def _serve(llm: "LLM", args: argparse.Namespace, settings: "ServeSettings"
     llm.engine.start()
     server = Server(ServedModel.of(llm, args.served_model_name or args.model), settings)
     await server.start()
-    address = f"{settings.host}:{server.port}"
+    address = f"{settings.host}:{server.grpc_port}"
     if args.json:
         print_json({"grpc": address, "startup": llm.startup_seconds})
     note(f"gRPC on {address}")

@@ -98,8 +98,8 @@ def channel_to(
 ) -> grpc.aio.Channel:
     """Another one; with credentials to "localhost", for which certificates are."""
     if credentials is None:
-        return grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
-    return grpc.aio.secure_channel(f"localhost:{server.port}", credentials)
+        return grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}")
+    return grpc.aio.secure_channel(f"localhost:{server.grpc_port}", credentials)
 
 
 def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:

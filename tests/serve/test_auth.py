@@ -6,12 +6,12 @@ import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from jaxinfer.errors import InvalidParameter
-from serve.auth import BearerAuth, read_tokens
 from serve.proto import inference_pb2 as pb
 from serve.proto import inference_pb2_grpc as pb_grpc
-from serve.server import SERVING
+from serve.rpc.server import SERVING
 from serve.settings import ServeSettings
 from serve.tls import TlsFiles, server_credentials
+from serve.tokens import BearerTokens, read_tokens
 from tests.serve.house import CANARY, channel_to, in_loop, served
 
 GUARDED = ServeSettings(grpc_port=0, tokens=("open sesame", "xyzzy"))
@@ -55,10 +55,10 @@ def kinds_end(events) -> str:
 
 
 def test_a_token_of_other_characters_is_only_wrong():
-    auth = BearerAuth(["xyzzy"])
-    assert auth.allows("bearer xyzzy")
-    assert not auth.allows("Bearer é")
-    assert not auth.allows(b"Bearer \xff")
+    tokens = BearerTokens(["xyzzy"])
+    assert tokens.allow("bearer xyzzy")
+    assert not tokens.allow("Bearer é")
+    assert not tokens.allow(b"Bearer \xff")
 
 
 def test_tokens_come_from_the_lines_of_a_file(tmp_path):

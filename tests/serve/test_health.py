@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from serve.proto import inference_pb2 as pb
-from serve.server import INFERENCE, NOT_SERVING, SERVING
+from serve.rpc.server import INFERENCE, NOT_SERVING, SERVING
 from tests.serve.house import CANARY, in_loop, served
 
 

@@ -5,7 +5,7 @@ import threading
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serve.server import INFERENCE, NOT_SERVING, SERVING
+from serve.rpc.server import INFERENCE, NOT_SERVING, SERVING
 from serve.settings import ServeSettings
 from serve.watchdog import Watchdog
 from tests.engine.house import House

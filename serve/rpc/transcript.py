@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from jaxinfer.engine.request import Request
 from jaxinfer.outputs import FinishReason, TokenEvent
-from serve.convert import delta_of, finished_of, positions
 from serve.proto import inference_pb2 as pb
+from serve.rpc.convert import delta_of, finished_of, positions
 
 #: Of google.rpc.Code.
 _INTERNAL = 13

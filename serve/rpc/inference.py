@@ -10,14 +10,14 @@ from grpc.aio import ServicerContext
 
 from jaxinfer.errors import InvalidPrompt
 from jaxinfer.outputs import FinishReason
-from serve.answers import answers, streams
-from serve.convert import read_ask, read_messages, read_score_ask, score_response
 from serve.errors import DeadlinePassed
 from serve.frontend import Conversation, Frontend
 from serve.proto import inference_pb2 as pb
 from serve.proto import inference_pb2_grpc as pb_grpc
+from serve.rpc.answers import answers, streams
+from serve.rpc.convert import read_ask, read_messages, read_score_ask, score_response
+from serve.rpc.transcript import Transcript
 from serve.score import score
-from serve.transcript import Transcript
 
 
 class Inference(pb_grpc.InferenceServicer):

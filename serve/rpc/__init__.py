@@ -1,0 +1,1 @@
+"""The protocol ``jaxinfer.v1`` over gRPC."""

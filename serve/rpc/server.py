@@ -1,0 +1,80 @@
+"""The gRPC port: services, health, reflection."""
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from serve.frontend import Frontend
+from serve.proto import inference_pb2, inference_pb2_grpc
+from serve.rpc.auth import BearerAuth
+from serve.rpc.inference import Inference
+from serve.settings import ServeSettings
+from serve.tls import server_credentials
+
+INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class RpcServer:
+    """Serves a frontend over gRPC, in the running event loop.
+
+    Attributes:
+        port: another than asked for where that was 0.
+    """
+
+    def __init__(self, frontend: Frontend, settings: ServeSettings):
+        self._settings = settings
+        self._health = health.aio.HealthServicer()
+        auth = [BearerAuth(settings.tokens)] if settings.tokens else []
+        self._server = grpc.aio.server(interceptors=auth, options=_channel_options(settings))
+        inference = Inference(frontend, deadline_margin=settings.deadline_margin)
+        inference_pb2_grpc.add_InferenceServicer_to_server(inference, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self.port = 0
+
+    async def start(self) -> None:
+        """Opens the port; the engine is ready, so health says so at once.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        address = f"{self._settings.host}:{self._settings.grpc_port}"
+        try:
+            self.port = self._open(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: {error}") from error
+        await self._health.set("", SERVING)
+        await self.show_health(True)
+        await self._server.start()
+
+    async def show_health(self, is_well: bool) -> None:
+        """Whether the model answers."""
+        await self._health.set(INFERENCE, SERVING if is_well else NOT_SERVING)
+
+    async def show_draining(self) -> None:
+        """From now on health says NOT_SERVING."""
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self) -> None:
+        """Closes the port; calls that go on have the settings' grace."""
+        await self._server.stop(self._settings.stop_grace_seconds)
+
+    def _open(self, address: str) -> int:
+        if self._settings.tls is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, server_credentials(self._settings.tls))
+
+
+def _channel_options(settings: ServeSettings) -> list[tuple[str, int]]:
+    """What gRPC calls arguments of a channel."""
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        # Clients may ping through a long prefill.
+        ("grpc.http2.min_ping_interval_without_data_ms", settings.min_ping_interval_ms),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.so_reuseport", 0),
+    ]
