@@ -5,7 +5,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from jaxinfer.engine.bad_words import read_bad_words
 from jaxinfer.engine.inbox import Inbox
@@ -28,6 +29,14 @@ from jaxinfer.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
+Given = TypeVar("Given")
+Result = TypeVar("Result")
+
+#: So many failed steps, with none between them that was finished, end an engine.
+MAX_FAILURES = 3
+#: Seconds between two looks at the books of an engine that has nothing to do.
+_AUDIT_INTERVAL = 10.0
+
 
 class Engine:
     """Serves requests on one runner.
@@ -35,6 +44,10 @@ class Engine:
     ``submit``, ``abort`` and ``close`` may be called from any thread, also from ``on_events``.
     Steps are taken by whoever calls ``step``, or by the thread that ``start`` starts; there events
     are delivered.
+
+    Attributes:
+        ended: done when the thread that ``start`` started takes no more steps: without a result
+            after ``close``, else with the exception that the engine failed with.
     """
 
     def __init__(
@@ -71,6 +84,10 @@ class Engine:
         self._turn = threading.RLock()  # held by whoever takes a step
         self._in_turn = False
         self._thread: threading.Thread | None = None
+        self._num_failures = 0  # since a step was finished
+        self._audited_at = clock()
+        self.ended: Future[None] = Future()
+        self.ended.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
 
     def submit(self, request: Request, on_events: OnEvents) -> None:
         """Takes a request in; each of its n outputs will end with exactly one last event.
@@ -181,8 +198,25 @@ class Engine:
         try:
             while self._inbox.wait_for_work():
                 self.step()
-        except BaseException:  # the requests were told; nobody waits for this thread's exception
+                self._audit()
+        except BaseException as error:  # the requests were told
             _log.exception("the engine failed and is closed")
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(None)
+
+    def _audit(self) -> None:
+        """Looks at the books, now and then, while nobody waits; wrong ones end the engine."""
+        now = self._clock()
+        with self._turn:
+            if now - self._audited_at < _AUDIT_INTERVAL or self._jobs:
+                return
+            self._audited_at = now
+            try:
+                self._scheduler.check()
+            except BaseException as error:
+                self._die(error)
+                raise
 
     # One step.
 
@@ -222,10 +256,11 @@ class Engine:
             sequence = self._scheduler.slots.owner(admission.slot, admission.generation)
             assert sequence is not None
             self._jobs[sequence.family].scheduled(now)
-        return plan, self.runner.launch(plan)
+        return plan, _on_device(self.runner.launch, plan)
 
     def _land(self, plan: StepPlan, pending: Any) -> None:
-        result = self.runner.read(pending)
+        result = _on_device(self.runner.read, pending)
+        self._num_failures = 0
         now = self._clock()
         self._micro_step_seconds = (now - self._landed_at) / plan.num_steps
         self._landed_at = now
@@ -273,11 +308,18 @@ class Engine:
         self._timed = [job for job in self._timed if not job.is_over]
 
     def _recover(self, error: StepFailed) -> None:
-        """The cache is gone: who was in a slot ends with an error, who waits has lost nothing."""
-        _log.error("a step failed, the cache is rebuilt: %s", error)
+        """The cache is gone: who was in a slot computes its tokens again, but only once, for it may
+        be one of them that the device cannot bear. Who waits has lost nothing.
+        """
+        self._num_failures += 1
         self._in_flight = None
+        if self._num_failures >= MAX_FAILURES:
+            raise error
+        _log.error("a step failed, the cache is rebuilt: %s", error, exc_info=error.__cause__)
         for family in {sequence.family for sequence in self._scheduler.reset()}:
-            self._end(self._jobs[family], FinishReason.ERROR, str(error))
+            job = self._jobs[family]
+            if not job.may_retry():
+                self._end(job, FinishReason.ERROR, str(error))
         self.runner.reset()
 
     def _end(self, job: Job, reason: FinishReason, error: str | None = None) -> None:
@@ -324,3 +366,15 @@ class Engine:
                 _log.exception("on_events failed: its requests are aborted")
                 for request_id in {event.request_id for event in events}:
                     self._inbox.abort(request_id)
+
+
+def _on_device(call: Callable[[Given], Result], given: Given) -> Result:
+    """What a runner answers. Whatever it raises has cost it its cache, which the step was given;
+    but a broken promise of our own, or a host without memory, no new cache will mend.
+    """
+    try:
+        return call(given)
+    except (StepFailed, AssertionError, MemoryError):
+        raise
+    except Exception as error:
+        raise StepFailed(f"a step failed with {type(error).__name__}: {error}") from error

@@ -111,11 +111,15 @@ class Scheduler:
         return progress
 
     def reset(self) -> list[Sequence]:
-        """The device lost everything: empties slots and pools; returns the sequences it hit."""
+        """The device lost everything: empties slots and pools. The sequences that it hit are
+        returned; they are in the queue again, with the tokens that were read back.
+        """
         lost = list(self.running)
         for sequence in lost:
-            self.finish(sequence)
+            self._leave(sequence)
+            self.add(sequence)
         self.tables.clear()
+        self._refused = None, ()
         self._unsent_pages = {}
         self.stats.num_failed_steps += 1
         return lost

@@ -19,7 +19,7 @@ class EngineStats:
         num_copied_pages: pages copied because they were about to be written while shared.
         prefix_query_tokens: tokens of admitted sequences that were looked up in the prefix cache.
         prefix_hit_tokens: those of them that it held.
-        num_failed_steps: times the device failed and everything in flight was lost.
+        num_failed_steps: times the device failed, and what was in slots was computed again or lost.
         used_pages_peak: by layer group.
         cached_token_steps: tokens of running sequences in the cache, summed over all steps.
         paged_token_steps: tokens that the pages in use had room for (first group), the same.

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from jaxinfer.errors import StepFailed
+from jaxinfer.engine.engine import MAX_FAILURES
+from jaxinfer.errors import EngineClosed, StepFailed
 from jaxinfer.outputs import FinishReason
 from tests.engine.house import House, full_group, window_group
 
@@ -288,10 +289,10 @@ def test_a_dying_engine_tells_everybody_though_one_stream_fails():
     house.step()
     break_stream(house, "b", "flush")
 
-    def fail(plan):
+    def fail(*_):
         raise ZeroDivisionError
 
-    house.runner.launch = fail
+    house.scheduler.plan = fail
     with pytest.raises(ZeroDivisionError):
         house.step()
     for name in "abc":
@@ -302,27 +303,122 @@ def test_a_dying_engine_tells_everybody_though_one_stream_fails():
 # Failures of the device.
 
 
+def fail_next(house, where, error):
+    """The runner's next launch or read raises this; those after it are well again."""
+    healthy = getattr(house.runner, where)
+
+    def fail(*_):
+        setattr(house.runner, where, healthy)
+        raise error
+
+    setattr(house.runner, where, fail)
+
+
 @pytest.mark.parametrize("where", ["launch", "read"])
 @pytest.mark.parametrize("lookahead", [True, False], ids=["ahead", "plain"])
-def test_after_a_failed_step_those_in_slots_end_and_the_others_go_on(where, lookahead):
-    house = House(lookahead=lookahead, max_num_seqs=2)
-    house.submit("a", PROMPT, max_tokens=9, ignore_eos=True)
-    house.submit("b", PROMPT, n=2, max_tokens=9, ignore_eos=True)
+@pytest.mark.parametrize(
+    "error",
+    [StepFailed("lost"), ValueError("lost"), KeyError("lost"), OSError("lost")],
+    ids=lambda error: type(error).__name__,
+)
+def test_after_a_failed_step_everybody_goes_on_with_the_tokens_they_have(where, lookahead, error):
+    house = House(GROUPS["both"], lookahead=lookahead, max_num_seqs=2, decode_steps=(1, 4))
+    house.submit("a", PROMPT, max_tokens=9, ignore_eos=True, logprobs=2, prompt_logprobs=1)
+    house.submit("b", PROMPT, n=2, max_tokens=9, ignore_eos=True, bad_words=("ab", "c"))
     house.submit("waits", PROMPT, max_tokens=9)
     for _ in range(4):
         house.step()
-    house.runner.fail_on = where
+    fail_next(house, where, error)
     house.step()
+    assert house.runner.num_resets == 1
+    house.submit("later", PROMPT, max_tokens=9)
+    house.run()
+    for name in house.requests:
+        house.assert_as_expected(name)
+    assert house.stats.num_failed_steps == 1
+    house.assert_idle()
+
+
+@pytest.mark.parametrize("lookahead", [True, False], ids=["ahead", "plain"])
+def test_what_was_in_slots_at_two_failures_ends_and_the_rest_goes_on(lookahead):
+    house = House(lookahead=lookahead, max_num_seqs=2)
+    house.submit("a", PROMPT, max_tokens=30, ignore_eos=True)
+    house.submit("b", PROMPT, n=2, max_tokens=30, ignore_eos=True)
+    house.submit("waits", PROMPT, max_tokens=9)
+    for _ in range(2):
+        for _ in range(5):
+            house.step()
+        house.runner.fail_on = "read"
+        house.step()
     assert ends(house, "a") == {0: FinishReason.ERROR}
     assert ends(house, "b") == dict.fromkeys(range(2), FinishReason.ERROR)
     assert "the fake device failed" in house.events["a"][-1].error
-    assert house.runner.num_resets == 1
     house.submit("later", PROMPT, max_tokens=9)
     house.run()
     house.assert_as_expected("waits")
     house.assert_as_expected("later")
-    assert house.stats.num_failed_steps == 1
     house.assert_idle()
+
+
+@pytest.mark.parametrize("lookahead", [True, False], ids=["ahead", "plain"])
+def test_a_request_that_the_device_cannot_bear_ends_and_the_engine_does_not(lookahead):
+    house = House(lookahead=lookahead, max_num_seqs=2)
+    launch = house.runner.launch
+
+    def refuse(plan):
+        if any(admission.prompt.tolist() == [6, 6, 6] for admission in plan.admissions):
+            raise FloatingPointError("poison")
+        return launch(plan)
+
+    house.runner.launch = refuse
+    for number in range(4):
+        house.submit(f"poison{number}", [6, 6, 6], max_tokens=9)
+        house.submit(f"good{number}", PROMPT, max_tokens=9)
+        house.run()
+        assert ends(house, f"poison{number}") == {0: FinishReason.ERROR}
+        house.submit(f"after{number}", PROMPT, max_tokens=9)
+        house.run()
+        house.assert_as_expected(f"after{number}")
+    house.assert_idle()
+
+
+@pytest.mark.parametrize("where", ["launch", "read"])
+def test_a_device_that_finishes_no_step_any_more_closes_the_engine(where):
+    house = House()
+    house.submit("a", PROMPT, max_tokens=9)
+    house.run()
+
+    def fail(_):
+        raise RuntimeError("gone for good")
+
+    setattr(house.runner, where, fail)
+
+    def keep_asking():
+        for name in "bcdefghi":
+            house.submit(name, PROMPT, max_tokens=9)
+            house.step()
+
+    with pytest.raises(StepFailed, match="gone for good"):
+        keep_asking()
+    assert ends(house, "b") == ends(house, "c") == {0: FinishReason.ERROR}
+    assert house.runner.num_resets == MAX_FAILURES - 1
+    assert house.engine.num_unfinished == 0
+    with pytest.raises(EngineClosed):
+        house.submit("late", PROMPT)
+
+
+@pytest.mark.parametrize("where", ["launch", "read"])
+@pytest.mark.parametrize("error", [AssertionError, MemoryError, SystemExit])
+def test_what_no_new_cache_would_mend_closes_the_engine(where, error):
+    house = House()
+    house.submit("a", PROMPT, max_tokens=9, ignore_eos=True)
+    house.step()
+    fail_next(house, where, error("broken"))
+    with pytest.raises(error):
+        house.step()
+    assert ends(house, "a") == {0: FinishReason.ERROR}
+    assert house.runner.num_resets == 0
+    assert not house.engine.step()
 
 
 def test_a_device_that_cannot_be_reset_closes_the_engine():

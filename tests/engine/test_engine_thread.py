@@ -1,6 +1,9 @@
 """The engine in its own thread, with callers in others."""
 
+import itertools
 import threading
+
+import pytest
 
 from jaxinfer.outputs import FinishReason
 from tests.engine.house import House
@@ -89,19 +92,44 @@ def test_closing_from_the_engines_own_thread_ends_it():
     assert house.engine.num_unfinished == 0
 
 
-def test_a_broken_engine_tells_its_requests_and_stops(caplog):
+@pytest.mark.parametrize("error", [ZeroDivisionError, MemoryError, SystemExit])
+def test_a_broken_engine_tells_its_requests_and_stops(error, caplog):
     house = House()
     waiter = Waiter(house)
 
-    def broken(plan):
-        raise ZeroDivisionError
+    def broken(*_):
+        raise error
 
-    house.runner.launch = broken
+    house.scheduler.commit = broken
     house.submit("r", [1])
     house.engine.start()
     waiter.wait_for("r")
+    assert isinstance(house.engine.ended.exception(timeout=60), error)
     house.engine._thread.join(timeout=60)
+    assert not house.engine._thread.is_alive()
     assert house.events["r"][-1].finish_reason is FinishReason.ERROR
-    assert "ZeroDivisionError" in house.events["r"][-1].error
+    assert error.__name__ in house.events["r"][-1].error
     assert "the engine failed and is closed" in caplog.text
+    house.engine.close()
+
+
+def test_an_engine_that_is_closed_has_ended_without_a_failure():
+    house = House()
+    house.engine.start()
+    assert not house.engine.ended.cancel()
+    house.engine.close()
+    assert house.engine.ended.result(timeout=60) is None
+
+
+def test_books_that_turn_wrong_while_nobody_asks_end_the_engine():
+    house = House(clock=itertools.count(step=60.0).__next__)
+    waiter = Waiter(house)
+    house.engine.start()
+    house.submit("r", [1], max_tokens=3, ignore_eos=True)
+    waiter.wait_for("r")
+    house.scheduler.slots._free.pop()
+    house.engine._debug_checks = False
+    house.submit("s", [1], max_tokens=3, ignore_eos=True)
+    waiter.wait_for("s")
+    assert isinstance(house.engine.ended.exception(timeout=60), AssertionError)
     house.engine.close()

@@ -206,11 +206,13 @@ async def test_draining_ends_what_runs_and_refuses_what_is_new():
 
 
 @in_loop
-async def test_a_failed_step_ends_its_requests_and_serving_goes_on():
+async def test_a_failed_step_is_not_seen_and_a_second_one_ends_its_requests():
     async with served() as tested:
         canary = await tested.tokens()
         stream = tested.stub.GenerateStream(ENDLESS)
         await stream.read()
+        tested.house.runner.fail_on = "read"
+        assert await tested.tokens() == canary
         tested.house.runner.fail_on = "read"
         events = await rest(stream)
         assert kinds(events)[-2:] == ["error", "finished"]
