@@ -1,8 +1,10 @@
 """Between the engine's thread and an event loop: requests go in, events come out."""
 
 import asyncio
+import logging
+import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 from jaxinfer.engine.engine import Engine
@@ -10,6 +12,9 @@ from jaxinfer.engine.request import Request
 from jaxinfer.errors import DuplicateRequest
 from jaxinfer.outputs import TokenEvent
 from serve.errors import SlowReader
+from serve.observer import Watch
+
+_log = logging.getLogger(__name__)
 
 
 class Door:
@@ -19,11 +24,19 @@ class Door:
     many requests they belong to, so the step loop never waits for a reader.
     """
 
-    def __init__(self, engine: Engine, *, max_pending_tokens: int, num_remembered: int = 10_000):
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_pending_tokens: int,
+        num_remembered: int = 10_000,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         """
         Args:
             max_pending_tokens: how many tokens of one request may wait for its reader.
             num_remembered: ids of ended requests that ``abort`` still knows.
+            clock: what watches are told the time by.
         """
         self._engine = engine
         self._loop = asyncio.get_running_loop()
@@ -31,13 +44,14 @@ class Door:
         self._streams: dict[str, EventStream] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._num_remembered = num_remembered
+        self._clock = clock
 
     def __len__(self) -> int:
         """Requests that have not ended."""
         return len(self._streams)
 
-    def submit(self, request: Request) -> "EventStream":
-        """Hands a request in; whoever got its stream closes it.
+    def submit(self, request: Request, watches: Sequence[Watch] = ()) -> "EventStream":
+        """Hands a request in; whoever got its stream closes it. ``watches`` see all its events.
 
         Raises:
             InvalidPrompt, InvalidParameter, CapacityError, DuplicateRequest, EngineClosed: as
@@ -48,7 +62,7 @@ class Door:
             raise DuplicateRequest(f"request_id = {request.request_id!r} is in use: take another")
         self._engine.submit(request, self._on_events)
         # The engine may have brought events by now, but none was delivered: this is their thread.
-        stream = EventStream(self, request, self._max_pending_tokens)
+        stream = EventStream(self, request, self._max_pending_tokens, watches)
         self._streams[request.request_id] = stream
         return stream
 
@@ -67,8 +81,10 @@ class Door:
         self._loop.call_soon_threadsafe(self._deliver, events)
 
     def _deliver(self, events: list[TokenEvent]) -> None:
+        now = self._clock()
         for event in events:
             stream = self._streams[event.request_id]
+            stream.show(event, now)
             stream.put(event)
             if stream.num_open == 0:
                 del self._streams[event.request_id]
@@ -88,7 +104,9 @@ class EventStream:
         num_open: outputs whose last event has not come.
     """
 
-    def __init__(self, door: Door, request: Request, max_pending_tokens: int):
+    def __init__(
+        self, door: Door, request: Request, max_pending_tokens: int, watches: Sequence[Watch] = ()
+    ):
         self.request = request
         self.num_open = request.params.n
         self._door = door
@@ -98,6 +116,16 @@ class EventStream:
         self._has_news = asyncio.Event()
         self._failure: SlowReader | None = None
         self._is_closed = False
+        self._watches = watches
+
+    def show(self, event: TokenEvent, now: float) -> None:
+        """Shows the next event to those who look on; one that fails looks on no more."""
+        try:
+            for watch in self._watches:
+                watch.note(event, now)
+        except Exception:
+            _log.exception("request %r is watched no more", self.request.request_id)
+            self._watches = ()
 
     def put(self, event: TokenEvent) -> None:
         """Takes the next event in."""

@@ -14,6 +14,7 @@ from jaxinfer.sampling_params import SamplingParams
 from serve.door import Door, EventStream
 from serve.errors import DeadlinePassed, Draining, NotFound
 from serve.model import Message, ServedModel
+from serve.observer import Observer
 
 T = TypeVar("T")
 
@@ -59,9 +60,12 @@ class Frontend:
         is_draining: takes no new requests.
     """
 
-    def __init__(self, model: ServedModel, *, max_pending_tokens: int):
+    def __init__(
+        self, model: ServedModel, *, max_pending_tokens: int, observers: Sequence[Observer] = ()
+    ):
         self.model = model
         self.is_draining = False
+        self._observers = observers
         self._door = Door(model.engine, max_pending_tokens=max_pending_tokens)
 
     @property
@@ -99,7 +103,8 @@ class Frontend:
             cache_salt=ask.cache_salt,
             bypass_prefix_cache=ask.bypass_prefix_cache,
         )
-        return self._door.submit(request)
+        watches = [observer.begin(ask, request, arrival) for observer in self._observers]
+        return self._door.submit(request, watches)
 
     async def encode(
         self, prompt: str | Sequence[int] | Conversation, *, add_special_tokens: bool = True

@@ -1,6 +1,6 @@
 """The model that is served, and how texts become its tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Self
@@ -26,6 +26,8 @@ class ServedModel:
         tokenizer: None: prompts are token ids, and texts of outputs are empty.
         facts, server_facts: by the names of the fields of GetModelInfoResponse and
             GetServerInfoResponse.
+        memory_budget: bytes on a device by use.
+        num_compiles: programs compiled since it was ready; there should be none.
     """
 
     name: str
@@ -35,6 +37,8 @@ class ServedModel:
     has_prompt_logprobs: bool = True
     facts: Mapping[str, Any] = field(default_factory=dict)
     server_facts: Mapping[str, Any] = field(default_factory=dict)
+    memory_budget: Mapping[str, int] = field(default_factory=dict)
+    num_compiles: Callable[[], int] = lambda: 0
 
     @classmethod
     def of(cls, llm: "LLM", name: str) -> Self:
@@ -47,6 +51,7 @@ class ServedModel:
             max_model_len=llm.max_model_len,
             has_prompt_logprobs=llm.has_prompt_logprobs,
             facts={
+                "architecture": llm.config.model_type,
                 "dtype": llm.dtype,
                 "kv_cache_dtype": llm.kv_cache_dtype,
                 "weight_bytes": llm.weight_bytes,
@@ -62,6 +67,8 @@ class ServedModel:
                 "num_devices": llm.mesh.size,
                 "startup_seconds": llm.startup_seconds,
             },
+            memory_budget=llm.budget.by_use,
+            num_compiles=lambda: llm.num_compiles,
         )
 
     @property

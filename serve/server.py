@@ -5,6 +5,7 @@ import logging
 import signal
 
 from serve.frontend import Frontend
+from serve.metrics import Metrics
 from serve.model import ServedModel
 from serve.rpc.server import RpcServer
 from serve.settings import ServeSettings
@@ -18,11 +19,17 @@ class Server:
 
     Attributes:
         frontend: the way of its requests to the engine.
+        metrics: what Prometheus is told.
     """
 
     def __init__(self, model: ServedModel, settings: ServeSettings):
         self._settings = settings
-        self.frontend = Frontend(model, max_pending_tokens=settings.max_pending_tokens)
+        self.metrics = Metrics(model)
+        self.frontend = Frontend(
+            model,
+            max_pending_tokens=settings.max_pending_tokens,
+            observers=(self.metrics.requests,),
+        )
         self._rpc = RpcServer(self.frontend, settings)
         self._drained = asyncio.Event()
         self._watchdog = Watchdog(

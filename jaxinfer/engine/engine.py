@@ -4,6 +4,7 @@ import itertools
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -79,6 +80,8 @@ class Engine:
         self._outbox: dict[OnEvents, list[TokenEvent]] = {}
         self._jobs: dict[Family, Job] = {}
         self._timed: list[Job] = []
+        self._launched_at: deque[float] = deque()  # of what is in flight
+        self._waited = 0.0  # for the device, in this step
         self._landed_at = clock()
         self._micro_step_seconds: float | None = None
         self._turn = threading.RLock()  # held by whoever takes a step
@@ -183,8 +186,10 @@ class Engine:
             if not self._inbox.is_closed:
                 self._in_turn = True
                 try:
+                    began, self._waited = self._clock(), 0.0
                     self._take_step()
                     self._deliver()
+                    self.stats.host_seconds += self._clock() - began - self._waited
                 except BaseException as error:
                     self._die(error)
                     raise
@@ -256,12 +261,15 @@ class Engine:
             sequence = self._scheduler.slots.owner(admission.slot, admission.generation)
             assert sequence is not None
             self._jobs[sequence.family].scheduled(now)
+        self._launched_at.append(self._clock())
         return plan, _on_device(self.runner.launch, plan)
 
     def _land(self, plan: StepPlan, pending: Any) -> None:
+        asked_at = self._clock()
         result = _on_device(self.runner.read, pending)
         self._num_failures = 0
         now = self._clock()
+        self._count_time(asked_at, now)
         self._micro_step_seconds = (now - self._landed_at) / plan.num_steps
         self._landed_at = now
         for progress in self._scheduler.commit(plan, result):
@@ -276,6 +284,13 @@ class Engine:
                 continue
             if event is not None:
                 self._post(job, event)
+
+    def _count_time(self, asked_at: float, now: float) -> None:
+        """A step was read, after waiting for it since ``asked_at``."""
+        stats = self.stats
+        stats.num_read_steps += 1
+        self._waited += now - asked_at
+        stats.device_seconds += now - max(self._launched_at.popleft(), self._landed_at)
 
     def _max_steps(self, now: float) -> int | None:
         """How many decode steps the nearest deadline leaves time for, with one call under way."""
@@ -313,6 +328,7 @@ class Engine:
         """
         self._num_failures += 1
         self._in_flight = None
+        self._launched_at.clear()
         if self._num_failures >= MAX_FAILURES:
             raise error
         _log.error("a step failed, the cache is rebuilt: %s", error, exc_info=error.__cause__)

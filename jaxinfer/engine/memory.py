@@ -36,10 +36,15 @@ class MemoryBudget:
     def total(self) -> int:
         return self.weights + self.slots + self.temporaries + self.pages
 
+    @property
+    def by_use(self) -> dict[str, int]:
+        """Bytes by what they are for."""
+        names = ("weights", "slots", "temporaries", "pages")
+        return {name: getattr(self, name) for name in names}
+
     def __str__(self) -> str:
         parts = ", ".join(
-            f"{name} {getattr(self, name) / 2**20:,.0f} MiB"
-            for name in ("weights", "slots", "temporaries", "pages")
+            f"{name} {nbytes / 2**20:,.0f} MiB" for name, nbytes in self.by_use.items()
         )
         tokens = (self.num_pages[0] - 1) * self.page_size
         return (

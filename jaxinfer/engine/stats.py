@@ -19,6 +19,13 @@ class EngineStats:
         num_copied_pages: pages copied because they were about to be written while shared.
         prefix_query_tokens: tokens of admitted sequences that were looked up in the prefix cache.
         prefix_hit_tokens: those of them that it held.
+        num_read_steps: steps that were read back.
+        host_seconds: what steps took besides waiting for the device, over all of them: planning,
+            launching, committing, making and delivering events.
+        device_seconds: how long steps were on the device: from the launch, or from the end of the
+            one before where that was later, to when it was read. One step ahead of the device the
+            host's work is hidden in it; a host that is slower than the device makes it longer,
+            because nobody was there to read. So it is never more than the time that has passed.
         num_failed_steps: times the device failed, and what was in slots was computed again or lost.
         used_pages_peak: by layer group.
         cached_token_steps: tokens of running sequences in the cache, summed over all steps.
@@ -37,6 +44,9 @@ class EngineStats:
     num_copied_pages: int = 0
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
+    num_read_steps: int = 0
+    host_seconds: float = 0.0
+    device_seconds: float = 0.0
     num_failed_steps: int = 0
     used_pages_peak: tuple[int, ...] = ()
     cached_token_steps: int = 0

@@ -18,6 +18,7 @@ from jaxinfer.engine.build import EngineBuilder, verify_page_size
 from jaxinfer.engine.memory import exhaustion_is_capacity_error, usable_memory
 from jaxinfer.errors import InvalidParameter, StepFailed, Unsupported
 from jaxinfer.llm.background import Background
+from jaxinfer.llm.compiles import CompileCounter
 from jaxinfer.llm.interrupts import interrupts_held
 from jaxinfer.llm.opening import OpenModel, open_model
 from jaxinfer.llm.prompts import (
@@ -206,6 +207,7 @@ class LLM:
         self.tokenizer = opened.tokenizer
         self.has_prompt_logprobs = enable_prompt_logprobs
         self._numbers = itertools.count()
+        self._compiles = CompileCounter()
 
     def generate(
         self,
@@ -296,6 +298,11 @@ class LLM:
         stream = self._submit([text.prompt for text in scored], SCORING)
         outputs = self._finish(stream, use_tqdm)
         return [score_of(text, output) for text, output in zip(scored, outputs, strict=True)]
+
+    @property
+    def num_compiles(self) -> int:
+        """Programs that this process has compiled since the LLM was made; it asks for none."""
+        return self._compiles.count
 
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer of its prompts.

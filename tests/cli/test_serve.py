@@ -9,6 +9,7 @@ import sys
 import grpc
 import pytest
 
+from serve.model import ServedModel
 from serve.proto import inference_pb2 as pb
 from serve.proto import inference_pb2_grpc as pb_grpc
 
@@ -45,6 +46,16 @@ def test_it_answers_as_generate_does_and_sigterm_lets_it_finish(tiny_directory, 
         server.stdout.close()
     [document] = run_json("generate", "hello", "--max-tokens", 48, "--ignore-eos", *model)
     assert tokens == document["output"]["outputs"][0]["token_ids"]
+
+
+def test_clients_and_dashboards_are_told_the_facts_of_the_llm(tiny_llm):
+    model = ServedModel.of(tiny_llm, "tiny")
+    info = pb.GetModelInfoResponse(**model.facts)
+    assert info.architecture == tiny_llm.config.model_type
+    assert info.weight_bytes == tiny_llm.weight_bytes
+    assert sum(model.memory_budget.values()) == tiny_llm.budget.total
+    assert set(model.server_facts["startup_seconds"]) == {"open", "load", "compile", "warm"}
+    assert model.num_compiles() == tiny_llm.num_compiles
 
 
 def test_a_port_that_is_taken_is_said_before_anything_is_loaded(run):

@@ -280,6 +280,14 @@ def test_the_phases_of_its_making_are_timed_and_shown(tiny_directory):
     assert set(compiled) == set(range(total + 1))
 
 
+def test_what_is_compiled_after_its_making_is_counted_and_it_asks_for_nothing(tiny_directory):
+    with LLM(tiny_directory, **SETTINGS) as llm:
+        llm.generate(["hello", "a"], GREEDY, use_tqdm=False)
+        assert llm.num_compiles == 0
+        jax.jit(lambda x: 3 * x + 1).lower(2.0).compile()
+        assert llm.num_compiles == 1
+
+
 def test_devices_that_cannot_share_the_kv_heads_are_refused(tiny_directory, four_devices):
     with pytest.raises(InvalidParameter, match="num_kv_heads = 2"):
         LLM(tiny_directory, tensor_parallel_size=4, **SETTINGS)
