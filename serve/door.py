@@ -10,11 +10,14 @@ from dataclasses import replace
 from jaxinfer.engine.engine import Engine
 from jaxinfer.engine.request import Request
 from jaxinfer.errors import DuplicateRequest
-from jaxinfer.outputs import TokenEvent
+from jaxinfer.outputs import FinishReason, TokenEvent
 from serve.errors import SlowReader
 from serve.observer import Watch
 
 _log = logging.getLogger(__name__)
+
+#: Seconds after a request's deadline that the engine has to say so itself. A step may take longer.
+_DEADLINE_GRACE = 0.05
 
 
 class Door:
@@ -64,6 +67,8 @@ class Door:
         # The engine may have brought events by now, but none was delivered: this is their thread.
         stream = EventStream(self, request, self._max_pending_tokens, watches)
         self._streams[request.request_id] = stream
+        if request.deadline is not None:
+            stream.end_at(request.deadline + _DEADLINE_GRACE)
         return stream
 
     def abort(self, request_id: str) -> bool:
@@ -76,6 +81,14 @@ class Door:
         for request_id in self._streams:
             self._engine.abort(request_id)
 
+    def end_all(self, reason: FinishReason, error: str | None = None) -> None:
+        """Ends every request for its reader, when nothing more will come from the engine."""
+        now = self._clock()
+        for stream in self._streams.values():
+            for event in stream.end(reason, error):
+                stream.show(event, now)
+        self._streams.clear()
+
     def _on_events(self, events: list[TokenEvent]) -> None:
         """In the engine's thread."""
         self._loop.call_soon_threadsafe(self._deliver, events)
@@ -83,7 +96,9 @@ class Door:
     def _deliver(self, events: list[TokenEvent]) -> None:
         now = self._clock()
         for event in events:
-            stream = self._streams[event.request_id]
+            stream = self._streams.get(event.request_id)
+            if stream is None:  # it was ended without the engine
+                continue
             stream.show(event, now)
             stream.put(event)
             if stream.num_open == 0:
@@ -101,7 +116,7 @@ class EventStream:
 
     Attributes:
         request: what was asked for.
-        num_open: outputs whose last event has not come.
+        num_open: outputs whose last event the engine has not brought.
     """
 
     def __init__(
@@ -115,6 +130,9 @@ class EventStream:
         self._pending: dict[int, list[TokenEvent]] = {}
         self._has_news = asyncio.Event()
         self._failure: SlowReader | None = None
+        self._ended: set[int] = set()
+        self._num_cached_tokens = 0
+        self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._watches = watches
 
@@ -128,11 +146,44 @@ class EventStream:
             self._watches = ()
 
     def put(self, event: TokenEvent) -> None:
-        """Takes the next event in."""
+        """Takes the engine's next event in."""
         if event.finish_reason is not None:
             self.num_open -= 1
+            if self.num_open == 0:
+                self._stop_timer()
+        if event.index not in self._ended:
+            self._take(event)
+
+    def end(self, reason: FinishReason, error: str | None = None) -> list[TokenEvent]:
+        """Ends for the reader what is still open: what the engine yet brings, it does not get."""
+        events = [
+            TokenEvent(
+                request_id=self.request.request_id,
+                index=index,
+                finish_reason=reason,
+                num_cached_tokens=self._num_cached_tokens,
+                error=error,
+            )
+            for index in range(self.request.params.n)
+            if index not in self._ended
+        ]
+        for event in events:
+            self._take(event)
+        return events
+
+    def end_at(self, deadline: float) -> None:
+        """Ends with DEADLINE at that time of the engine's clock, if the engine has not by then."""
+        seconds = deadline - time.monotonic()
+        self._timer = asyncio.get_running_loop().call_later(
+            max(seconds, 0.0), self.end, FinishReason.DEADLINE
+        )
+
+    def _take(self, event: TokenEvent) -> None:
+        if event.finish_reason is not None:
+            self._ended.add(event.index)
         if self._is_closed or self._failure is not None:
             return
+        self._num_cached_tokens = event.num_cached_tokens
         self._pending.setdefault(event.index, []).append(event)
         self._room -= len(event.token_ids)
         if self._room < 0:
@@ -150,7 +201,7 @@ class EventStream:
         Raises:
             SlowReader: the reader was too slow, and the request was aborted.
         """
-        while self._pending or self._failure or self.num_open:
+        while self._pending or self._failure or len(self._ended) < self.request.params.n:
             await self._has_news.wait()
             self._has_news.clear()
             if self._failure is not None:
@@ -164,6 +215,12 @@ class EventStream:
         if self.num_open and not self._is_closed:
             self._door.abort(self.request.request_id)
         self._is_closed = True
+        self._stop_timer()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 def _joined(events: list[TokenEvent]) -> TokenEvent:

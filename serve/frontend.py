@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from jaxinfer.engine.request import Request, verify_prompt
 from jaxinfer.errors import InvalidParameter, PromptTooLong, Unsupported
+from jaxinfer.outputs import FinishReason
 from jaxinfer.sampling_params import SamplingParams
 from serve.door import Door, EventStream
 from serve.errors import DeadlinePassed, Draining, NotFound
@@ -141,6 +142,10 @@ class Frontend:
     def abort_all(self) -> None:
         """Ends every request."""
         self._door.abort_all()
+
+    def end_all(self, reason: FinishReason, error: str | None = None) -> None:
+        """Ends every request for its reader, when nothing more will come from the engine."""
+        self._door.end_all(reason, error)
 
     def abort(self, request_id: str) -> None:
         """Ends a request; does nothing where it has lately ended.

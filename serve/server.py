@@ -3,7 +3,11 @@
 import asyncio
 import logging
 import signal
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any
 
+from jaxinfer.outputs import FinishReason
 from serve.frontend import Frontend
 from serve.metrics import Metrics
 from serve.model import ServedModel
@@ -13,6 +17,9 @@ from serve.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
+#: Seconds that the engine has to end what was aborted, before that is done without it.
+_ABORT_SECONDS = 10.0
+
 
 class Server:
     """Serves one model in the running event loop.
@@ -20,10 +27,13 @@ class Server:
     Attributes:
         frontend: the way of its requests to the engine.
         metrics: what Prometheus is told.
+        has_failed: it ended because it could not serve any more.
     """
 
     def __init__(self, model: ServedModel, settings: ServeSettings):
         self._settings = settings
+        self._engine = model.engine
+        self.has_failed = False
         self.metrics = Metrics(model)
         self.frontend = Frontend(
             model,
@@ -36,6 +46,9 @@ class Server:
             model.engine, patience=settings.step_patience, on_change=self._show_health
         )
         self._watching: asyncio.Future[None] | None = None
+        self._hanging: asyncio.TimerHandle | None = None
+        self._draining: asyncio.Future[None] | None = None
+        self._tasks: set[asyncio.Future[Any]] = set()
 
     @property
     def grpc_port(self) -> int:
@@ -50,6 +63,13 @@ class Server:
         """
         await self._rpc.start()
         self._watching = asyncio.ensure_future(self._watchdog.run())
+        loop = asyncio.get_running_loop()
+
+        def tell(ended: Future[None]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._fail, "the engine has ended")
+
+        self._engine.ended.add_done_callback(tell)
 
     async def drain(self, seconds: float | None = None) -> None:
         """Takes no new requests, waits for those under way, and closes the ports.
@@ -57,35 +77,63 @@ class Server:
         What has not ended after ``seconds`` (None: the settings') is aborted. By our own count:
         gRPC would wait for every open health watch, too.
         """
+        if self._draining is None:
+            self._draining = asyncio.ensure_future(self._drain(seconds))
+        await self._draining
+
+    async def _drain(self, seconds: float | None) -> None:
         self.frontend.is_draining = True
         if self._watching is not None:
             self._watching.cancel()
         await self._rpc.show_draining()
-        deadline = asyncio.get_running_loop().time() + (
-            self._settings.drain_seconds if seconds is None else seconds
-        )
-        while self.frontend.num_unfinished and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.02)
+        await self._wait_for_requests(self._settings.drain_seconds if seconds is None else seconds)
         if self.frontend.num_unfinished:
             _log.warning("drained for too long: %d requests end", self.frontend.num_unfinished)
             self.frontend.abort_all()
+            await self._wait_for_requests(_ABORT_SECONDS)
+        if self.frontend.num_unfinished:
+            _log.critical("the engine does not come to an end: its requests are ended without it")
+            self.has_failed = True
+            self.frontend.end_all(FinishReason.ABORT)
         await self._rpc.stop()
         self._drained.set()
 
-    async def serve_until_drained(self) -> None:
-        """Runs until SIGTERM or SIGINT and the drain that follows."""
+    async def _wait_for_requests(self, seconds: float) -> None:
+        """Until none is left, or for that long."""
         loop = asyncio.get_running_loop()
-        draining: list[asyncio.Future[None]] = []
+        deadline = loop.time() + seconds
+        while self.frontend.num_unfinished and loop.time() < deadline:
+            await asyncio.sleep(0.02)
 
-        def begin() -> None:
-            if not draining:
-                draining.append(asyncio.ensure_future(self.drain()))
-
+    async def serve_until_drained(self) -> None:
+        """Runs until SIGTERM or SIGINT and the drain that follows, or until it has failed."""
+        loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, begin)
+            loop.add_signal_handler(signum, lambda: self._begin(self.drain()))
         await self._drained.wait()
 
     async def _show_health(self, is_well: bool) -> None:
+        if self._hanging is not None:
+            self._hanging.cancel()
         if not is_well:
             _log.error("no step was finished for %g s", self._settings.step_patience)
+            self._hanging = asyncio.get_running_loop().call_later(
+                self._settings.hang_patience, self._fail, "the device hangs"
+            )
         await self._rpc.show_health(is_well)
+
+    def _fail(self, reason: str) -> None:
+        """A server that cannot serve ends, at once: whoever asks for it better asks another."""
+        if self._drained.is_set():
+            return
+        _log.critical("%s: so does this server", reason)
+        self.has_failed = True
+        self.frontend.is_draining = True
+        self.frontend.end_all(FinishReason.ERROR, reason)
+        self._begin(self.drain(seconds=0))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """A task of its own."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

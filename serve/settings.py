@@ -17,9 +17,9 @@ class ServeSettings:
         max_message_bytes: of one message, in and out.
         max_pending_tokens: of one stream, waiting for their reader.
         min_ping_interval_ms: clients that ping more often are sent away.
-        deadline_margin: seconds before a call's deadline at which its outputs end; a step that
-            has begun then is waited for.
+        deadline_margin: seconds before a call's deadline at which its outputs end.
         step_patience: seconds for a step, after which health says NOT_SERVING.
+        hang_patience: seconds that the device may then still take, after which the server ends.
         drain_seconds: how long requests under way may go on after SIGTERM.
         stop_grace_seconds: how long connections may linger after that.
     """
@@ -33,5 +33,6 @@ class ServeSettings:
     min_ping_interval_ms: int = 10_000
     deadline_margin: float = 0.1
     step_patience: float = 60.0
+    hang_patience: float = 600.0
     drain_seconds: float = 30.0
     stop_grace_seconds: float = 1.0

@@ -64,9 +64,11 @@ def run(args: argparse.Namespace) -> int:
     _require_free(settings.host, settings.grpc_port)
     waiting = ("max_waiting_requests", "max_waiting_tokens")
     bounds = {name: getattr(args, name) for name in waiting}
-    with load_llm(**llm_arguments(args, **bounds)) as llm:
-        note(str(llm.budget))
-        asyncio.run(_serve(llm, args, settings))
+    llm = load_llm(**llm_arguments(args, **bounds))
+    note(str(llm.budget))
+    if not asyncio.run(_serve(llm, args, settings)):
+        return 1  # and nobody waits for the engine's thread, which may never come back
+    llm.shutdown()
     return 0
 
 
@@ -92,7 +94,8 @@ def _require_free(host: str, port: int) -> None:
         raise OSError(f"cannot listen on {host}:{port}: {error}") from error
 
 
-async def _serve(llm: "LLM", args: argparse.Namespace, settings: "ServeSettings") -> None:
+async def _serve(llm: "LLM", args: argparse.Namespace, settings: "ServeSettings") -> bool:
+    """Whether it served to the end."""
     from serve.model import ServedModel
     from serve.server import Server
 
@@ -104,3 +107,4 @@ async def _serve(llm: "LLM", args: argparse.Namespace, settings: "ServeSettings"
         print_json({"grpc": address, "startup": llm.startup_seconds})
     note(f"gRPC on {address}")
     await server.serve_until_drained()
+    return not server.has_failed

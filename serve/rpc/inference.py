@@ -48,6 +48,7 @@ class Inference(pb_grpc.InferenceServicer):
             stream.close()
         if transcript.has_ended_with(FinishReason.DEADLINE):
             raise DeadlinePassed("the deadline has passed: what was generated was sent")
+        transcript.require_no_error()
 
     @answers
     async def Generate(  # noqa: N802
@@ -64,6 +65,7 @@ class Inference(pb_grpc.InferenceServicer):
             stream.close()
         if transcript.has_ended_with(FinishReason.DEADLINE):
             raise DeadlinePassed("the deadline has passed; a stream would have sent a part")
+        transcript.require_no_error()
         return transcript.response()
 
     @answers

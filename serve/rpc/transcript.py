@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from jaxinfer.engine.request import Request
+from jaxinfer.errors import StepFailed
 from jaxinfer.outputs import FinishReason, TokenEvent
 from serve.proto import inference_pb2 as pb
 from serve.rpc.convert import delta_of, finished_of, positions
@@ -18,6 +19,7 @@ class Transcript:
         self._request, self._model = request, model
         self._num_tokens = [0] * request.params.n
         self._reasons: set[FinishReason] = set()
+        self._error: str | None = None
         self._outputs = [pb.GeneratedOutput(index=index) for index in range(request.params.n)]
         self._prompt = self.prompt_info()
 
@@ -33,6 +35,11 @@ class Transcript:
         """Whether some output did."""
         return reason in self._reasons
 
+    def require_no_error(self) -> None:
+        """Raises StepFailed where an output ended with ERROR."""
+        if self._error is not None:
+            raise StepFailed(self._error)
+
     def events_of(self, event: TokenEvent) -> Iterator[pb.GenerateEvent]:
         """An event as messages: at most a prompt, a delta, an error and an end."""
         if event.prompt_logprobs is not None:
@@ -43,6 +50,7 @@ class Transcript:
             self._num_tokens[event.index] += len(event.token_ids)
             yield pb.GenerateEvent(delta=delta_of(event))
         if event.error is not None:
+            self._error = event.error
             yield pb.GenerateEvent(error=pb.Error(code=_INTERNAL, message=event.error))
         if event.finish_reason is not None:
             yield pb.GenerateEvent(finished=self._finished(event))

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 
+from jaxinfer.engine.faults import FaultyRunner
 from jaxinfer.errors import ChatTemplateError
 from serve.model import ServedModel
 from serve.proto import inference_pb2 as pb
@@ -45,6 +46,7 @@ class ServeHouse:
     def __init__(self, house: House, server: Server, channel: grpc.aio.Channel):
         self.house, self.server, self.channel = house, server, channel
         self.engine = house.engine
+        self.faults: FaultyRunner = house.engine.runner
         self.stub = pb_grpc.InferenceStub(channel)
 
     async def events(self, request: pb.GenerateRequest, **call) -> list[pb.GenerateEvent]:
@@ -69,9 +71,11 @@ class ServeHouse:
 async def served(
     settings: ServeSettings | None = None,
     credentials: grpc.ChannelCredentials | None = None,
+    *,
+    survives: bool = True,
     **limits,
 ) -> AsyncIterator[ServeHouse]:
-    """A server on a free port; afterwards nothing is left in the engine."""
+    """A server on a free port; afterwards nothing is left in the engine, if it survives."""
     limits = {"max_model_len": LONG} | limits
     house = House((full_group(2 + limits["max_model_len"]),), clock=time.monotonic, **limits)
     model = ServedModel(
@@ -80,6 +84,7 @@ async def served(
         tokenizer=ChattyTokenizer(),
         max_model_len=limits["max_model_len"],
     )
+    house.engine.runner = FaultyRunner(house.runner)
     house.engine.start()
     server = Server(model, settings or ServeSettings(grpc_port=0))
     await server.start()
@@ -87,8 +92,10 @@ async def served(
         async with channel_to(server, credentials) as channel:
             tested = ServeHouse(house, server, channel)
             yield tested
-            await tested.idle()
+            if survives:
+                await tested.idle()
     finally:
+        house.engine.runner.go_on()
         await server.drain(seconds=5)
         house.engine.close()
 

@@ -37,6 +37,17 @@ async def rest(stream) -> list[pb.GenerateEvent]:
     return events
 
 
+async def rest_and_error(stream) -> tuple[list[pb.GenerateEvent], grpc.aio.AioRpcError | None]:
+    """What a stream still brings, and how it fails."""
+    events = []
+    try:
+        while (event := await stream.read()) is not grpc.aio.EOF:
+            events.append(event)
+    except grpc.aio.AioRpcError as error:
+        return events, error
+    return events, None
+
+
 async def refused(call) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
@@ -214,9 +225,10 @@ async def test_a_failed_step_is_not_seen_and_a_second_one_ends_its_requests():
         tested.house.runner.fail_on = "read"
         assert await tested.tokens() == canary
         tested.house.runner.fail_on = "read"
-        events = await rest(stream)
+        events, error = await rest_and_error(stream)
         assert kinds(events)[-2:] == ["error", "finished"]
         assert events[-1].finished.reason == pb.ERROR
+        assert error.code() is grpc.StatusCode.INTERNAL
         assert await tested.tokens() == canary
 
 

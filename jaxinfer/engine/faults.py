@@ -1,0 +1,87 @@
+"""A runner that fails when it is told to: what reliability is proved with."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Collection
+from typing import Any
+
+from jaxinfer.engine.limits import CacheGroup, EngineLimits
+from jaxinfer.engine.step import Runner, StepPlan, StepResult
+from jaxinfer.sampling_params import SamplingParams
+
+
+class FaultyRunner:
+    """Another runner, with switches. All of them may be set from any thread.
+
+    Attributes:
+        delay: seconds that each step takes longer.
+        fail_always: raised by each ``launch``, until it is None again.
+    """
+
+    def __init__(self, runner: Runner):
+        self.delay = 0.0
+        self.fail_always: BaseException | None = None
+        self._runner = runner
+        self._failures: dict[str, deque[BaseException]] = {
+            name: deque() for name in ("launch", "read", "reset")
+        }
+        self._goes_on = threading.Event()
+        self._goes_on.set()
+
+    def fail_next(self, where: str, error: BaseException) -> None:
+        """The next call of ``where`` ("launch", "read" or "reset") that nothing else fails raises
+        this."""
+        self._failures[where].append(error)
+
+    def hang(self) -> None:
+        """From now on no step is finished."""
+        self._goes_on.clear()
+
+    def go_on(self) -> None:
+        """Steps are finished again."""
+        self._goes_on.set()
+
+    def launch(self, plan: StepPlan) -> Any:
+        """As the runner's own."""
+        if self.fail_always is not None:
+            raise self.fail_always
+        self._fail_if_told("launch")
+        return self._runner.launch(plan)
+
+    def read(self, pending: Any) -> StepResult:
+        """As the runner's own."""
+        time.sleep(self.delay)
+        self._goes_on.wait()
+        self._fail_if_told("read")
+        return self._runner.read(pending)
+
+    def reset(self) -> None:
+        """As the runner's own."""
+        self._fail_if_told("reset")
+        self._runner.reset()
+
+    @property
+    def groups(self) -> tuple[CacheGroup, ...]:
+        return self._runner.groups
+
+    @property
+    def limits(self) -> EngineLimits:
+        return self._runner.limits
+
+    def slot_sampling(
+        self,
+        params: SamplingParams,
+        *,
+        index: int,
+        max_tokens: int,
+        banned_token_ids: Collection[int] = (),
+    ) -> object:
+        """As the runner's own."""
+        return self._runner.slot_sampling(
+            params, index=index, max_tokens=max_tokens, banned_token_ids=banned_token_ids
+        )
+
+    def _fail_if_told(self, where: str) -> None:
+        if self._failures[where]:
+            raise self._failures[where].popleft()
