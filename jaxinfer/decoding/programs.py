@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Compiled, Lowered
 
 from jaxinfer.batch import prefill_buffer_size
+from jaxinfer.bits import all_ids, num_words
 from jaxinfer.cache import Cache, copy_pages, init_cache, layer_groups, page_shardings
 from jaxinfer.checkpoint.load import Progress, no_progress
 from jaxinfer.decoding.autoregressive import (
@@ -32,7 +33,7 @@ from jaxinfer.decoding.autoregressive import (
 from jaxinfer.decoding.slots import SlotState, admit_slot, init_slots
 from jaxinfer.models.model import Model
 from jaxinfer.ops.blocked import COMPILER_OPTIONS
-from jaxinfer.sampling import all_ids, blank_slot_sampling, num_words
+from jaxinfer.sampling import blank_slot_sampling
 from jaxinfer.shapes import Shape, Tree, next_in
 
 #: With few slots somebody waits for the start. The model's programs compile a quarter faster so,
@@ -67,7 +68,7 @@ class ProgramTable:
     """The compiled programs of one model in one set of shapes, by name.
 
     ``decode/1``, ``prefill/512``, ``sample``, ``score/512``, ``admit``, ``copy``. ``step`` runs
-    those that make a step.
+    those that make a step; ``forward`` and ``sample`` are its two halves.
 
     Compiling needs only the shapes of parameters: a blank model will do, until ``bind``.
     """
@@ -172,15 +173,36 @@ class ProgramTable:
         bits of the tokens allowed in this step. The last value: final hidden states ``[T, D]`` of a
         prefill.
         """
-        arguments = (self.model.params, cache, slots, page_tables, rows)
-        if not self._samples_apart(name):
+        if not self.samples_apart(name):
+            arguments = (self.model.params, cache, slots, page_tables, rows)
             return *self[name](*arguments, mask_SW), None
-        cache, logits, *hidden = self[name](*arguments)
-        slots, output = self["sample"](slots, logits, mask_SW)
-        return cache, slots, output, hidden[0] if hidden else None
+        cache, logits, hidden_TD = self.forward(name, cache, slots, page_tables, rows)
+        slots, output = self.sample(slots, logits, mask_SW)
+        return cache, slots, output, hidden_TD
+
+    def forward(
+        self,
+        name: str,
+        cache: Cache,
+        slots: SlotState,
+        page_tables: tuple[jax.Array, ...],
+        rows: jax.Array,
+    ) -> tuple[Cache, SlotLogits, jax.Array | None]:
+        """Launches the model's part of a step that ``samples_apart``; only ``cache`` is donated.
+
+        The last value: see ``step``.
+        """
+        cache, logits, *hidden = self[name](self.model.params, cache, slots, page_tables, rows)
+        return cache, logits, hidden[0] if hidden else None
+
+    def sample(
+        self, slots: SlotState, logits: SlotLogits, mask_SW: jax.Array
+    ) -> tuple[SlotState, StepOutput]:
+        """Launches the rest of it; ``slots`` is donated. Comes before the next ``forward``."""
+        return self["sample"](slots, logits, mask_SW)
 
     @staticmethod
-    def _samples_apart(name: str) -> bool:
+    def samples_apart(name: str) -> bool:
         """Whether a step's program leaves sampling to ``sample``: all but several decode steps."""
         return name == "decode/1" or name.startswith("prefill/")
 

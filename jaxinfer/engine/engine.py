@@ -5,11 +5,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jaxinfer.engine.bad_words import read_bad_words
+from jaxinfer.engine.constraint import Constraint
 from jaxinfer.engine.inbox import Inbox
 from jaxinfer.engine.job import Job
 from jaxinfer.engine.request import (
@@ -20,13 +22,16 @@ from jaxinfer.engine.request import (
     with_verified_schedule,
 )
 from jaxinfer.engine.scheduler import Scheduler
-from jaxinfer.engine.sequence import Family
+from jaxinfer.engine.sequence import Family, Sequence
 from jaxinfer.engine.stats import EngineStats
-from jaxinfer.engine.step import Runner, StepPlan
+from jaxinfer.engine.step import Row, Runner, StepPlan
 from jaxinfer.engine.stream import LogprobTable, OutputStream
 from jaxinfer.errors import EngineClosed, StepFailed
 from jaxinfer.outputs import FinishReason, TokenEvent
 from jaxinfer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from jaxinfer.sampling import BadWords
 
 _log = logging.getLogger(__name__)
 
@@ -123,7 +128,7 @@ class Engine:
             ],
             max_tokens=max_tokens,
             num_groups=len(self.runner.groups),
-            bad_words=bad_words,
+            constraints=self._constraints(bad_words, params.n),
         )
         streams = [OutputStream(params, self._tokenizer) for _ in range(params.n)]
         self._inbox.submit(Job(family, streams, self._logprobs, on_events, self._clock()))
@@ -239,18 +244,28 @@ class Engine:
             self._scheduler.check()
 
     def _advance(self, now: float) -> None:
-        """The plain loop: one step, launched and read."""
+        """The plain loop: one step, launched, sampled and read."""
         launched = self._launch(now)
         if launched is not None:
+            self._sample(*launched)
             self._land(*launched)
         assert launched or not self._jobs, "nothing to do, yet not done"
 
     def _advance_ahead(self, now: float) -> None:
-        """The same, one step ahead: the host works while the device does."""
+        """The same, one step ahead: the host works while the device does.
+
+        Where some row's next token depends on the one in flight, sampling waits for that to be
+        read: the device runs the model meanwhile.
+        """
         launched, previous = self._launch(now), self._in_flight
         self._in_flight = launched
+        waits = launched is not None and any(self._constrained(launched[0]))
+        if launched is not None and not waits:
+            self._sample(*launched)
         if previous is not None:
             self._land(*previous)
+        if launched is not None and waits:
+            self._sample(*launched)
         assert launched or previous or not self._jobs, "nothing to do, yet not done"
 
     def _launch(self, now: float) -> tuple[StepPlan, Any] | None:
@@ -263,6 +278,22 @@ class Engine:
             self._jobs[sequence.family].scheduled(now)
         self._launched_at.append(self._clock())
         return plan, _on_device(self.runner.launch, plan)
+
+    def _sample(self, plan: StepPlan, pending: Any) -> None:
+        """Starts the sampling of a launched step; all tokens before it were read."""
+        allowed = {}
+        for row, constraint, sequence in self._constrained(plan):
+            allowed_W = constraint.allowed(sequence.generated)
+            if allowed_W is not None:
+                allowed[row.slot] = allowed_W
+        _on_device(partial(self.runner.sample, pending), allowed)
+
+    def _constrained(self, plan: StepPlan) -> Iterator[tuple[Row, Constraint, Sequence]]:
+        """The rows whose next token depends on those before, but for those that have ended."""
+        for row in plan.rows:
+            sequence = self._scheduler.slots.owner(row.slot, row.generation)
+            if row.samples and sequence is not None and sequence.constraint is not None:
+                yield row, sequence.constraint, sequence
 
     def _land(self, plan: StepPlan, pending: Any) -> None:
         asked_at = self._clock()
@@ -303,6 +334,11 @@ class Engine:
         steps = (nearest - now) / (2 * self._micro_step_seconds)
         # Cut before it is an integer: the quotient of a far deadline may be infinite.
         return max(1, int(min(steps, self.runner.limits.decode_steps[-1])))
+
+    def _constraints(self, bad_words: "BadWords | None", count: int) -> list[Constraint]:
+        if bad_words is None or not bad_words.needs_history:
+            return []
+        return [Constraint(bad_words, self.runner.limits.vocab_size) for _ in range(count)]
 
     # What happens to requests.
 

@@ -3,8 +3,10 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
+
+import numpy as np
 
 from jaxinfer.engine.limits import CacheGroup, EngineLimits
 from jaxinfer.engine.step import Runner, StepPlan, StepResult
@@ -24,14 +26,14 @@ class FaultyRunner:
         self.fail_always: BaseException | None = None
         self._runner = runner
         self._failures: dict[str, deque[BaseException]] = {
-            name: deque() for name in ("launch", "read", "reset")
+            name: deque() for name in ("launch", "sample", "read", "reset")
         }
         self._goes_on = threading.Event()
         self._goes_on.set()
 
     def fail_next(self, where: str, error: BaseException) -> None:
-        """The next call of ``where`` ("launch", "read" or "reset") that nothing else fails raises
-        this."""
+        """The next call of ``where`` ("launch", "sample", "read" or "reset") that nothing else
+        fails raises this."""
         self._failures[where].append(error)
 
     def hang(self) -> None:
@@ -48,6 +50,11 @@ class FaultyRunner:
             raise self.fail_always
         self._fail_if_told("launch")
         return self._runner.launch(plan)
+
+    def sample(self, pending: Any, allowed: Mapping[int, np.ndarray]) -> None:
+        """As the runner's own."""
+        self._fail_if_told("sample")
+        self._runner.sample(pending, allowed)
 
     def read(self, pending: Any) -> StepResult:
         """As the runner's own."""

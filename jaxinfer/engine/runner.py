@@ -1,11 +1,11 @@
 """The one owner of device state: turns a printable plan into compiled calls, and back.
 
-``launch`` never waits for the device: what a step returns are futures, and the next step takes them
-as they are. Everything it calls was compiled before the engine was ready.
+``launch`` and ``sample`` never wait for the device: what a step returns are futures, and the next
+step takes them as they are. Everything it calls was compiled before the engine was ready.
 """
 
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -13,14 +13,14 @@ import numpy as np
 
 from jaxinfer.batch import pack_decode, pack_prefill
 from jaxinfer.cache import Cache
-from jaxinfer.decoding.autoregressive import StepOutput
+from jaxinfer.decoding.autoregressive import SlotLogits, StepOutput
 from jaxinfer.decoding.programs import ProgramTable
 from jaxinfer.decoding.slots import SlotState
 from jaxinfer.engine.limits import CacheGroup, EngineLimits
 from jaxinfer.engine.memory import MemoryBudget
 from jaxinfer.engine.step import Admission, PageCopy, PromptLogprobs, StepPlan, StepResult
 from jaxinfer.errors import StepFailed, Unsupported
-from jaxinfer.sampling import Scores, SlotSampling, pack_ids, slot_sampling
+from jaxinfer.sampling import Scores, SlotSampling, slot_sampling
 from jaxinfer.sampling_params import SamplingParams
 
 
@@ -46,13 +46,17 @@ class ScoredRow:
     parts: list[Scores]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pending:
-    """A launched step: arrays that the device is still making."""
+    """A launched step: arrays that the device is still making.
 
-    output: StepOutput
+    ``logits`` until it is sampled, ``output`` from then on.
+    """
+
     wants_logprobs: bool
-    scored: list[ScoredRow]
+    logits: SlotLogits | None = None
+    output: StepOutput | None = None
+    scored: Sequence[ScoredRow] = ()
 
 
 class DeviceRunner:
@@ -104,10 +108,11 @@ class DeviceRunner:
                 rows = pack_decode((), num_slots)
             else:
                 rows = pack_prefill((), int(size), num_slots)
-            output, hidden_TD = self._step(name, rows, self._anything_SW)
+            pending, hidden_TD = self._start(name, rows, wants_logprobs=True)
             if hidden_TD is not None and self._programs.shapes.score_rows:
                 list(self._score_chunk(hidden_TD, 0, np.zeros(1, np.int32)))
-            _logprobs(output)
+            self.sample(pending, {})
+            self.read(pending)
         self._slots = self._programs.empty_slots()
 
     def slot_sampling(
@@ -146,7 +151,7 @@ class DeviceRunner:
         )
 
     def launch(self, plan: StepPlan) -> Pending:
-        """Starts a step and returns at once."""
+        """Starts the model's part of a step and returns at once."""
         try:
             for admission in plan.admissions:
                 self._admit(admission)
@@ -156,11 +161,29 @@ class DeviceRunner:
         except jax.errors.JaxRuntimeError as error:
             raise StepFailed(f"a step of {len(plan.rows)} rows could not start: {error}") from error
 
+    def sample(self, pending: Pending, allowed: Mapping[int, np.ndarray]) -> None:
+        """Starts the rest of it and returns at once."""
+        try:
+            if pending.logits is not None:
+                assert self._slots is not None
+                self._slots, pending.output = self._programs.sample(
+                    self._slots, pending.logits, self._mask(allowed)
+                )
+                pending.logits = None
+            output = pending.output
+            assert output is not None
+            for leaf in jax.tree.leaves(output) if pending.wants_logprobs else [output.events_J3S]:
+                leaf.copy_to_host_async()
+        except jax.errors.JaxRuntimeError as error:
+            raise StepFailed(f"a step could not be sampled: {error}") from error
+
     def read(self, pending: Pending) -> StepResult:
         """Waits for a step."""
+        output = pending.output
+        assert output is not None, "read before it was sampled"
         try:
-            events_J3S = np.asarray(pending.output.events_J3S)
-            logprobs = _logprobs(pending.output) if pending.wants_logprobs else {}
+            events_J3S = np.asarray(output.events_J3S)
+            logprobs = _logprobs(output) if pending.wants_logprobs else {}
             scored = {row.slot: _joined(row) for row in pending.scored}
         except jax.errors.JaxRuntimeError as error:
             raise StepFailed(f"the device failed during a step: {error}") from error
@@ -179,38 +202,36 @@ class DeviceRunner:
         else:
             size = self._programs.prefill_size(plan.num_tokens)
             name, rows = f"prefill/{size}", pack_prefill(plan.rows, size, num_slots)
-        output, hidden_TD = self._step(name, rows, self._mask(plan))
-        scored = [] if hidden_TD is None else list(self._score(plan, hidden_TD))
         wants_logprobs = any(row.slot in self._logprob_slots for row in plan.rows)
-        for leaf in jax.tree.leaves(output) if wants_logprobs else [output.events_J3S]:
-            leaf.copy_to_host_async()
-        return Pending(output, wants_logprobs, scored)
+        pending, hidden_TD = self._start(name, rows, wants_logprobs=wants_logprobs)
+        if hidden_TD is not None:
+            pending.scored = tuple(self._score(plan, hidden_TD))
+        return pending
 
-    def _mask(self, plan: StepPlan) -> jax.Array:
+    def _mask(self, allowed: Mapping[int, np.ndarray]) -> jax.Array:
         """The tokens each slot may take in this step, as packed bits."""
-        if not any(row.banned for row in plan.rows):
+        if not allowed:
             return self._anything_SW
         mask_SW = self._programs.unrestricted()
-        for row in plan.rows:
-            if row.banned:
-                mask_SW[row.slot] &= ~pack_ids(row.banned, self.limits.vocab_size)
+        for slot, allowed_W in allowed.items():
+            mask_SW[slot] &= allowed_W
         return self._programs.replicate(mask_SW)
 
-    def _step(
-        self, name: str, rows: np.ndarray, mask_SW: jax.Array
-    ) -> tuple[StepOutput, jax.Array | None]:
+    def _start(
+        self, name: str, rows: np.ndarray, *, wants_logprobs: bool
+    ) -> tuple[Pending, jax.Array | None]:
         """Calls a decode or prefill program; prefill returns hidden states too."""
         assert self._cache is not None
         assert self._slots is not None
-        self._cache, self._slots, output, hidden_TD = self._programs.step(
-            name,
-            self._cache,
-            self._slots,
-            self._device_tables,
-            self._programs.replicate(rows),
-            mask_SW,
-        )
-        return output, hidden_TD
+        programs, pending = self._programs, Pending(wants_logprobs)
+        arguments = (name, self._cache, self._slots, self._device_tables, programs.replicate(rows))
+        if programs.samples_apart(name):
+            self._cache, pending.logits, hidden_TD = programs.forward(*arguments)
+        else:
+            self._cache, self._slots, pending.output, hidden_TD = programs.step(
+                *arguments, self._anything_SW
+            )
+        return pending, hidden_TD
 
     def _admit(self, admission: Admission) -> None:
         request = admission.sampling

@@ -3,23 +3,14 @@
 from array import array
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from typing import Protocol
 
 import numpy as np
 
+from jaxinfer.engine.constraint import Constraint
 from jaxinfer.engine.prefix import next_key, root_key
 from jaxinfer.engine.request import Request
 from jaxinfer.engine.slots import Slot
 from jaxinfer.engine.step import Admission, Row
-
-
-class BadWordsLike(Protocol):
-    """What ``jaxinfer.sampling.BadWords`` is."""
-
-    @property
-    def needs_history(self) -> bool: ...
-
-    def banned(self, history: Items[int]) -> set[int]: ...
 
 
 class Family:
@@ -28,7 +19,6 @@ class Family:
     Attributes:
         arrival: the number of the request in the order of submission.
         max_tokens: of each sample, clipped to what the context holds.
-        bad_words: None where there are none.
         needs_prompt_logprobs: they are wanted, and not all were read back yet.
         num_cached_tokens: prompt tokens that the prefix cache held when the first sample was
             admitted; None before.
@@ -42,27 +32,24 @@ class Family:
         samplings: Iterable[object],
         max_tokens: int,
         num_groups: int,
-        bad_words: BadWordsLike | None = None,
+        constraints: Items[Constraint] = (),
     ):
         """
         Args:
             samplings: for each sample what its slot uploads.
+            constraints: for each sample how its next token depends on those before; none: not.
         """
         self.request = request
         self.arrival = arrival
         self.max_tokens = max_tokens
-        self.bad_words = bad_words
         self.prompt_len = len(request.prompt_token_ids)
         self.needs_prompt_logprobs = request.params.prompt_logprobs is not None
         self.num_cached_tokens: int | None = None
         self.sequences = [
             Sequence(self, index, sampling, num_groups) for index, sampling in enumerate(samplings)
         ]
-
-    @property
-    def watches_bad_words(self) -> bool:
-        """Some have several tokens; the slot itself never samples those of a single one."""
-        return self.bad_words is not None and self.bad_words.needs_history
+        for sequence, constraint in zip(self.sequences, constraints, strict=bool(constraints)):
+            sequence.constraint = constraint
 
 
 class Sequence:
@@ -77,6 +64,7 @@ class Sequence:
     decoded. ``pages[group][column]`` is a page, or 0 once it fell out of the group's window.
     """
 
+    constraint: Constraint | None = None
     slot: Slot | None
     prefill_len: int
     num_computed: int
@@ -123,15 +111,14 @@ class Sequence:
 
     @property
     def can_decode(self) -> bool:
-        """Whether a next token may be planned for: bad words of several tokens ask for the last."""
-        must_wait = self.family.watches_bad_words and self.num_in_flight > 0
-        return self.num_remaining > 0 and not must_wait
+        """Whether a next token may be planned for."""
+        return self.num_remaining > 0
 
     @property
     def needs_host(self) -> bool:
         """The host looks at every token before it lets many more be sampled."""
         has_stops = bool(self.family.request.params.stop_strings)
-        return has_stops or self.family.watches_bad_words
+        return has_stops or self.constraint is not None
 
     @property
     def scores_prompt(self) -> bool:
@@ -168,7 +155,6 @@ class Sequence:
             tokens=self._slice(start, end),
             samples=is_last,
             targets=targets,
-            banned=self._banned() if is_last else frozenset(),
         )
 
     def decode_row(self, num_steps: int) -> Row:
@@ -177,12 +163,7 @@ class Sequence:
         start = self.num_computed
         self.num_computed += num_steps
         self.num_in_flight += num_steps
-        return Row(
-            slot=self.slot.index,
-            generation=self.slot.generation,
-            start=start,
-            banned=self._banned(),
-        )
+        return Row(slot=self.slot.index, generation=self.slot.generation, start=start)
 
     def commit(self, row: Row, token_ids: list[int]) -> None:
         """A row was read back, and with it these tokens."""
@@ -203,6 +184,11 @@ class Sequence:
 
     # Its tokens.
 
+    @property
+    def generated(self) -> array:
+        """Those of the output, as far as they were read back."""
+        return self.tokens[self.prompt_len :]
+
     def page_key(self, column: int, page_size: int) -> tuple[bytes, bytes]:
         """Key and tokens (int32) of a full page of known tokens, for the prefix cache."""
         while len(self._keys) <= column + 1:
@@ -215,10 +201,3 @@ class Sequence:
 
     def _slice(self, begin: int, end: int) -> np.ndarray:
         return np.frombuffer(self.tokens[begin:end].tobytes(), np.int32)
-
-    def _banned(self) -> frozenset[int]:
-        """Tokens that would complete a bad word of several tokens now."""
-        bad_words = self.family.bad_words
-        if bad_words is None:
-            return frozenset()
-        return frozenset(bad_words.banned(self.tokens[self.prompt_len :]))

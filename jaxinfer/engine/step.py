@@ -1,9 +1,10 @@
 """What the scheduler tells the device to do in a step, and what comes back: printable data.
 
-The life of a step: ``scheduler.plan() -> StepPlan -> runner.launch() -> runner.read() -> StepResult
--> scheduler.commit()``. Step k+1 is launched before step k is read, so a plan never names a token
-that the device has not reported yet: a decode row takes its token from the slot's state on the
-device.
+The life of a step: ``scheduler.plan() -> StepPlan -> runner.launch() -> runner.sample() ->
+runner.read() -> StepResult -> scheduler.commit()``. Step k+1 is launched before step k is read, so
+a plan never names a token that the device has not reported yet: a decode row takes its token from
+the slot's state on the device. Where the choice of the next token depends on that one,
+``runner.sample`` comes after the ``commit`` of step k: meanwhile the device runs the model.
 """
 
 from collections.abc import Collection, Mapping
@@ -35,8 +36,7 @@ class Row:
     the slot. ``samples``: the row's last token is sampled from (always in decode, and in a prompt's
     last chunk). ``targets``: None, or the wish for prompt log-probabilities: the prompt tokens
     after each of ``tokens`` (int32), one fewer in the last chunk, whose last token is followed by
-    what is sampled. ``banned``: ids that this row must not sample, besides those that its slot
-    never may.
+    what is sampled.
     """
 
     slot: int
@@ -45,7 +45,6 @@ class Row:
     tokens: np.ndarray | None = None
     samples: bool = True
     targets: np.ndarray | None = None
-    banned: frozenset[int] = frozenset()
 
     @property
     def is_decode(self) -> bool:
@@ -220,7 +219,7 @@ class Runner(Protocol):
 
         Called on submission, in the caller's thread, without touching the device. ``max_tokens`` is
         clipped to what the context holds. ``banned_token_ids``: never sampled, the bad words of a
-        single token; those of several come with the rows.
+        single token; those of several come with ``sample``.
 
         Raises:
             InvalidParameter: a value that this model cannot serve, or no token may be sampled.
@@ -228,15 +227,27 @@ class Runner(Protocol):
         ...
 
     def launch(self, plan: StepPlan) -> Any:
-        """Starts a step and returns at once with something to ``read``.
+        """Starts the model's part of a step, and returns at once with something to ``sample``.
 
         Raises:
             StepFailed: the step could not start; the cache may be gone.
         """
         ...
 
+    def sample(self, pending: Any, allowed: Mapping[int, np.ndarray]) -> None:
+        """Starts the rest of a launched step, and returns at once. Before the next ``launch``.
+
+        ``allowed``: by slot, packed bits (``jaxinfer.bits``) of the ids that may come next, beside
+        the slot's own limits; a set of which those leave nothing is not looked at. Empty for a plan
+        of several steps.
+
+        Raises:
+            StepFailed: as ``launch``.
+        """
+        ...
+
     def read(self, pending: Any) -> StepResult:
-        """Waits for a launched step. Steps are read in the order of their launch.
+        """Waits for a sampled step. Steps are read in the order of their launch.
 
         Raises:
             StepFailed: the device failed; the cache is gone.

@@ -5,7 +5,6 @@
 """
 
 from jaxinfer.sampling.bad_words import BadWords
-from jaxinfer.sampling.bits import all_ids, num_words, pack_ids
 from jaxinfer.sampling.keys import sample_key
 from jaxinfer.sampling.sample import SampleOutput, sample
 from jaxinfer.sampling.scores import Scores, score
@@ -19,11 +18,8 @@ __all__ = [
     "Scores",
     "SlotSampling",
     "admit",
-    "all_ids",
     "blank_slot_sampling",
     "init_state",
-    "num_words",
-    "pack_ids",
     "record",
     "sample",
     "sample_key",

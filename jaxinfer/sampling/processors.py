@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxinfer.sampling.bits import all_ids, unpack
+from jaxinfer.bits import all_ids
+from jaxinfer.sampling.bits import unpack
 from jaxinfer.sampling.slot import BIAS_CHUNK
 from jaxinfer.sampling.state import SamplingState
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 
+from jaxinfer.bits import all_ids, num_words, pack_ids
 from jaxinfer.errors import InvalidParameter
-from jaxinfer.sampling.bits import all_ids, num_words, pack_ids
 from jaxinfer.sampling.keys import sample_key
 from jaxinfer.sampling_params import RequestLimits, SamplingParams
 from jaxinfer.shapes import round_up

@@ -7,12 +7,13 @@ on ``read``, in the order of their launch, so that nobody can look at a result t
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import numpy as np
 
+from jaxinfer.bits import num_words, unpack_ids
 from jaxinfer.engine.limits import CacheGroup, EngineLimits
 from jaxinfer.engine.step import Finish, PromptLogprobs, Row, StepPlan, StepResult
 from jaxinfer.errors import StepFailed
@@ -112,20 +113,23 @@ class FakeSlot:
 
 @dataclass(eq=False)
 class FakePending:
-    """A launched step, or pages to poison after all that was launched before."""
+    """A launched step, sampled once ``allowed`` is known, or pages to poison after all that was
+    launched before."""
 
     plan: StepPlan | None = None
+    allowed: Mapping[int, np.ndarray] | None = None
     poison: list[list[int]] = field(default_factory=list)
     result: StepResult | None = None
 
 
 class FakeRunner:
-    """See ``jaxinfer.engine.step.Runner``. ``fail_on``: the next ``launch`` or ``read`` fails."""
+    """See ``jaxinfer.engine.step.Runner``. ``fail_on``: that call fails, the next time."""
 
     def __init__(self, limits: EngineLimits, groups: tuple[CacheGroup, ...]):
         self.limits, self.groups = limits, groups
         self.fail_on: str | None = None
         self.plans: list[StepPlan] = []
+        self.allowed: list[Mapping[int, np.ndarray]] = []
         self.num_resets = -1
         self.reset()
 
@@ -155,6 +159,8 @@ class FakeRunner:
     def launch(self, plan: StepPlan) -> FakePending:
         self._fail_if("launch")
         self._check(plan)
+        for entry in self.queue:
+            assert entry.plan is None or entry.allowed is not None, "launched before it was sampled"
         pending = FakePending(plan)
         self.queue.append(pending)
         self.plans.append(plan)
@@ -162,12 +168,27 @@ class FakeRunner:
         assert sum(entry.plan is not None for entry in self.queue) <= 2, "two steps ahead"
         return pending
 
+    def sample(self, pending: FakePending, allowed: Mapping[int, np.ndarray]) -> None:
+        self._fail_if("sample")
+        assert pending.plan is not None
+        assert pending.allowed is None, "sampled twice"
+        assert not allowed or pending.plan.num_steps == 1
+        assert set(allowed) <= {row.slot for row in pending.plan.rows if row.samples}
+        for allowed_W in allowed.values():
+            assert (allowed_W.dtype, *allowed_W.shape) == (
+                np.uint32,
+                num_words(self.limits.vocab_size),
+            )
+        pending.allowed = allowed
+        self.allowed.append(allowed)
+
     def read(self, pending: FakePending) -> StepResult:
         self._fail_if("read")
         while pending.result is None:
             entry = self.queue.pop(0)
             if entry.plan is not None:
-                entry.result = self._run(entry.plan)
+                assert entry.allowed is not None, "read before it was sampled"
+                entry.result = self._run(entry.plan, entry.allowed)
             for pool, pages in zip(self.pools, entry.poison, strict=False):
                 pool[pages] = POISON
         return pending.result
@@ -207,7 +228,7 @@ class FakeRunner:
         assert len(set(written)) == len(written)
         assert not set(written) & {(copy.group, copy.source) for copy in plan.copies}
 
-    def _run(self, plan: StepPlan) -> StepResult:
+    def _run(self, plan: StepPlan, allowed: Mapping[int, np.ndarray]) -> StepResult:
         for admission in plan.admissions:
             slot = self.slots[admission.slot]
             assert admission.generation > slot.generation
@@ -235,10 +256,16 @@ class FakeRunner:
             prompt_logprobs={},
         )
         for micro_step in range(plan.num_steps):
-            self._run_rows(plan.rows, result, micro_step)
+            self._run_rows(plan.rows, allowed, result, micro_step)
         return result
 
-    def _run_rows(self, rows: tuple[Row, ...], result: StepResult, micro_step: int) -> None:
+    def _run_rows(
+        self,
+        rows: tuple[Row, ...],
+        allowed: Mapping[int, np.ndarray],
+        result: StepResult,
+        micro_step: int,
+    ) -> None:
         rows = tuple(row for row in rows if self._is_active(row))
         self._check_owners(rows, micro_step)
         for row in reversed(rows):  # whoever leans on a row of the same step meets old pages
@@ -249,7 +276,8 @@ class FakeRunner:
             if row.targets is not None and len(row.targets):
                 result.prompt_logprobs[row.slot] = self._score(row.targets.tolist(), states)
             if row.samples:
-                self._sample(slot, states[-1], row, result, micro_step)
+                banned = self._banned(allowed.get(row.slot))
+                self._sample(slot, states[-1], (micro_step, row.slot), result, banned)
 
     def _is_active(self, row: Row) -> bool:
         slot = self.slots[row.slot]
@@ -292,15 +320,24 @@ class FakeRunner:
             pool[table[column], offset] = value_of(state, token)
         return state
 
+    def _banned(self, allowed_W: np.ndarray | None) -> frozenset[int]:
+        if allowed_W is None:
+            return frozenset()
+        return frozenset(range(self.limits.vocab_size)) - set(unpack_ids(allowed_W).tolist())
+
     def _sample(
-        self, slot: FakeSlot, state: int, row: Row, result: StepResult, micro_step: int
+        self,
+        slot: FakeSlot,
+        state: int,
+        at: tuple[int, int],
+        result: StepResult,
+        banned: frozenset[int],
     ) -> None:
         vocab_size = self.limits.vocab_size
-        token, finish = next_token(state, slot.sampling, slot.num_generated, vocab_size, row.banned)
+        token, finish = next_token(state, slot.sampling, slot.num_generated, vocab_size, banned)
         slot.last_token = token
         slot.num_generated += 1
         slot.live = finish is Finish.NOT
-        at = (micro_step, row.slot)
         result.tokens_JS[at], result.emitted_JS[at], result.finish_JS[at] = token, True, finish
         if slot.sampling.params.logprobs is not None:
             scores = self._score([token], [state])

@@ -77,6 +77,30 @@ def test_the_next_step_is_launched_before_the_one_before_is_read():
     assert plain == ["launch", "read"] * 3
 
 
+@pytest.mark.parametrize("bad_words", [(), ("lll",)])
+def test_sampling_waits_for_the_token_in_flight_only_where_the_next_one_depends_on_it(bad_words):
+    house, order = House(), []
+    for name in ("launch", "sample", "read"):
+        call = getattr(house.runner, name)
+        setattr(house.runner, name, lambda *a, name=name, call=call: order.append(name) or call(*a))
+    house.submit("a", [1], max_tokens=3, ignore_eos=True)
+    house.submit("b", [2], max_tokens=3, ignore_eos=True, bad_words=bad_words)
+    house.run()
+    ahead = ["launch", "read", "sample"] if bad_words else ["launch", "sample", "read"]
+    assert order == ["launch", "sample", *ahead, *ahead, "read"]
+
+
+@pytest.mark.parametrize("lookahead", [True, False])
+def test_who_watches_bad_words_takes_no_more_steps_than_its_neighbours(lookahead):
+    house = House(lookahead=lookahead, max_num_batched_tokens=32)
+    for name, bad_words in (("a", ()), ("b", ("ab", "lk")), ("c", ("jjj",))):
+        house.submit(name, [3, 1], max_tokens=9, ignore_eos=True, bad_words=bad_words)
+    house.run()
+    assert len(house.runner.plans) == 9
+    for name in "abc":
+        house.assert_as_expected(name)
+
+
 def test_the_events_of_a_step_come_in_one_call():
     house, calls = House(), []
     receive = house.receive

@@ -93,7 +93,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.house.step()
 
     @precondition(lambda self: self.house.engine.num_running)
-    @rule(where=st.sampled_from(["launch", "read"]))
+    @rule(where=st.sampled_from(["launch", "sample", "read"]))
     def fail(self, where):
         self.house.runner.fail_on = where
 

@@ -143,12 +143,12 @@ def test_one_step_a_call_while_the_host_watches_the_tokens(params):
     assert {plan.num_steps for plan in house.runner.plans} == {1}
 
 
-def test_bad_words_of_a_single_token_neither_slow_a_slot_nor_come_with_its_rows():
+def test_bad_words_of_a_single_token_neither_slow_a_slot_nor_come_with_its_steps():
     house = House(decode_steps=(1, 4))
     house.submit("a", [1] * 3, max_tokens=12, ignore_eos=True, bad_words=["a", "c", "j"])
     house.run()
     assert 4 in {plan.num_steps for plan in house.runner.plans}
-    assert not any(row.banned for plan in house.runner.plans for row in plan.rows)
+    assert not any(house.runner.allowed)
     house.assert_as_expected("a")
     assert not {0, 2, 9} & set(house.output("a").tokens)
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxinfer.sampling.bits import all_ids, contains, num_words, pack_ids, unpack
+from jaxinfer.bits import all_ids, num_words, pack_ids
+from jaxinfer.sampling.bits import contains, unpack
 
 VOCAB = 77
 

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from jaxinfer.sampling import admit, init_state, pack_ids, slot_sampling
+from jaxinfer.bits import pack_ids
+from jaxinfer.sampling import admit, init_state, slot_sampling
 from jaxinfer.sampling.processors import process
 from jaxinfer.sampling_params import SamplingParams
 

@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxinfer.bits import all_ids, pack_ids
 from jaxinfer.sampling import (
     SamplingState,
     SlotSampling,
     admit,
-    all_ids,
     init_state,
-    pack_ids,
     sample,
     slot_sampling,
 )

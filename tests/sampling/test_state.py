@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinfer.bits import pack_ids
 from jaxinfer.errors import InvalidParameter
 from jaxinfer.sampling import (
     SamplingState,
@@ -14,7 +15,6 @@ from jaxinfer.sampling import (
     admit,
     blank_slot_sampling,
     init_state,
-    pack_ids,
     record,
     slot_sampling,
 )
