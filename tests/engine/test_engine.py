@@ -338,7 +338,7 @@ def fail_next(house, where, error):
     setattr(house.runner, where, fail)
 
 
-@pytest.mark.parametrize("where", ["launch", "read"])
+@pytest.mark.parametrize("where", ["launch", "sample", "read"])
 @pytest.mark.parametrize("lookahead", [True, False], ids=["ahead", "plain"])
 @pytest.mark.parametrize(
     "error",
@@ -406,13 +406,13 @@ def test_a_request_that_the_device_cannot_bear_ends_and_the_engine_does_not(look
     house.assert_idle()
 
 
-@pytest.mark.parametrize("where", ["launch", "read"])
+@pytest.mark.parametrize("where", ["launch", "sample", "read"])
 def test_a_device_that_finishes_no_step_any_more_closes_the_engine(where):
     house = House()
     house.submit("a", PROMPT, max_tokens=9)
     house.run()
 
-    def fail(_):
+    def fail(*_):
         raise RuntimeError("gone for good")
 
     setattr(house.runner, where, fail)
@@ -431,7 +431,7 @@ def test_a_device_that_finishes_no_step_any_more_closes_the_engine(where):
         house.submit("late", PROMPT)
 
 
-@pytest.mark.parametrize("where", ["launch", "read"])
+@pytest.mark.parametrize("where", ["launch", "sample", "read"])
 @pytest.mark.parametrize("error", [AssertionError, MemoryError, SystemExit])
 def test_what_no_new_cache_would_mend_closes_the_engine(where, error):
     house = House()
