@@ -1,5 +1,6 @@
 """Shows one prompt's outputs as they come, and how long they took."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from jaxinfer.cli.process_clock import process_started_at
 from jaxinfer.errors import StepFailed
 
 if TYPE_CHECKING:
+    from jaxinfer.cli.remote import RemoteModel, RemoteStream
     from jaxinfer.llm import LLM, RequestStream
     from jaxinfer.outputs import RequestOutput
 
@@ -24,7 +26,7 @@ class Timing:
     first_token_after_start: float | None
     first_token_after_submission: float | None
     tokens_per_second: float | None
-    startup: dict[str, float]
+    startup: Mapping[str, float]
 
     def __str__(self) -> str:
         if self.first_token_after_submission is None:
@@ -37,7 +39,11 @@ class Timing:
 
 
 def show_answer(
-    llm: "LLM", stream: "RequestStream", *, as_json: bool, since_start: bool = True
+    llm: "LLM | RemoteModel",
+    stream: "RequestStream | RemoteStream",
+    *,
+    as_json: bool,
+    since_start: bool = True,
 ) -> "RequestOutput":
     """Writes the text of a single prompt while it comes; JSON when all of it is there.
 
@@ -69,7 +75,7 @@ def is_aborted(output: "RequestOutput") -> bool:
     return any(sample.finish_reason == "abort" for sample in output.outputs)
 
 
-def _timing(llm: "LLM", output: "RequestOutput", since_start: bool) -> Timing:
+def _timing(llm: "LLM | RemoteModel", output: "RequestOutput", since_start: bool) -> Timing:
     metrics = output.metrics
     if metrics is None or metrics.first_token_time is None or metrics.last_token_time is None:
         return Timing(

@@ -15,7 +15,8 @@ from jaxinfer.cli.arguments import (
 from jaxinfer.cli.generate import read_standard_input
 from jaxinfer.cli.loading import load_llm
 from jaxinfer.cli.printing import note
-from jaxinfer.errors import InvalidParameter, UsageError
+from jaxinfer.cli.remote import RemoteModel, add_server_arguments, open_server
+from jaxinfer.errors import InvalidParameter, JaxInferError, UsageError
 
 if TYPE_CHECKING:
     from jaxinfer.llm import LLM
@@ -35,6 +36,7 @@ def add_parser(commands: Any, name: str) -> None:
     parser.add_argument("message", nargs="?", help="one message; its answer ends the command")
     parser.add_argument("--system", help="what the model is told first")
     add_sampling_arguments(parser, max_tokens=512)
+    add_server_arguments(parser)
     add_model_arguments(parser)
 
 
@@ -46,8 +48,12 @@ def run(args: argparse.Namespace) -> int:
     message = args.message
     if message is None and (sys.stdin is None or not sys.stdin.isatty()):
         message = read_standard_input().removesuffix("\n")
-    with load_llm(**one_request_at_a_time(args)) as llm:
-        note(str(llm.budget))
+    opened: LLM | RemoteModel = (
+        load_llm(**one_request_at_a_time(args)) if args.server is None else open_server(args)
+    )
+    with opened as llm:
+        if not isinstance(llm, RemoteModel):
+            note(str(llm.budget))
         conversation = Conversation(llm, params, system=args.system, as_json=args.json)
         if message is None:
             return converse(conversation)
@@ -74,14 +80,28 @@ def converse(conversation: "Conversation") -> int:
         elif message:
             try:
                 conversation.answer(message)
-            except UsageError as error:
+            except conversation.passing_errors as error:
                 note(f"{error} ({_COMMANDS})")
 
 
 class Conversation:
-    """What was said so far, and what answers it. Its turns share their prefix in the cache."""
+    """What was said so far, and what answers it. Its turns share their prefix in the cache.
 
-    def __init__(self, llm: "LLM", params: "SamplingParams", *, system: str | None, as_json: bool):
+    Attributes:
+        passing_errors: after which it can go on.
+    """
+
+    def __init__(
+        self,
+        llm: "LLM | RemoteModel",
+        params: "SamplingParams",
+        *,
+        system: str | None,
+        as_json: bool,
+    ):
+        self.passing_errors: tuple[type[JaxInferError], ...] = getattr(
+            llm, "passing_errors", (UsageError,)
+        )
         self._llm, self._params = llm, params
         self._system, self._as_json = system, as_json
         self.reset()

@@ -4,7 +4,7 @@ import argparse
 import io
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxinfer.cli.answer import is_aborted, show_answer
 from jaxinfer.cli.arguments import (
@@ -16,7 +16,11 @@ from jaxinfer.cli.arguments import (
 )
 from jaxinfer.cli.loading import load_llm
 from jaxinfer.cli.printing import note
+from jaxinfer.cli.remote import RemoteModel, add_server_arguments, open_server
 from jaxinfer.errors import InvalidParameter
+
+if TYPE_CHECKING:
+    from jaxinfer.llm import LLM
 
 _DESCRIPTION = "Continue a text. It goes to the model as it is; chat wraps it in a chat template."
 
@@ -27,6 +31,7 @@ def add_parser(commands: Any, name: str) -> None:
     parser.add_argument("prompt", nargs="?", help="the text; - reads it from standard input")
     parser.add_argument("--file", type=Path, help="read the text from this file")
     add_sampling_arguments(parser, max_tokens=128)
+    add_server_arguments(parser)
     add_model_arguments(parser)
 
 
@@ -35,8 +40,10 @@ def run(args: argparse.Namespace) -> int:
     params, prompt = sampling_params(args), read_text(args.prompt, args.file)
     # Nobody comes after this prompt: its pages need not outlive it.
     settings = {"enable_prefix_caching": False} | one_request_at_a_time(args)
-    with load_llm(**settings) as llm:
-        note(str(llm.budget))
+    opened: LLM | RemoteModel = load_llm(**settings) if args.server is None else open_server(args)
+    with opened as llm:
+        if not isinstance(llm, RemoteModel):
+            note(str(llm.budget))
         output = show_answer(llm, llm.stream(prompt, params), as_json=args.json)
     return 130 if is_aborted(output) else 0
 
