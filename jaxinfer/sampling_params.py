@@ -21,6 +21,7 @@ _LOGPROB_BYTES = 320
 class RequestLimits:
     """What one request may ask for at most; bounded before anything is allocated for it.
 
+    ``max_logprobs`` and ``max_token_ids`` can only be lowered: slots have room for so many.
     ``max_token_ids`` bounds stop ids, allowed ids and biased ids, each by itself.
     ``max_prompt_logprobs_bytes`` bounds what the host keeps for ``prompt_logprobs``.
     """
@@ -32,6 +33,23 @@ class RequestLimits:
     max_token_ids: int = 4096
     max_logprobs: int = 20
     max_prompt_logprobs_bytes: int = 2**28
+
+    def __post_init__(self) -> None:
+        """Raises:
+        InvalidParameter: names the value, what is allowed, and the fix.
+        """
+        defaults = type(self)
+        for name, least, most in (
+            ("max_n", 1, 2**16),
+            ("max_stop_strings", 0, 2**16),
+            ("max_stop_bytes", 1, 2**20),
+            ("max_bad_words", 0, 2**16),
+            ("max_token_ids", 0, defaults.max_token_ids),
+            ("max_logprobs", 0, defaults.max_logprobs),
+            ("max_prompt_logprobs_bytes", 0, 2**40),
+        ):
+            fix = f"leave it out for {getattr(defaults, name)}"
+            _verify_int(name, getattr(self, name), least, most, fix)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,19 @@
 """How a server is to be run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
+from jaxinfer.errors import InvalidParameter
 from serve.tls import TlsFiles
+
+#: What gRPC counts in, and milliseconds of it as seconds.
+_MOST = 2**31 - 1
+_MOST_SECONDS = 2_000_000.0
+
+
+def bounded(default: Any, least: float, most: float) -> Any:
+    """A number that may be set from ``least`` to ``most``; None where that is the default."""
+    return field(default=default, metadata={"bounds": (least, most)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +26,12 @@ class ServeSettings:
         tls: None: in plain text.
         tokens: one of which each call must name; none: nobody is asked.
         max_message_bytes: of one message, in and out.
+        max_metadata_bytes: of a call, and of its answer.
         max_pending_tokens: of one stream, waiting for their reader.
         min_ping_interval_ms: clients that ping more often are sent away.
+        max_connection_age: seconds after which a connection is asked to end, so that balancers of
+            connections see new ones; None is never. gRPC varies it by a tenth.
+        max_connection_grace: seconds that its calls may then go on.
         deadline_margin: seconds before a call's deadline at which its outputs end.
         step_patience: seconds for a step, after which health says NOT_SERVING.
         hang_patience: seconds that the device may then still take, after which the server ends.
@@ -25,14 +40,41 @@ class ServeSettings:
     """
 
     host: str = "127.0.0.1"
-    grpc_port: int = 50051
+    grpc_port: int = bounded(50051, 0, 65535)
     tls: TlsFiles | None = None
     tokens: tuple[str, ...] = ()
-    max_message_bytes: int = 64 * 2**20
-    max_pending_tokens: int = 65_536
-    min_ping_interval_ms: int = 10_000
-    deadline_margin: float = 0.1
-    step_patience: float = 60.0
-    hang_patience: float = 600.0
-    drain_seconds: float = 30.0
-    stop_grace_seconds: float = 1.0
+    max_message_bytes: int = bounded(64 * 2**20, 1024, _MOST)
+    max_metadata_bytes: int = bounded(16 * 2**10, 1024, 2**20)
+    max_pending_tokens: int = bounded(65_536, 1, _MOST)
+    min_ping_interval_ms: int = bounded(10_000, 0, _MOST)
+    max_connection_age: float | None = bounded(None, 0.1, _MOST_SECONDS)
+    max_connection_grace: float = bounded(60.0, 0.0, _MOST_SECONDS)
+    deadline_margin: float = bounded(0.1, 0.0, 60.0)
+    step_patience: float = bounded(60.0, 0.01, _MOST_SECONDS)
+    hang_patience: float = bounded(600.0, 0.0, _MOST_SECONDS)
+    drain_seconds: float = bounded(30.0, 0.0, _MOST_SECONDS)
+    stop_grace_seconds: float = bounded(1.0, 0.0, _MOST_SECONDS)
+
+    def __post_init__(self) -> None:
+        """Raises:
+        InvalidParameter: names the value, what is allowed, and the fix.
+        """
+        for each in fields(self):
+            if "bounds" in each.metadata:
+                _verify(each.name, getattr(self, each.name), each.default, *each.metadata["bounds"])
+
+
+def _verify(name: str, value: object, default: object, least: float, most: float) -> None:
+    if value is None and default is None:
+        return
+    # An integer is a number of seconds, too, and True is neither.
+    kind, kinds = ("an integer", int) if isinstance(default, int) else ("a number", (int, float))
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, kinds)
+        or not least <= value <= most  # as NaN is not, either
+    ):
+        raise InvalidParameter(
+            f"{name} = {value!r:.100} is not allowed: it must be {kind} from {least} to {most};"
+            f" leave it out for {default}"
+        )

@@ -21,7 +21,7 @@ def add_model_choice(group: Any) -> None:
     group.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="a directory, a .gguf file, a hub id, or a known name (default: %(default)s)",
+        help=f"a directory, a .gguf file, a hub id, or a known name (default: {DEFAULT_MODEL})",
     )
     group.add_argument("--tokenizer", help="another than the model's own")
     group.add_argument(

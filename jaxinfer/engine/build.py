@@ -26,6 +26,7 @@ from jaxinfer.engine.runner import DeviceRunner
 from jaxinfer.errors import CapacityError, InvalidParameter
 from jaxinfer.models.layout import for_decoding
 from jaxinfer.models.model import DTYPES, Model
+from jaxinfer.sampling_params import RequestLimits
 from jaxinfer.tokenizer import Tokenizer
 from pallas_kernels.ragged_paged_attention import XLA_PAGE_SIZES
 
@@ -76,6 +77,7 @@ class EngineBuilder:
         prompt_logprobs: bool = True,
         max_waiting_requests: int | None = None,
         max_waiting_tokens: int | None = None,
+        request_limits: RequestLimits | None = None,
     ):
         """
         Args:
@@ -83,6 +85,7 @@ class EngineBuilder:
             prefill_tokens: sizes of the prefill programs, ascending, the last being
                 ``max_num_batched_tokens``; None chooses a short ladder.
             page_size: tokens a page; which sizes there are depends on the chip.
+            request_limits: what one request may ask for; None is their defaults.
             memory_utilization: the share of the device's memory that everything may take.
 
         Raises:
@@ -99,6 +102,7 @@ class EngineBuilder:
             enable_prefix_caching=enable_prefix_caching,
             max_waiting_requests=max_waiting_requests,
             max_waiting_tokens=max_waiting_tokens,
+            request=request_limits or RequestLimits(),
         )
         self._room = usable_memory(blank.mesh, memory_utilization)
         # Blocks keep the weights twice, and joining copies them where they are not released; the

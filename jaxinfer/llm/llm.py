@@ -37,7 +37,7 @@ from jaxinfer.llm.stream import RequestStream
 from jaxinfer.llm.xla_cache import keep_compiled_programs
 from jaxinfer.models.model import Model
 from jaxinfer.outputs import RequestOutput
-from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.sampling_params import RequestLimits, SamplingParams
 from jaxinfer.tokenizer import Tokenizer
 from sharding import make_mesh
 
@@ -94,6 +94,7 @@ class LLM:
         decode_steps: Sequence[int] = (1,),
         max_waiting_requests: int | None = None,
         max_waiting_tokens: int | None = None,
+        request_limits: RequestLimits | None = None,
         progress: PhaseProgress = no_phase_progress,
     ):
         """
@@ -121,6 +122,7 @@ class LLM:
             decode_steps: how many decode steps one call may take while nobody waits.
             max_waiting_requests, max_waiting_tokens: how many requests, and tokens of their
                 prompts, may wait before another is refused; None is endless.
+            request_limits: what one request may ask for at most; None is their defaults.
             progress: called with the phase (``load``, ``compile``), parts done and parts in all;
                 for the two from different threads.
 
@@ -180,6 +182,7 @@ class LLM:
                 prompt_logprobs=enable_prompt_logprobs,
                 max_waiting_requests=max_waiting_requests,
                 max_waiting_tokens=max_waiting_tokens,
+                request_limits=request_limits,
             )
 
             def load(report: Progress) -> Model:

@@ -27,7 +27,7 @@ class RpcServer:
         self._settings = settings
         self._health = health.aio.HealthServicer()
         auth = [BearerAuth(settings.tokens)] if settings.tokens else []
-        self._server = grpc.aio.server(interceptors=auth, options=_channel_options(settings))
+        self._server = grpc.aio.server(interceptors=auth, options=channel_options(settings))
         inference = Inference(frontend, deadline_margin=settings.deadline_margin)
         inference_pb2_grpc.add_InferenceServicer_to_server(inference, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -68,9 +68,18 @@ class RpcServer:
         return self._server.add_secure_port(address, server_credentials(self._settings.tls))
 
 
-def _channel_options(settings: ServeSettings) -> list[tuple[str, int]]:
+def channel_options(settings: ServeSettings) -> list[tuple[str, int]]:
     """What gRPC calls arguments of a channel."""
+    age = {}
+    if settings.max_connection_age is not None:
+        age = {
+            "grpc.max_connection_age_ms": int(1000 * settings.max_connection_age),
+            "grpc.max_connection_age_grace_ms": int(1000 * settings.max_connection_grace),
+        }
     return [
+        *age.items(),
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         # Clients may ping through a long prefill.
