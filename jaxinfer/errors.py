@@ -18,6 +18,7 @@
     ├── CapacityError                   does not fit: memory, pages, queue
     ├── DuplicateRequest(ValueError)    a request id that is in use
     ├── EngineClosed(RuntimeError)      submitted after close()
+    ├── Asleep(RuntimeError)            submitted while the weights are not on the device
     └── StepFailed(RuntimeError)        the device failed during a step
 
 Each message names the value, what is allowed, and the fix.
@@ -94,6 +95,10 @@ class DuplicateRequest(JaxInferError, ValueError):
 
 class EngineClosed(JaxInferError, RuntimeError):
     """The engine was closed; nothing more can be submitted."""
+
+
+class Asleep(JaxInferError, RuntimeError):
+    """The model sleeps: its weights are not on the device, and nothing is taken until it wakes."""
 
 
 class StepFailed(JaxInferError, RuntimeError):

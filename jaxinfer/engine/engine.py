@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jaxinfer.engine.bad_words import read_bad_words
 from jaxinfer.engine.constraint import Constraint
+from jaxinfer.engine.errand import Errand, WaitFor
 from jaxinfer.engine.inbox import Inbox
 from jaxinfer.engine.job import Job
 from jaxinfer.engine.request import (
@@ -85,6 +86,7 @@ class Engine:
         self._outbox: dict[OnEvents, list[TokenEvent]] = {}
         self._jobs: dict[Family, Job] = {}
         self._timed: list[Job] = []
+        self._errands: deque[Errand] = deque()
         self._launched_at: deque[float] = deque()  # of what is in flight
         self._waited = 0.0  # for the device, in this step
         self._landed_at = clock()
@@ -108,6 +110,7 @@ class Engine:
             CapacityError: it asks for more than the page pool holds, or the queue is full.
             DuplicateRequest: its id is in use.
             EngineClosed: after ``close``.
+            Asleep: after ``fall_asleep``.
         """
         request = with_verified_schedule(request)
         limits, params = self.runner.limits, request.params
@@ -140,6 +143,51 @@ class Engine:
     def forget_prefixes(self) -> None:
         """From the next step on, no prompt finds anything in the prefix cache that is there now."""
         self._inbox.forget_prefixes()
+
+    def between_steps(
+        self,
+        function: Callable[[], Result],
+        *,
+        wait_for: WaitFor = WaitFor.FLIGHT,
+        timeout: float | None = None,
+    ) -> "Future[Result]":
+        """Has the thread that takes the steps call ``function`` when nothing is in flight.
+
+        Such calls are made one after the other, in the order in which they were asked for. While
+        one waits for requests that were begun, no other request is.
+
+        Args:
+            timeout: seconds after which it no longer begins, and its future has a TimeoutError;
+                looked at between steps.
+
+        Returns:
+            a future with what it returns or raises; EngineClosed where the engine ended before.
+
+        Raises:
+            EngineClosed: after ``close``.
+        """
+        deadline = None if timeout is None else self._clock() + timeout
+        errand = Errand(function, wait_for, deadline)
+        self._inbox.send(errand)
+        return errand.future
+
+    @property
+    def is_asleep(self) -> bool:
+        """Requests are refused, because the model sleeps."""
+        return self._inbox.is_asleep
+
+    def fall_asleep(self) -> None:
+        """Takes no requests until it wakes; those that are here go on."""
+        self._inbox.set_asleep(True)
+
+    def wake(self) -> None:
+        """Takes requests again."""
+        self._inbox.set_asleep(False)
+
+    @property
+    def has_thread(self) -> bool:
+        """Steps are taken by a thread of its own."""
+        return self._thread is not None
 
     def start(self) -> None:
         """Starts the one thread that takes steps whenever there is work."""
@@ -202,7 +250,7 @@ class Engine:
                     self._in_turn = False
             if self._inbox.is_closed:
                 self._end_all()
-            return len(self._inbox) > 0 or self._in_flight is not None
+            return bool(self._inbox or self._in_flight or self._errands)
 
     def _run(self) -> None:
         try:
@@ -234,6 +282,8 @@ class Engine:
         now = self._clock()
         self._receive(now)
         try:
+            while self._errands and not self._attend(now):
+                self._receive(now)  # what it has asked for
             if self._lookahead:
                 self._advance_ahead(now)
             else:
@@ -242,6 +292,33 @@ class Engine:
             self._recover(error)
         if self._debug_checks:
             self._scheduler.check()
+
+    def _attend(self, now: float) -> bool:
+        """Looks after the first errand: False when that is over, True while it waits."""
+        errand = self._errands[0]
+        self._scheduler.admits_new = errand.wait_for is not WaitFor.BEGUN
+        if self._is_due(errand):
+            if self._in_flight is not None:
+                previous, self._in_flight = self._in_flight, None
+                self._land(*previous)
+            errand.run()
+        elif errand.is_late(now):
+            errand.fail(TimeoutError(f"{errand.wait_for.value} did not end in time"))
+        elif not errand.future.cancelled():
+            return True
+        self._errands.popleft()
+        self._scheduler.admits_new = True
+        return False
+
+    def _is_due(self, errand: Errand) -> bool:
+        """What it waits for has ended, but for what is in flight."""
+        match errand.wait_for:
+            case WaitFor.FLIGHT:
+                return True
+            case WaitFor.BEGUN:
+                return not any(job.family.is_begun for job in self._jobs.values())
+            case WaitFor.ALL:
+                return not self._jobs
 
     def _advance(self, now: float) -> None:
         """The plain loop: one step, launched, sampled and read."""
@@ -346,6 +423,7 @@ class Engine:
         mail = self._inbox.take()
         if mail.forget_prefixes:
             self._scheduler.tables.forget_prefixes()
+        self._errands += mail.errands
         for job in mail.submitted:
             self._jobs[job.family] = job
             for sequence in job.family.sequences:
@@ -386,6 +464,7 @@ class Engine:
         self._receive(self._clock())
         for job in tuple(self._jobs.values()):
             self._end(job, FinishReason.ABORT)
+        self._drop_errands()
         self._deliver()
 
     def _die(self, error: BaseException) -> None:
@@ -398,7 +477,15 @@ class Engine:
             self._inbox.remove(job)
         self._jobs.clear()
         self._timed.clear()
+        self._errands += self._inbox.take().errands
+        self._drop_errands()
         self._deliver()
+
+    def _drop_errands(self) -> None:
+        while self._errands:
+            self._errands.popleft().fail(
+                EngineClosed("the engine was closed before this could run")
+            )
 
     def _post(self, job: Job, event: TokenEvent) -> None:
         """Puts an event into the outbox; an output's last one ends its sequence."""

@@ -3,9 +3,10 @@
 import threading
 from dataclasses import dataclass, field
 
+from jaxinfer.engine.errand import Errand
 from jaxinfer.engine.job import Job
 from jaxinfer.engine.limits import EngineLimits
-from jaxinfer.errors import CapacityError, DuplicateRequest, EngineClosed
+from jaxinfer.errors import Asleep, CapacityError, DuplicateRequest, EngineClosed
 
 
 @dataclass
@@ -15,6 +16,7 @@ class Mail:
     submitted: list[Job] = field(default_factory=list)
     aborted: list[Job] = field(default_factory=list)
     forget_prefixes: bool = False
+    errands: list[Errand] = field(default_factory=list)
 
 
 class Inbox:
@@ -26,6 +28,7 @@ class Inbox:
         self._jobs: dict[str, Job] = {}
         self._mail = Mail()
         self._is_closed = False
+        self.is_asleep = False
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -38,12 +41,14 @@ class Inbox:
         """Takes a request in.
 
         Raises:
-            CapacityError, DuplicateRequest, EngineClosed: as ``Engine.submit``.
+            Asleep, CapacityError, DuplicateRequest, EngineClosed: as ``Engine.submit``.
         """
         request_id = job.request.request_id
         with self._changed:
             if self._is_closed:
                 raise EngineClosed(f"request {request_id!r}: the engine was closed")
+            if self.is_asleep:
+                raise Asleep(f"request {request_id!r}: the model sleeps; wake it, or ask another")
             if request_id in self._jobs:
                 raise DuplicateRequest(f"request_id = {request_id!r} is in use: take another")
             self._refuse_beyond_limits(job)
@@ -60,6 +65,23 @@ class Inbox:
             self._changed.notify_all()
             return True
 
+    def send(self, errand: Errand) -> None:
+        """Takes an errand in.
+
+        Raises:
+            EngineClosed: nobody will run it.
+        """
+        with self._changed:
+            if self._is_closed:
+                raise EngineClosed("the engine was closed: nothing runs between its steps")
+            self._mail.errands.append(errand)
+            self._changed.notify_all()
+
+    def set_asleep(self, is_asleep: bool) -> None:
+        """Whether requests are refused."""
+        with self._changed:
+            self.is_asleep = is_asleep
+
     def close(self) -> None:
         """Nothing more is taken in."""
         with self._changed:
@@ -69,7 +91,7 @@ class Inbox:
     def wait_for_work(self) -> bool:
         """Blocks while there is nothing to do; False once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._is_closed)
+            self._changed.wait_for(self._has_work)
             return not self._is_closed
 
     def forget_prefixes(self) -> None:
@@ -91,6 +113,9 @@ class Inbox:
         """The request is over; its id is free again."""
         with self._changed:
             del self._jobs[job.request.request_id]
+
+    def _has_work(self) -> bool:
+        return bool(self._jobs or self._mail.errands or self._is_closed)
 
     def _refuse_beyond_limits(self, job: Job) -> None:
         """The queue: requests of which nothing was computed yet."""

@@ -38,6 +38,9 @@ class Progress:
 class Scheduler:
     """``plan`` may run before the step before it was committed: it assumes that every slot got its
     tokens. What comes back for a sequence that has left its slot meanwhile is dropped.
+
+    Attributes:
+        admits_new: False: no request is begun; those that were, go on.
     """
 
     def __init__(self, groups: Items[CacheGroup], limits: EngineLimits):
@@ -47,6 +50,7 @@ class Scheduler:
         self.stats = EngineStats()
         self.waiting: list[Sequence] = []  # both by rank, best first
         self.running: list[Sequence] = []
+        self.admits_new = True
         self._refused: tuple[Sequence | None, Items[int]] = (None, ())
         self._unsent_pages: dict[tuple[int, int, int], int] = {}
 
@@ -69,7 +73,8 @@ class Scheduler:
 
         ``max_steps``: decode steps that one call may take at most.
         """
-        self._yield_to_priority()
+        if self.admits_new:
+            self._yield_to_priority()
         draft = PlanDraft(self._num_steps(max_steps), self._unsent_pages)
         num_preemptions = self.stats.num_preemptions
         num_decoding = sum(not sequence.is_prefilling for sequence in self.running)
@@ -229,6 +234,8 @@ class Scheduler:
         for sequence in tuple(self.waiting):
             if budget <= 0 or not self.slots.num_free:
                 return
+            if not (self.admits_new or sequence.family.is_begun):
+                continue
             siblings = [s for s in self.running if s.family is sequence.family]
             if any(s.is_prefilling or draft.has_prompt_row(s.slot) for s in siblings):
                 continue  # the prompt that they share is being computed

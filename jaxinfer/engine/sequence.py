@@ -51,6 +51,11 @@ class Family:
         for sequence, constraint in zip(self.sequences, constraints, strict=bool(constraints)):
             sequence.constraint = constraint
 
+    @property
+    def is_begun(self) -> bool:
+        """Some sample of it was admitted once."""
+        return self.num_cached_tokens is not None
+
 
 class Sequence:
     """Tokens, slot and pages of one sample.
