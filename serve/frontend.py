@@ -3,10 +3,10 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jaxinfer.engine.request import Request, verify_prompt
 from jaxinfer.errors import InvalidParameter, PromptTooLong, Unsupported
@@ -27,9 +27,11 @@ LONG_TEXT = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """A prompt that is a list of messages, oldest first."""
+    """A prompt that is a list of messages, oldest first. ``template``: what else the chat template
+    is to see."""
 
     messages: Sequence[Message]
+    template: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class Ask:
         prompt: a text, token ids, or a conversation.
         model: empty, or the name of the model that is served.
         timeout: seconds from now.
+        add_special_tokens: a text is encoded as the model wants its texts to begin; the template
+            of a conversation sees to that itself.
     """
 
     prompt: str | Sequence[int] | Conversation
@@ -51,6 +55,7 @@ class Ask:
     timeout: float | None = None
     cache_salt: str = ""
     bypass_prefix_cache: bool = False
+    add_special_tokens: bool = True
 
 
 class Frontend:
@@ -97,7 +102,9 @@ class Frontend:
             raise Unsupported("prompt log-probabilities: this server was started without them")
         request = Request(
             request_id=ask.request_id or uuid.uuid4().hex,
-            prompt_token_ids=await self.encode(ask.prompt),
+            prompt_token_ids=await self.encode(
+                ask.prompt, add_special_tokens=ask.add_special_tokens
+            ),
             params=ask.params,
             priority=ask.priority,
             deadline=None if ask.timeout is None else arrival + ask.timeout,
@@ -113,7 +120,8 @@ class Frontend:
         """The tokens of a prompt; long ones are made in another thread."""
         if isinstance(prompt, Conversation):
             # A template is a program: it may take its two seconds.
-            return await _aside(partial(self.model.encode_chat, prompt.messages))
+            encode_chat = partial(self.model.encode_chat, prompt.messages, **prompt.template)
+            return await _aside(encode_chat)
         if not isinstance(prompt, str):
             if len(prompt) >= self.model.max_model_len:  # before each is looked at
                 raise PromptTooLong(
