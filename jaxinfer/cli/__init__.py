@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 import jaxinfer
-from jaxinfer.cli import bench, chat, generate, inspect, pull, score, serve
+from jaxinfer.cli import batch, bench, chat, generate, inspect, pull, score, serve
 from jaxinfer.cli.printing import note, write_utf8
 from jaxinfer.errors import JaxInferError, UsageError
 
@@ -22,6 +22,7 @@ _COMMANDS = {
     "generate": generate,
     "chat": chat,
     "score": score,
+    "batch": batch,
     "serve": serve,
     "inspect": inspect,
     "pull": pull,

@@ -207,6 +207,11 @@ class Engine:
                 self._end_all()
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it takes nothing more, because of ``close`` or of a failure of its own."""
+        return self._inbox.is_closed
+
+    @property
     def stats(self) -> EngineStats:
         return self._scheduler.stats
 

@@ -182,9 +182,8 @@ class Ledger:
 
 
 def _sync_directory_of(path: str) -> None:
-    """The name of a new file is in its directory."""
+    """The name of a new file is in its directory, which not every file system can sync."""
     fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with suppress(OSError):
         os.fsync(fd)
-    finally:
-        os.close(fd)
+    os.close(fd)

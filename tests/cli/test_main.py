@@ -14,7 +14,7 @@ from jaxinfer.cli import printing
 from jaxinfer.cli.arguments import DEFAULT_MODEL
 from jaxinfer.errors import CapacityError, InvalidParameter, StepFailed
 
-COMMANDS = ["generate", "chat", "score", "serve", "inspect", "pull"]
+COMMANDS = ["generate", "chat", "score", "batch", "serve", "inspect", "pull"]
 STANDARD_INPUT = [["generate", "-"], ["chat"], ["score", "-"], ["score", "--file", "-"]]
 MEASUREMENTS = ["latency", "throughput", "startup"]
 
