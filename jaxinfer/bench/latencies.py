@@ -3,11 +3,14 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxinfer.llm import RequestStream
 from jaxinfer.outputs import RequestOutput
+
+if TYPE_CHECKING:
+    from jaxinfer.llm import RequestStream
 
 #: Milliseconds by ``ttft``, ``tpot`` or ``e2el`` that a request must not exceed.
 Objectives = Mapping[str, float]
@@ -31,7 +34,7 @@ class RequestTimes:
         return all((getattr(self, name) or 0.0) <= most for name, most in objectives.items())
 
 
-def drain(stream: RequestStream) -> dict[str, list[float]]:
+def drain(stream: "RequestStream") -> dict[str, list[float]]:
     """Takes all events of a stream; seconds at which tokens came, by request."""
     arrivals: dict[str, list[float]] = {request_id: [] for request_id in stream.request_ids}
     with stream:
@@ -60,8 +63,11 @@ def request_times(output: RequestOutput, arrivals: Sequence[float]) -> RequestTi
     )
 
 
-def statistics(times: Iterable[RequestTimes]) -> dict[str, float]:
-    """``mean_ttft_ms``, ``median_ttft_ms``, ``p99_ttft_ms``, and so for the other three."""
+def statistics(
+    times: Iterable[RequestTimes], percentiles: Sequence[float] = (99,)
+) -> dict[str, float]:
+    """``mean_ttft_ms``, ``median_ttft_ms``, ``std_ttft_ms``, ``p99_ttft_ms``, and so for the other
+    three."""
     times = list(times)
     samples = {
         "ttft": [entry.ttft for entry in times],
@@ -74,5 +80,8 @@ def statistics(times: Iterable[RequestTimes]) -> dict[str, float]:
         if values:
             found[f"mean_{name}_ms"] = float(np.mean(values))
             found[f"median_{name}_ms"] = float(np.median(values))
-            found[f"p99_{name}_ms"] = float(np.percentile(values, 99))
+            found[f"std_{name}_ms"] = float(np.std(values))
+            for percentile in percentiles:
+                of_all = float(np.percentile(values, percentile))
+                found[f"p{percentile:g}_{name}_ms"] = of_all
     return found

@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxinfer.errors import InvalidParameter
-from jaxinfer.llm.prompts import PromptLike
 from jaxinfer.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from jaxinfer.llm.prompts import PromptLike
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """Prompts, and for each how many tokens follow it, whatever they are."""
 
-    prompts: Sequence[PromptLike]
+    prompts: "Sequence[PromptLike]"
     output_lens: Sequence[int]
 
     @property
@@ -84,5 +86,5 @@ def _entry(path: Path, number: int, line: str) -> dict[str, Any]:
     return entry
 
 
-def _prompt(value: Any) -> PromptLike:
+def _prompt(value: Any) -> "PromptLike":
     return {"prompt_token_ids": value} if isinstance(value, list) else value

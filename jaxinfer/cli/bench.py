@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jaxinfer.cli import bench_serve
 from jaxinfer.cli.arguments import (
     MODEL_CHOICE,
     add_model_arguments,
@@ -25,6 +26,7 @@ def add_parser(commands: Any, name: str) -> None:
     _add_latency(kinds)
     _add_throughput(kinds)
     _add_startup(kinds)
+    bench_serve.add_parser(kinds, _objective)
 
 
 def _add_latency(kinds: Any) -> None:

@@ -47,4 +47,6 @@ def test_statistics_have_vllms_names():
     assert found["mean_ttft_ms"] == 200
     assert found["median_tpot_ms"] == 20
     assert found["p99_e2el_ms"] == pytest.approx(596)
-    assert len(found) == 12
+    assert found["std_ttft_ms"] == 100
+    assert len(found) == 16
+    assert statistics(times, percentiles=(50, 99.9))["p50_itl_ms"] == 20
