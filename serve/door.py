@@ -37,7 +37,8 @@ class Door:
     ):
         """
         Args:
-            max_pending_tokens: how many tokens of one request may wait for its reader.
+            max_pending_tokens: how many tokens of one request, and log-probabilities beside them,
+                may wait for its reader.
             num_remembered: ids of ended requests that ``abort`` still knows.
             clock: what watches are told the time by.
         """
@@ -185,7 +186,7 @@ class EventStream:
             return
         self._num_cached_tokens = event.num_cached_tokens
         self._pending.setdefault(event.index, []).append(event)
-        self._room -= len(event.token_ids)
+        self._room -= _weight(event)
         if self._room < 0:
             self._pending.clear()
             self._failure = SlowReader(
@@ -221,6 +222,11 @@ class EventStream:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _weight(event: TokenEvent) -> int:
+    """In tokens: a log-probability takes as much room as one."""
+    return len(event.token_ids) + sum(map(len, event.logprobs or ()))
 
 
 def _joined(events: list[TokenEvent]) -> TokenEvent:

@@ -9,9 +9,16 @@ from functools import partial
 from typing import Any, TypeVar
 
 from jaxinfer.engine.request import Request, verify_prompt
-from jaxinfer.errors import InvalidParameter, PromptTooLong, Unsupported
+from jaxinfer.errors import Unsupported
 from jaxinfer.outputs import FinishReason
 from jaxinfer.sampling_params import SamplingParams
+from serve.bounds import (
+    MAX_LIST,
+    MAX_TOKENIZED,
+    require_room_for_ids,
+    require_room_for_text,
+    require_short,
+)
 from serve.door import Door, EventStream
 from serve.errors import DeadlinePassed, Draining, NotFound
 from serve.model import Message, ServedModel
@@ -19,8 +26,6 @@ from serve.observer import Observer
 
 T = TypeVar("T")
 
-#: Characters of a request's id.
-MAX_REQUEST_ID = 256
 #: Characters from which on a text is encoded beside the event loop, not in it.
 LONG_TEXT = 4096
 
@@ -64,6 +69,7 @@ class Frontend:
     Attributes:
         model: what is served.
         is_draining: takes no new requests.
+        max_text: characters of the longest prompt.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class Frontend:
     ):
         self.model = model
         self.is_draining = False
+        self.max_text = model.max_text
         self._observers = observers
         self._door = Door(model.engine, max_pending_tokens=max_pending_tokens)
 
@@ -92,10 +99,8 @@ class Frontend:
         self.require_model(ask.model)
         if self.is_draining:
             raise Draining("the server is draining: ask another one")
-        if len(ask.request_id) > MAX_REQUEST_ID:
-            raise InvalidParameter(
-                f"request_id has {len(ask.request_id)} characters: give it at most {MAX_REQUEST_ID}"
-            )
+        require_short("request_id", ask.request_id)
+        require_short("cache.salt", ask.cache_salt)
         if ask.timeout is not None and ask.timeout <= 0:
             raise DeadlinePassed("the deadline has passed before the request came")
         if ask.params.prompt_logprobs is not None and not self.model.has_prompt_logprobs:
@@ -115,29 +120,50 @@ class Frontend:
         return self._door.submit(request, watches)
 
     async def encode(
-        self, prompt: str | Sequence[int] | Conversation, *, add_special_tokens: bool = True
+        self,
+        prompt: str | Sequence[int] | Conversation,
+        *,
+        add_special_tokens: bool = True,
+        must_fit: bool = True,
     ) -> Sequence[int]:
-        """The tokens of a prompt; long ones are made in another thread."""
+        """The tokens of a prompt; long ones are made in another thread.
+
+        ``must_fit``: what surely leaves no room in the context is refused before it is encoded;
+        else a text may have ``MAX_TOKENIZED`` characters in any case.
+
+        Raises:
+            InvalidPrompt, PromptTooLong, ChatTemplateError: it cannot be encoded.
+        """
+        self.require_room(prompt, must_fit=must_fit)
         if isinstance(prompt, Conversation):
             # A template is a program: it may take its two seconds.
             encode_chat = partial(self.model.encode_chat, prompt.messages, **prompt.template)
             return await _aside(encode_chat)
         if not isinstance(prompt, str):
-            if len(prompt) >= self.model.max_model_len:  # before each is looked at
-                raise PromptTooLong(
-                    f"the prompt has {len(prompt)} tokens: at most {self.model.max_model_len - 1} "
-                    f"leave room for a new one in the context of {self.model.max_model_len}"
-                )
             return tuple(prompt)
         encode = partial(self.model.encode, prompt, add_special_tokens=add_special_tokens)
         return encode() if len(prompt) < LONG_TEXT else await _aside(encode)
+
+    def require_room(
+        self, prompt: str | Sequence[int] | Conversation, *, must_fit: bool = True
+    ) -> None:
+        """Raises PromptTooLong for what is too long whatever its tokens are; see ``encode``."""
+        most = self.max_text if must_fit else max(MAX_TOKENIZED, self.max_text)
+        if isinstance(prompt, str):
+            require_room_for_text(len(prompt), most)
+        elif isinstance(prompt, Conversation):
+            texts = [message.get("content") for message in prompt.messages]
+            require_room_for_text(sum(len(text) for text in texts if isinstance(text, str)), most)
+        else:
+            require_room_for_ids(prompt, self.model.max_model_len)
 
     async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of tokens, made in another thread.
 
         Raises:
-            InvalidPrompt: an id outside of the vocabulary, or no tokenizer.
+            InvalidPrompt: an id outside of the vocabulary, too many, or no tokenizer.
         """
+        require_room_for_ids(token_ids, max(MAX_LIST, self.model.max_model_len))
         verify_prompt(token_ids, self.model.vocab_size)
         decode = self.model.require_tokenizer().decode
         return await _aside(partial(decode, token_ids, skip_special_tokens=skip_special_tokens))

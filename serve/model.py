@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,6 +13,9 @@ from jaxinfer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from jaxinfer.llm import LLM
+
+#: Characters of a text that is never too long to be encoded.
+_SHORT_TEXT = 2**16
 
 #: ``{"role": ..., "content": ...}``.
 Message = Mapping[str, Any]
@@ -70,6 +74,17 @@ class ServedModel:
             memory_budget=llm.budget.by_use,
             num_compiles=lambda: llm.num_compiles,
         )
+
+    @cached_property
+    def max_text(self) -> int:
+        """Characters that a prompt can have at most: tokens have bytes, and no text has more
+        characters than bytes. Short texts are not refused by it, so that their tokens are told.
+        """
+        if self.tokenizer is None:
+            return _SHORT_TEXT
+        token_ids = range(self.tokenizer.vocab_size)
+        longest = max(len(self.tokenizer.token_bytes(token)) for token in token_ids)
+        return max(_SHORT_TEXT, self.max_model_len * longest)
 
     @property
     def vocab_size(self) -> int:

@@ -44,12 +44,16 @@ async def score(frontend: Frontend, ask: ScoreAsk) -> tuple["Score", RequestOutp
     from jaxinfer.llm.score import SCORING, read_scorables, score_of
 
     def read():
-        parts = [ask.prompt] if ask.continuation is None else [ask.prompt, ask.continuation]
-        forms = [part if isinstance(part, str) else {"prompt_token_ids": part} for part in parts]
+        forms = [
+            part if isinstance(part, str) else {"prompt_token_ids": list(part)} for part in parts
+        ]
         scorable = forms[0] if len(forms) == 1 else tuple(forms)
         return read_scorables(scorable, frontend.model.tokenizer)[0]
 
     frontend.require_model(ask.model)
+    parts = [ask.prompt] if ask.continuation is None else [ask.prompt, ask.continuation]
+    for part in parts:
+        frontend.require_room(part)
     text = await asyncio.to_thread(read)
     request = Ask(
         prompt=text.prompt.token_ids,

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from grpc.aio import ServicerContext
 
+from serve.rpc.malformed import Malformed
 from serve.statuses import message_of, status_of
 
 _log = logging.getLogger(__name__)
@@ -19,6 +20,8 @@ def answers(method: Callable[[Any, Any, ServicerContext], Awaitable[Any]]) -> Ca
 
     @functools.wraps(method)
     async def answered(servicer: Any, request: Any, context: ServicerContext) -> Any:
+        if isinstance(request, Malformed):
+            await request.refuse(context)
         try:
             return await method(servicer, request, context)
         except Exception as error:
@@ -34,6 +37,8 @@ def streams(
 
     @functools.wraps(method)
     async def streamed(servicer: Any, request: Any, context: ServicerContext) -> AsyncIterator[Any]:
+        if isinstance(request, Malformed):
+            await request.refuse(context)
         try:
             async with aclosing(method(servicer, request, context)) as messages:
                 async for message in messages:

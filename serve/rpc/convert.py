@@ -15,6 +15,7 @@ from jaxinfer.outputs import (
     TokenEvent,
 )
 from jaxinfer.sampling_params import SamplingParams
+from serve.bounds import few
 from serve.frontend import Ask, Conversation
 from serve.proto import inference_pb2 as pb
 from serve.score import ScoreAsk
@@ -61,14 +62,14 @@ def read_score_ask(message: pb.ScoreRequest, timeout: float | None) -> ScoreAsk:
     """
     if message.WhichOneof("prompt") is None:
         raise InvalidPrompt("the request has no prompt: set text or token_ids")
-    continuation: str | list[int] | None = None
+    continuation: str | Sequence[int] | None = None
     match message.WhichOneof("continuation"):
         case "continuation_text":
             continuation = message.continuation_text
         case "continuation_token_ids":
-            continuation = list(message.continuation_token_ids.ids)
+            continuation = message.continuation_token_ids.ids
     return ScoreAsk(
-        prompt=message.text if message.HasField("text") else list(message.token_ids.ids),
+        prompt=message.text if message.HasField("text") else message.token_ids.ids,
         continuation=continuation,
         request_id=message.request_id,
         model=message.model,
@@ -103,12 +104,21 @@ def _read_prompt(message: pb.GenerateRequest) -> str | Sequence[int] | Conversat
 
 
 def read_messages(chat: pb.ChatMessages) -> list[dict[str, str]]:
-    """A conversation as templates take it."""
-    return [{"role": each.role, "content": each.content} for each in chat.messages]
+    """A conversation as templates take it.
+
+    Raises:
+        InvalidParameter: too many messages.
+    """
+    messages = few("chat.messages", chat.messages)
+    return [{"role": each.role, "content": each.content} for each in messages]
 
 
 def read_params(message: pb.GenerateRequest) -> SamplingParams:
-    """Sampling parameters; what a message leaves out keeps its default."""
+    """Sampling parameters; what a message leaves out keeps its default.
+
+    Raises:
+        InvalidParameter: a list that is too long to be read.
+    """
     sampling, stopping, output = message.sampling, message.stopping, message.output
     return SamplingParams(
         **_given(
@@ -126,11 +136,11 @@ def read_params(message: pb.GenerateRequest) -> SamplingParams:
         **_given(output, "logprobs", "prompt_logprobs", "skip_special_tokens"),
         **_given(stopping, "min_tokens"),
         max_tokens=stopping.max_tokens if stopping.HasField("max_tokens") else None,
-        logit_bias=dict(sampling.logit_bias) or None,
-        allowed_token_ids=tuple(sampling.allowed_token_ids) or None,
-        bad_words=tuple(sampling.bad_words),
-        stop=tuple(stopping.stop),
-        stop_token_ids=tuple(stopping.stop_token_ids),
+        logit_bias=dict(few("logit_bias", sampling.logit_bias)) or None,
+        allowed_token_ids=tuple(few("allowed_token_ids", sampling.allowed_token_ids)) or None,
+        bad_words=tuple(few("bad_words", sampling.bad_words)),
+        stop=tuple(few("stop", stopping.stop)),
+        stop_token_ids=tuple(few("stop_token_ids", stopping.stop_token_ids)),
         ignore_eos=stopping.ignore_eos,
         include_stop_str_in_output=stopping.include_stop_in_output,
         detokenize=not output.token_ids_only,

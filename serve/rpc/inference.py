@@ -10,8 +10,9 @@ from grpc.aio import ServicerContext
 
 from jaxinfer.errors import InvalidPrompt
 from jaxinfer.outputs import FinishReason
+from serve.bounds import require_lean, require_sendable
 from serve.errors import DeadlinePassed
-from serve.frontend import Conversation, Frontend
+from serve.frontend import Ask, Conversation, Frontend
 from serve.proto import inference_pb2 as pb
 from serve.proto import inference_pb2_grpc as pb_grpc
 from serve.rpc.answers import answers, streams
@@ -23,10 +24,15 @@ from serve.score import score
 class Inference(pb_grpc.InferenceServicer):
     """One model's generation, tokens and facts."""
 
-    def __init__(self, frontend: Frontend, *, deadline_margin: float):
-        """``deadline_margin``: seconds before a call's deadline at which its outputs end, so that
-        their last events still reach the client."""
+    def __init__(self, frontend: Frontend, *, deadline_margin: float, max_message_bytes: int):
+        """
+        Args:
+            deadline_margin: seconds before a call's deadline at which its outputs end, so that
+                their last events still reach the client.
+            max_message_bytes: of one answer.
+        """
         self._frontend = frontend
+        self._max_message_bytes = max_message_bytes
         self._margin = deadline_margin
         self._started = time.time_ns()
 
@@ -35,7 +41,7 @@ class Inference(pb_grpc.InferenceServicer):
         self, request: pb.GenerateRequest, context: ServicerContext
     ) -> AsyncGenerator[pb.GenerateEvent, None]:
         """The events of a request as they come."""
-        ask = read_ask(request, self._timeout(context))
+        ask = self._read(request, context)
         stream = await self._frontend.generate(ask)
         try:
             transcript = Transcript(stream.request, self._frontend.model.name)
@@ -55,7 +61,9 @@ class Inference(pb_grpc.InferenceServicer):
         self, request: pb.GenerateRequest, context: ServicerContext
     ) -> pb.GenerateResponse:
         """All outputs of a request."""
-        stream = await self._frontend.generate(read_ask(request, self._timeout(context)))
+        ask = self._read(request, context)
+        require_sendable(ask.params, self._frontend.model.max_model_len, self._max_message_bytes)
+        stream = await self._frontend.generate(ask)
         try:
             transcript = Transcript(stream.request, self._frontend.model.name)
             async for events in stream:
@@ -84,9 +92,12 @@ class Inference(pb_grpc.InferenceServicer):
         special = not request.HasField("add_special_tokens") or request.add_special_tokens
         match request.WhichOneof("input"):
             case "text":
-                ids = await frontend.encode(request.text, add_special_tokens=special)
+                ids = await frontend.encode(
+                    request.text, add_special_tokens=special, must_fit=False
+                )
             case "chat":
-                ids = await frontend.encode(Conversation(messages=read_messages(request.chat)))
+                chat = Conversation(messages=read_messages(request.chat))
+                ids = await frontend.encode(chat, must_fit=False)
             case _:
                 raise InvalidPrompt("nothing to tokenize: set text or chat")
         return pb.TokenizeResponse(token_ids=ids, max_model_len=frontend.model.max_model_len)
@@ -151,6 +162,13 @@ class Inference(pb_grpc.InferenceServicer):
             num_slots=engine.runner.limits.max_num_seqs,
             is_draining=self._frontend.is_draining,
         )
+
+    def _read(self, request: pb.GenerateRequest, context: ServicerContext) -> Ask:
+        """What is asked for, where it is not too long to be kept."""
+        ask = read_ask(request, self._timeout(context))
+        self._frontend.require_room(ask.prompt)
+        require_lean(request, self._frontend.max_text)
+        return ask
 
     def _timeout(self, context: ServicerContext) -> float | None:
         """Seconds that a call leaves for its outputs."""

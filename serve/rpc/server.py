@@ -8,6 +8,7 @@ from serve.frontend import Frontend
 from serve.proto import inference_pb2, inference_pb2_grpc
 from serve.rpc.auth import BearerAuth
 from serve.rpc.inference import Inference
+from serve.rpc.malformed import ReadSafely
 from serve.settings import ServeSettings
 from serve.tls import server_credentials
 
@@ -27,8 +28,14 @@ class RpcServer:
         self._settings = settings
         self._health = health.aio.HealthServicer()
         auth = [BearerAuth(settings.tokens)] if settings.tokens else []
-        self._server = grpc.aio.server(interceptors=auth, options=channel_options(settings))
-        inference = Inference(frontend, deadline_margin=settings.deadline_margin)
+        self._server = grpc.aio.server(
+            interceptors=[*auth, ReadSafely()], options=channel_options(settings)
+        )
+        inference = Inference(
+            frontend,
+            deadline_margin=settings.deadline_margin,
+            max_message_bytes=settings.max_message_bytes,
+        )
         inference_pb2_grpc.add_InferenceServicer_to_server(inference, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -16,7 +16,7 @@ from serve.proto import inference_pb2 as pb
 from serve.proto import inference_pb2_grpc as pb_grpc
 from serve.server import Server
 from serve.settings import ServeSettings
-from tests.engine.house import FakeTokenizer, House, full_group, text_of
+from tests.engine.house import VOCAB, FakeTokenizer, House, full_group, text_of
 
 #: A context that no request fills while a test looks at it.
 LONG = 4000
@@ -30,6 +30,11 @@ CANARY = pb.GenerateRequest(
 
 class ChattyTokenizer(FakeTokenizer):
     """A conversation is its contents, one after the other."""
+
+    vocab_size = VOCAB
+
+    def encode(self, text: str, **_: bool) -> list[int]:
+        return [(ord(letter) - 97) % VOCAB for letter in text if letter != " "]
 
     def apply_chat_template(self, messages, **_: object) -> str:
         if not messages:
@@ -73,15 +78,22 @@ async def served(
     credentials: grpc.ChannelCredentials | None = None,
     *,
     survives: bool = True,
+    tokenizer: FakeTokenizer | None = None,
     **limits,
 ) -> AsyncIterator[ServeHouse]:
     """A server on a free port; afterwards nothing is left in the engine, if it survives."""
     limits = {"max_model_len": LONG} | limits
-    house = House((full_group(2 + limits["max_model_len"]),), clock=time.monotonic, **limits)
+    tokenizer = tokenizer or ChattyTokenizer()
+    house = House(
+        (full_group(2 + limits["max_model_len"]),),
+        clock=time.monotonic,
+        tokenizer=tokenizer,
+        **limits,
+    )
     model = ServedModel(
         name="tiny",
         engine=house.engine,
-        tokenizer=ChattyTokenizer(),
+        tokenizer=tokenizer,
         max_model_len=limits["max_model_len"],
     )
     house.engine.runner = FaultyRunner(house.runner)

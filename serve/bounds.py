@@ -1,0 +1,81 @@
+"""What is refused by its size alone, before anybody copies, encodes or keeps it."""
+
+from collections.abc import Sequence, Sized
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from jaxinfer.errors import InvalidParameter, PromptTooLong
+from jaxinfer.sampling_params import SamplingParams
+
+Values = TypeVar("Values", bound=Sized)
+
+#: Entries of any list in a message; what the model has room for is usually less.
+MAX_LIST = 65_536
+#: Characters of a request's id, or of a salt.
+MAX_NAME = 256
+#: Characters of a text to tokenize that is not meant to be a prompt.
+MAX_TOKENIZED = 2**20
+#: Bytes that a message may be longer than the prompt in it.
+_MAX_BESIDES_PROMPT = 2**22
+#: Bytes on the wire of one log-probability with its token's text.
+_LOGPROB_BYTES = 32
+
+
+def few(name: str, values: Values) -> Values:
+    """The values themselves.
+
+    Raises:
+        InvalidParameter: there are too many even to look at them.
+    """
+    if len(values) > MAX_LIST:
+        raise InvalidParameter(f"{name} holds {len(values)} entries: at most {MAX_LIST} are read")
+    return values
+
+
+def require_short(name: str, value: str) -> None:
+    """Raises InvalidParameter for a name that is too long to keep."""
+    if len(value) > MAX_NAME:
+        raise InvalidParameter(f"{name} has {len(value)} characters: give it at most {MAX_NAME}")
+
+
+def require_room_for_ids(token_ids: Sequence[int], max_model_len: int) -> None:
+    """Raises PromptTooLong where they leave no room for a new token."""
+    if len(token_ids) >= max_model_len:
+        raise PromptTooLong(
+            f"the prompt has {len(token_ids)} tokens: at most {max_model_len - 1} "
+            f"leave room for a new one in the context of {max_model_len}"
+        )
+
+
+def require_room_for_text(num_characters: int, most: int) -> None:
+    """Raises PromptTooLong where no tokenizer makes so few tokens of it that they fit."""
+    if num_characters > most:
+        raise PromptTooLong(
+            f"the text has {num_characters} characters: at most {most} are encoded here; shorten it"
+        )
+
+
+def require_lean(message: Message, max_prompt: int) -> None:
+    """Raises InvalidParameter for a message that is longer than all that can be used of it.
+
+    It is kept as long as its request lives. ``max_prompt``: characters of the longest prompt.
+    """
+    most = 4 * max_prompt + _MAX_BESIDES_PROMPT
+    if (size := message.ByteSize()) > most:
+        raise InvalidParameter(
+            f"the request has {size} bytes, of which at most {most} can mean anything here"
+        )
+
+
+def require_sendable(params: SamplingParams, max_model_len: int, max_bytes: int) -> None:
+    """Raises InvalidParameter where the log-probabilities of all outputs fit into no message."""
+    if params.logprobs is None:
+        return
+    num_tokens = min(params.max_tokens or max_model_len, max_model_len)
+    size = params.n * num_tokens * (1 + params.logprobs) * _LOGPROB_BYTES
+    if size > max_bytes:
+        raise InvalidParameter(
+            f"n = {params.n} outputs with logprobs = {params.logprobs} may take {size} bytes: one "
+            f"message has at most {max_bytes}; set max_tokens, or read a stream"
+        )
