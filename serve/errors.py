@@ -19,5 +19,13 @@ class SlowReader(JaxInferError):
     """Too much of a stream waited to be read."""
 
 
+class TooLarge(JaxInferError):
+    """More bytes than a message may have."""
+
+
+class Unauthenticated(JaxInferError):
+    """The call names no token, or a wrong one."""
+
+
 class Aborted(JaxInferError):
     """Somebody ended the request before it had an answer."""

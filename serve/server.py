@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxinfer.outputs import FinishReason
 from serve.frontend import Frontend
+from serve.http.server import HttpServer
 from serve.metrics import Metrics
 from serve.model import ServedModel
 from serve.rpc.server import RpcServer
@@ -41,10 +42,18 @@ class Server:
             observers=(self.metrics.requests,),
         )
         self._rpc = RpcServer(self.frontend, settings)
+        self._http: HttpServer | None = None
         self._drained = asyncio.Event()
         self._watchdog = Watchdog(
             model.engine, patience=settings.step_patience, on_change=self._show_health
         )
+        if settings.http_port is not None:
+            self._http = HttpServer(
+                self.frontend,
+                settings,
+                is_well=lambda: self._watchdog.is_well,
+                metrics=self.metrics.render,
+            )
         self._watching: asyncio.Future[None] | None = None
         self._hanging: asyncio.TimerHandle | None = None
         self._draining: asyncio.Future[None] | None = None
@@ -55,6 +64,11 @@ class Server:
         """Another than asked for where that was 0."""
         return self._rpc.port
 
+    @property
+    def http_port(self) -> int | None:
+        """The same; None where HTTP is not served."""
+        return None if self._http is None else self._http.port
+
     async def start(self) -> None:
         """Opens the ports; the engine is ready.
 
@@ -62,6 +76,8 @@ class Server:
             OSError: a port is taken.
         """
         await self._rpc.start()
+        if self._http is not None:
+            await self._http.start()
         self._watching = asyncio.ensure_future(self._watchdog.run())
         loop = asyncio.get_running_loop()
 
@@ -95,7 +111,8 @@ class Server:
             _log.critical("the engine does not come to an end: its requests are ended without it")
             self.has_failed = True
             self.frontend.end_all(FinishReason.ABORT)
-        await self._rpc.stop()
+        stops = [self._rpc.stop()] if self._http is None else [self._rpc.stop(), self._http.stop()]
+        await asyncio.gather(*stops)
         self._drained.set()
 
     async def _wait_for_requests(self, seconds: float) -> None:

@@ -23,6 +23,10 @@ class ServeSettings:
     Attributes:
         host: address to listen on.
         grpc_port: 0 takes any that is free.
+        http_port: the same for HTTP; None: it is not served.
+        http_patience: seconds that an HTTP client has to send a request, and to take what it is
+            sent; after that its connection ends.
+        http_keep_alive: seconds for which an HTTP connection may have nothing to do.
         tls: None: in plain text.
         tokens: one of which each call must name; none: nobody is asked.
         max_message_bytes: of one message, in and out.
@@ -41,6 +45,9 @@ class ServeSettings:
 
     host: str = "127.0.0.1"
     grpc_port: int = bounded(50051, 0, 65535)
+    http_port: int | None = bounded(None, 0, 65535)
+    http_patience: float = bounded(60.0, 0.1, _MOST_SECONDS)
+    http_keep_alive: float = bounded(30.0, 0.1, _MOST_SECONDS)
     tls: TlsFiles | None = None
     tokens: tuple[str, ...] = ()
     max_message_bytes: int = bounded(64 * 2**20, 1024, _MOST)

@@ -12,7 +12,15 @@ from jaxinfer.errors import (
     Unsupported,
     UsageError,
 )
-from serve.errors import Aborted, DeadlinePassed, Draining, NotFound, SlowReader
+from serve.errors import (
+    Aborted,
+    DeadlinePassed,
+    Draining,
+    NotFound,
+    SlowReader,
+    TooLarge,
+    Unauthenticated,
+)
 
 Code = grpc.StatusCode
 
@@ -43,6 +51,8 @@ _TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (NotFound, Status(Code.NOT_FOUND, 404, "not_found_error")),
     (DuplicateRequest, Status(Code.ALREADY_EXISTS, 409, "conflict_error")),
     (Unsupported, Status(Code.FAILED_PRECONDITION, 400, "invalid_request_error")),
+    (TooLarge, Status(Code.RESOURCE_EXHAUSTED, 413, "invalid_request_error")),
+    (Unauthenticated, Status(Code.UNAUTHENTICATED, 401, "authentication_error")),
     (SlowReader, Status(Code.RESOURCE_EXHAUSTED, 429, "rate_limit_error")),
     (CapacityError, Status(Code.RESOURCE_EXHAUSTED, 429, "rate_limit_error", 1000)),
     (DeadlinePassed, Status(Code.DEADLINE_EXCEEDED, 504, "timeout_error")),

@@ -1,5 +1,6 @@
 """Certificates, read again when their files change."""
 
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,43 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(
         _configuration(files), changed, require_client_authentication=files.client_ca is not None
     )
+
+
+def server_context(files: TlsFiles) -> ssl.SSLContext:
+    """The same for sockets of Python's.
+
+    Raises:
+        InvalidParameter: a file cannot be read now, or is none of PEM.
+    """
+    seen, current = _stamps(files), _context(files)
+
+    def changed(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        """Called at the beginning of each handshake."""
+        nonlocal seen, current
+        try:
+            stamps = _stamps(files)
+            if stamps != seen:
+                current, seen = _context(files), stamps
+        except InvalidParameter:
+            pass
+        connection.context = current
+
+    context = _context(files)
+    context.sni_callback = changed
+    return context
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(files.certificate, files.key)
+        if files.client_ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(files.client_ca)
+    except OSError as error:  # also of what is no certificate
+        raise InvalidParameter(f"a file for TLS cannot be read: {error}") from error
+    return context
 
 
 def _stamps(files: TlsFiles) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""``jaxinfer serve``: a model for clients over gRPC."""
+"""``jaxinfer serve``: a model for clients over gRPC and HTTP."""
 
 import argparse
 import asyncio
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from jaxinfer.llm import LLM
     from serve.settings import ServeSettings
 
-_DESCRIPTION = "Serve a model over gRPC. SIGTERM and Ctrl-C let what is under way end first."
+_DESCRIPTION = (
+    "Serve a model over gRPC and HTTP. SIGTERM and Ctrl-C let what is under way end first."
+)
 
 
 def add_parser(commands: Any, name: str) -> None:
@@ -26,14 +28,16 @@ def add_parser(commands: Any, name: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     try:
-        import serve.rpc.server  # noqa: F401
+        import serve.server  # noqa: F401
     except ImportError as error:
         raise Unsupported(f"{error}: pip install 'jaxinfer[serve]'") from error
 
     fill_from_file(args)
     settings = serve_settings(args)
     limits = request_limits(args)
-    _require_free(settings.host, settings.grpc_port)
+    for port in (settings.grpc_port, settings.http_port):
+        if port is not None:
+            _require_free(settings.host, port)
     waiting = ("max_waiting_requests", "max_waiting_tokens")
     bounds = {name: getattr(args, name) for name in waiting}
     llm = load_llm(**llm_arguments(args, request_limits=limits, **bounds))
@@ -60,9 +64,12 @@ async def _serve(llm: "LLM", args: argparse.Namespace, settings: "ServeSettings"
     llm.engine.start()
     server = Server(ServedModel.of(llm, args.served_model_name or args.model), settings)
     await server.start()
-    address = f"{settings.host}:{server.grpc_port}"
+    addresses = {"grpc": f"{settings.host}:{server.grpc_port}"}
+    if server.http_port is not None:
+        addresses["http"] = f"{settings.host}:{server.http_port}"
     if args.json:
-        print_json({"grpc": address, "startup": llm.startup_seconds})
-    note(f"gRPC on {address}")
+        print_json({**addresses, "startup": llm.startup_seconds})
+    names = {"grpc": "gRPC", "http": "HTTP"}
+    note(", ".join(f"{names[kind]} on {address}" for kind, address in addresses.items()))
     await server.serve_until_drained()
     return not server.has_failed

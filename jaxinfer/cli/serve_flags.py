@@ -23,14 +23,21 @@ if TYPE_CHECKING:
 
 #: Where a server is not as an ``LLM`` would be.
 DEFAULTS = {"model": DEFAULT_MODEL, "max_waiting_requests": 1024, "max_waiting_tokens": 2**20}
+#: Where a server that serves HTTP does so.
+HTTP_PORT = 8000
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """All of them, in the groups ``server``, ``limits`` and ``model``."""
     parser.add_argument("--config", metavar="FILE|NAME", help="a file, or a name of configs/serve")
-    server = _adder(parser.add_argument_group("server"))
+    group = parser.add_argument_group("server")
+    server = _adder(group)
     server("--host", None, "127.0.0.1", "")
     server("--grpc-port", int, 50051, "0 takes a free one")
+    server("--http-port", int, HTTP_PORT, "of the OpenAI API; 0 takes a free one")
+    group.add_argument("--no-http", action="store_true", help="gRPC alone")
+    server("--http-patience", float, 60.0, "seconds for a client to send a request or take bytes")
+    server("--http-keep-alive", float, 30.0, "seconds that a connection may have nothing to do")
     server("--tls-certificate", Path, None, "PEM; read again when it changes")
     server("--tls-key", Path, None, "its key, PEM")
     server("--tls-client-ca", Path, None, "who signs clients' certificates (mTLS)")
@@ -84,11 +91,10 @@ def serve_settings(args: argparse.Namespace) -> "ServeSettings":
     from serve.tokens import read_tokens
 
     file = args.auth_tokens_file
-    return ServeSettings(
-        tls=_tls(args),
-        tokens=() if file is None else read_tokens(file),
-        **_given(args, ServeSettings),
-    )
+    given = {"http_port": HTTP_PORT} | _given(args, ServeSettings)
+    if args.no_http:
+        given["http_port"] = None
+    return ServeSettings(tls=_tls(args), tokens=() if file is None else read_tokens(file), **given)
 
 
 def request_limits(args: argparse.Namespace) -> RequestLimits:
@@ -103,7 +109,7 @@ def _given(args: argparse.Namespace, kind: Any) -> dict[str, Any]:
 
 
 def _tls(args: argparse.Namespace) -> "TlsFiles | None":
-    from serve.tls import TlsFiles, server_credentials
+    from serve.tls import TlsFiles, server_context, server_credentials
 
     if args.tls_certificate is None and args.tls_key is None and args.tls_client_ca is None:
         return None
@@ -112,7 +118,9 @@ def _tls(args: argparse.Namespace) -> "TlsFiles | None":
     files = TlsFiles(
         certificate=args.tls_certificate, key=args.tls_key, client_ca=args.tls_client_ca
     )
-    server_credentials(files)  # before a model is loaded for nothing
+    # Before a model is loaded for nothing.
+    server_credentials(files)
+    server_context(files)
     return files
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import grpc
+import httpx
 import pytest
 
 from serve.model import ServedModel
@@ -24,10 +25,14 @@ SMALL = (
 
 def test_it_answers_as_generate_does_and_sigterm_lets_it_finish(tiny_directory, run_json):
     model = ("--model", str(tiny_directory), *SMALL)
-    command = [sys.executable, "-m", "jaxinfer.cli", "serve", "--json", "--grpc-port=0", *model]
+    ports = ("--grpc-port=0", "--http-port=0")
+    command = [sys.executable, "-m", "jaxinfer.cli", "serve", "--json", *ports, *model]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        address = json.loads(server.stdout.readline())["grpc"]
+        told = json.loads(server.stdout.readline())
+        address, http = told["grpc"], f"http://{told['http']}"
+        completion = {"prompt": "hello", "temperature": 0, "max_tokens": 48, "ignore_eos": True}
+        answer = httpx.post(f"{http}/v1/completions", json=completion, timeout=60).json()
         with grpc.insecure_channel(address) as channel:
             stub = pb_grpc.InferenceStub(channel)
             asked = pb.GenerateRequest(
@@ -45,7 +50,9 @@ def test_it_answers_as_generate_does_and_sigterm_lets_it_finish(tiny_directory, 
         server.wait()
         server.stdout.close()
     [document] = run_json("generate", "hello", "--max-tokens", 48, "--ignore-eos", *model)
-    assert tokens == document["output"]["outputs"][0]["token_ids"]
+    [output] = document["output"]["outputs"]
+    assert tokens == output["token_ids"]
+    assert answer["choices"][0]["text"] == output["text"]
 
 
 def test_clients_and_dashboards_are_told_the_facts_of_the_llm(tiny_llm):
@@ -58,12 +65,15 @@ def test_clients_and_dashboards_are_told_the_facts_of_the_llm(tiny_llm):
     assert model.num_compiles() == tiny_llm.num_compiles
 
 
-def test_a_port_that_is_taken_is_said_before_anything_is_loaded(run):
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded(run, protocol):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        status, out, err = run("serve", "--grpc-port", port, "--model", "no-such-model")
+        ports = {"grpc": 0, "http": 0} | {protocol: port}
+        flags = [f"--{name}-port={number}" for name, number in ports.items()]
+        status, out, err = run("serve", *flags, "--model", "no-such-model")
     assert (status, out) == (1, "")
     assert f"cannot listen on 127.0.0.1:{port}" in err
 
@@ -77,6 +87,8 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(run):
     ],
 )
 def test_files_that_are_missing_are_said_before_anything_is_loaded(run, flags, words):
-    status, out, err = run("serve", "--grpc-port=0", "--model", "no-such-model", *flags)
+    status, out, err = run(
+        "serve", "--grpc-port=0", "--no-http", "--model", "no-such-model", *flags
+    )
     assert (status, out) == (2, "")
     assert words in err

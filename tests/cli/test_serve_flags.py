@@ -10,6 +10,7 @@ import pytest
 from jaxinfer import presets
 from jaxinfer.cli.arguments import DEFAULT_MODEL
 from jaxinfer.cli.serve_flags import (
+    HTTP_PORT,
     _keys,
     add_flags,
     fill_from_file,
@@ -24,6 +25,7 @@ from serve.settings import ServeSettings
 OTHERS = {
     "tls": {"tls-certificate", "tls-key", "tls-client-ca"},
     "tokens": {"auth-tokens-file"},
+    "http_port": {"http-port", "no-http"},
 }
 
 
@@ -90,7 +92,8 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(conf
 
 def test_without_a_file_everything_is_as_by_default():
     args = parsed()
-    assert serve_settings(args) == ServeSettings()
+    assert serve_settings(args) == ServeSettings(http_port=HTTP_PORT)
+    assert serve_settings(parsed("--no-http")) == ServeSettings()
     assert request_limits(args) == RequestLimits()
     assert args.model == DEFAULT_MODEL
 

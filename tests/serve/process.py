@@ -86,5 +86,5 @@ if __name__ == "__main__":
     _, name, *flags = sys.argv
     ServedModel.of = _model
     command.load_llm = lambda **_: _llm(FAULTS[name])
-    sys.argv = ["jaxinfer", "serve", "--grpc-port=0", "--json", *flags]
+    sys.argv = ["jaxinfer", "serve", "--grpc-port=0", "--http-port=0", "--json", *flags]
     run()

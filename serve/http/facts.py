@@ -1,0 +1,68 @@
+"""What is served, and whether it is well."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+import jaxinfer
+from serve.errors import Draining
+from serve.frontend import Frontend
+from serve.http.responses import answers, document, refusal
+
+#: Gives metrics in some text format, and the type of that.
+Render = Callable[[], tuple[bytes, str]]
+
+
+class Facts:
+    """The endpoints that generate nothing."""
+
+    def __init__(self, frontend: Frontend, *, is_well: Callable[[], bool], metrics: Render | None):
+        """``is_well``: whether the model answers. ``metrics`` None: there is no such path."""
+        self._frontend, self._is_well, self._metrics = frontend, is_well, metrics
+        self._created = int(time.time())
+
+    def routes(self) -> dict[str, Any]:
+        """Endpoints by path."""
+        return {
+            "/v1/models": answers(self._models),
+            "/v1/models/{model_id:path}": answers(self._model),
+            "/version": answers(self._version),
+            "/health": answers(self._health),
+        }
+
+    async def metrics(self, request: Request) -> Response:
+        """For Prometheus."""
+        assert self._metrics is not None
+        text, media_type = self._metrics()
+        return Response(text, media_type=media_type)
+
+    async def _health(self, request: Request) -> Response:
+        if self._frontend.is_draining or not self._is_well():
+            return refusal(Draining("the model does not answer: ask another server"))
+        return document({"status": "ok"})
+
+    async def _version(self, request: Request) -> Response:
+        return document({"version": jaxinfer.__version__})
+
+    async def _models(self, request: Request) -> Response:
+        return document({"object": "list", "data": [self._card()]})
+
+    async def _model(self, request: Request) -> Response:
+        # No name means any model elsewhere; no model has it.
+        self._frontend.require_model(request.path_params["model_id"] or "/")
+        return document(self._card())
+
+    def _card(self) -> dict[str, Any]:
+        model = self._frontend.model
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "jaxinfer",
+            "root": model.name,
+            "parent": None,
+            "max_model_len": model.max_model_len,
+        }

@@ -1,0 +1,173 @@
+"""Connections whose clients do not behave: none of them is held for long."""
+
+import asyncio
+import json
+import socket
+import ssl
+from dataclasses import replace
+
+import httpx
+import pytest
+import trustme
+
+from jaxinfer.errors import InvalidParameter
+from serve.settings import ServeSettings
+from serve.tls import TlsFiles, server_context
+from tests.serve.house import in_loop
+from tests.serve.http.house import CANARY, ENDLESS, SETTINGS, http_served
+from tests.serve.test_auth import Authority
+
+IMPATIENT = replace(SETTINGS, http_patience=0.3)
+
+
+async def raw(tested, *pieces: bytes) -> bytes:
+    """What comes back for these bytes, until the server has closed the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", tested.server.http_port)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        async with asyncio.timeout(20):
+            return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+def head(length: int | str, path: str = "/v1/completions") -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (),
+        (b"GET /health",),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\n",),
+        (head(100) + b"\r\n{",),
+        (head(100, "/no-such") + b"\r\n{",),
+    ],
+)
+@in_loop
+async def test_a_client_that_does_not_go_on_is_left(pieces):
+    async with http_served(IMPATIENT) as tested:
+        await raw(tested, *pieces)  # it ends
+        assert await tested.text()
+
+
+@in_loop
+async def test_a_client_that_goes_on_drop_by_drop_is_left():
+    async with http_served(IMPATIENT) as tested:
+        reader, writer = await asyncio.open_connection("127.0.0.1", tested.server.http_port)
+        writer.write(head(10**6) + b"\r\n")
+        ended = asyncio.ensure_future(reader.read())
+        async with asyncio.timeout(20):
+            while not ended.done():
+                writer.write(b" ")
+                await asyncio.sleep(0.01)
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (b"\x16\x03\x01" * 10,),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",),
+        (b"GET /health HTTP/1.1\r\n\r\n",),
+        (head("9" * 30) + b"\r\n{}",),
+        (head(-1) + b"\r\n{}",),
+        (head(2) + b"Content-Length: 3\r\n\r\n{}",),
+        (head(2) + b"X: " + b"x" * 100_000 + b"\r\n",),
+        (head(2), *[b"X%d: y\r\n" % index for index in range(5000)]),
+        (b"GET /" + b"a" * 100_000,),
+    ],
+)
+@in_loop
+async def test_bytes_that_are_no_request_are_refused(pieces):
+    async with http_served(replace(SETTINGS, http_patience=5)) as tested:
+        answer = await raw(tested, *pieces)
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
+        assert await tested.text()
+
+
+@in_loop
+async def test_a_reader_that_takes_nothing_is_left_and_its_request_ends():
+    settings = replace(IMPATIENT, max_pending_tokens=100)
+    async with http_served(settings) as tested:
+        # Else the kernel takes megabytes before it says that nobody reads.
+        [listener] = tested.server._http._server.servers[0].sockets
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", tested.server.http_port))
+            body = json.dumps(ENDLESS | {"stream": True, "n": 4, "logprobs": 11}).encode()
+            client.sendall(head(len(body)) + b"\r\n" + body)
+            while not tested.engine.num_running:
+                await asyncio.sleep(0.001)
+            await tested.idle()
+        assert tested.house.stats.num_generated_tokens < 4 * 3900
+
+
+class HttpsAuthority(Authority):
+    """And its clients."""
+
+    @property
+    def settings(self) -> ServeSettings:
+        return replace(SETTINGS, tls=self.files)
+
+    def client(self, authority: trustme.CA, shown: trustme.CA | None = None) -> dict:
+        """Trusts one authority, and shows a certificate of another."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        authority.configure_trust(context)
+        if shown is not None:
+            shown.issue_cert("client").configure_cert(context)
+        return {"verify": context}
+
+
+async def answered(tested, client) -> int:
+    address = f"https://localhost:{tested.server.http_port}"
+    async with httpx.AsyncClient(base_url=address, timeout=20, **client) as https:
+        return (await https.post("/v1/completions", json=CANARY)).status_code
+
+
+async def refused(tested, client) -> None:
+    with pytest.raises(httpx.TransportError):
+        await answered(tested, client)
+
+
+@in_loop
+async def test_a_certificate_that_is_exchanged_serves_new_connections(tmp_path):
+    authority, another = HttpsAuthority(tmp_path), trustme.CA()
+    async with http_served(authority.settings) as tested:
+        ours, theirs = authority.client(authority.ca), authority.client(another)
+        assert await answered(tested, ours) == 200
+        await refused(tested, theirs)
+        authority.files.certificate.write_text("half written")
+        assert await answered(tested, ours) == 200
+        authority.write(another)
+        assert await answered(tested, theirs) == 200
+        await refused(tested, ours)
+
+
+@in_loop
+async def test_clients_show_a_certificate_of_the_right_authority(tmp_path):
+    authority, another = HttpsAuthority(tmp_path, mutual=True), trustme.CA()
+    async with http_served(authority.settings) as tested:
+        assert await answered(tested, authority.client(authority.ca, authority.ca)) == 200
+        await refused(tested, authority.client(authority.ca))
+        await refused(tested, authority.client(authority.ca, another))
+        # Whom it trusts is read again, too.
+        authority.files.client_ca.write_bytes(another.cert_pem.bytes())
+        assert await answered(tested, authority.client(authority.ca, another)) == 200
+        await refused(tested, authority.client(authority.ca, authority.ca))
+
+
+def test_files_that_are_not_there_are_named_before_anything_is_opened(tmp_path):
+    files = TlsFiles(certificate=tmp_path / "absent.pem", key=tmp_path / "absent.key")
+    with pytest.raises(InvalidParameter, match=r"absent\.pem"):
+        server_context(files)
+    files.certificate.write_text("nothing")
+    files.key.write_text("nothing")
+    with pytest.raises(InvalidParameter, match="cannot be read"):
+        server_context(files)
