@@ -20,6 +20,7 @@ from jaxinfer.engine.limits import CacheGroup, EngineLimits
 from jaxinfer.engine.memory import MemoryBudget
 from jaxinfer.engine.step import Admission, PageCopy, PromptLogprobs, StepPlan, StepResult
 from jaxinfer.errors import StepFailed, Unsupported
+from jaxinfer.models.model import Model
 from jaxinfer.sampling import Scores, SlotSampling, slot_sampling
 from jaxinfer.sampling_params import SamplingParams
 
@@ -91,6 +92,27 @@ class DeviceRunner:
         table = (len(self.groups), shapes.num_slots, shapes.pages_per_sequence)
         self._tables_GSM = np.zeros(table, np.int32)
         self._upload_tables()
+
+    @property
+    def model(self) -> Model:
+        """Whose weights it runs with; those of a blank one after ``release``."""
+        return self._programs.model
+
+    def exchange(self, model: Model) -> None:
+        """Other weights of the same shapes; nothing is in flight."""
+        self._programs.bind(model)
+        self._params = model.params
+
+    def release(self) -> None:
+        """Lets go of everything on the device, until ``take_up``; nothing is in flight."""
+        self._cache = self._slots = None
+        self._device_tables = ()
+        self.exchange(self.model.shapes)
+
+    def take_up(self, model: Model) -> None:
+        """Weights of the same shapes, and an empty cache."""
+        self.exchange(model)
+        self.reset()
 
     def warm_up(self) -> None:
         """Runs every program once, on idle rows, which leaves the cache as it is."""

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from jaxinfer.llm.background import Background
 from jaxinfer.llm.compiles import CompileCounter
 from jaxinfer.llm.interrupts import interrupts_held
 from jaxinfer.llm.opening import OpenModel, open_model
+from jaxinfer.llm.profiler import Profiler
 from jaxinfer.llm.prompts import (
     Message,
     Prompt,
@@ -34,6 +36,7 @@ from jaxinfer.llm.score import SCORING, Scorable, Score, read_scorables, score_o
 from jaxinfer.llm.settings import verify_settings
 from jaxinfer.llm.startup import PhaseProgress, StartupClock, no_phase_progress
 from jaxinfer.llm.stream import RequestStream
+from jaxinfer.llm.weights import ModelWeights
 from jaxinfer.llm.xla_cache import keep_compiled_programs
 from jaxinfer.models.model import Model
 from jaxinfer.outputs import RequestOutput
@@ -211,6 +214,16 @@ class LLM:
         self.has_prompt_logprobs = enable_prompt_logprobs
         self._numbers = itertools.count()
         self._compiles = CompileCounter()
+        self._profiler = Profiler()
+        self._weights = ModelWeights(
+            self.engine,
+            builder,
+            blank,
+            source=model,
+            load_format=load_format,
+            seed=seed,
+            finish=self._finished,
+        )
 
     def generate(
         self,
@@ -307,6 +320,52 @@ class LLM:
         """Programs that this process has compiled since the LLM was made; it asks for none."""
         return self._compiles.count
 
+    def update_weights(self, path: str | Path, *, timeout: float | None = None) -> None:
+        """Takes the weights of another checkpoint of the same architecture, without compiling.
+
+        Requests that were begun end with the old weights; others wait meanwhile and get the new
+        ones. The prefix cache is forgotten. For errors, and what happens with ``timeout``, see
+        ``ModelWeights.update``.
+        """
+        self._weights.update(path, timeout=timeout)
+
+    def sleep(self, level: int = 1, *, timeout: float | None = None) -> None:
+        """Frees the device's memory, once all requests have ended, until ``wake_up``.
+
+        Level 1 keeps the weights in the host's memory, level 2 reads them again to wake. For errors
+        see ``ModelWeights.sleep``; requests raise ``Asleep`` meanwhile.
+        """
+        self._weights.sleep(level, timeout=timeout)
+
+    def wake_up(self) -> None:
+        """Serves again after ``sleep``; awake, it does nothing."""
+        self._weights.wake()
+
+    @property
+    def is_asleep(self) -> bool:
+        """Between ``sleep`` and ``wake_up``."""
+        return self.engine.is_asleep
+
+    def reset_prefix_cache(self) -> None:
+        """No prompt finds anything that was cached before."""
+        self.engine.forget_prefixes()
+
+    def start_profile(self, directory: str | Path) -> None:
+        """Begins a profile of device and host, to be looked at with XProf or Perfetto.
+
+        Raises:
+            Unsupported: one is being taken.
+        """
+        self._profiler.start(Path(directory))
+
+    def stop_profile(self) -> Path:
+        """Ends it; returns the directory that it was written into.
+
+        Raises:
+            Unsupported: none is being taken.
+        """
+        return self._profiler.stop()
+
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer of its prompts.
 
@@ -339,6 +398,12 @@ class LLM:
             )
         request_ids = [str(number) for number in itertools.islice(self._numbers, len(prompts))]
         return RequestStream(self.engine, self._step, prompts, params, request_ids)
+
+    def _finished(self, future: Future) -> Any:
+        """What the engine has made of something that it was asked for."""
+        while not self.engine.has_thread and not future.done():
+            self._step()
+        return future.result()
 
     def _step(self) -> None:
         with interrupts_held():
