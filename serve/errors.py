@@ -7,6 +7,10 @@ class NotFound(JaxInferError):
     """No model or request of that name."""
 
 
+class Forbidden(JaxInferError):
+    """Somebody who may call may not do this."""
+
+
 class Draining(JaxInferError):
     """The server takes no new requests, because it is about to end."""
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import jaxinfer
 from jaxinfer.engine.engine import Engine
@@ -21,6 +22,20 @@ _SHORT_TEXT = 2**16
 Message = Mapping[str, Any]
 
 
+class ModelControl(Protocol):
+    """What an ``LLM`` can do besides serving; each call takes its time."""
+
+    def update_weights(self, path: str | Path, *, timeout: float | None = None) -> None: ...
+
+    def sleep(self, level: int = 1, *, timeout: float | None = None) -> None: ...
+
+    def wake_up(self) -> None: ...
+
+    def start_profile(self, directory: str | Path) -> None: ...
+
+    def stop_profile(self) -> Path: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
     """An engine that runs, and what its clients are told about it.
@@ -31,6 +46,7 @@ class ServedModel:
         facts, server_facts: by the names of the fields of GetModelInfoResponse and
             GetServerInfoResponse.
         memory_budget: bytes on a device by use.
+        control: what operators may do with it; None where nothing can be done.
         num_compiles: programs compiled since it was ready; there should be none.
     """
 
@@ -43,6 +59,7 @@ class ServedModel:
     server_facts: Mapping[str, Any] = field(default_factory=dict)
     memory_budget: Mapping[str, int] = field(default_factory=dict)
     num_compiles: Callable[[], int] = lambda: 0
+    control: ModelControl | None = None
 
     @classmethod
     def of(cls, llm: "LLM", name: str) -> Self:
@@ -73,6 +90,7 @@ class ServedModel:
             },
             memory_budget=llm.budget.by_use,
             num_compiles=lambda: llm.num_compiles,
+            control=llm,
         )
 
     @cached_property

@@ -8,10 +8,12 @@ from concurrent.futures import Future
 from typing import Any
 
 from jaxinfer.outputs import FinishReason
+from serve.admin import Admin
 from serve.frontend import Frontend
 from serve.http.server import HttpServer
 from serve.metrics import Metrics
 from serve.model import ServedModel
+from serve.rpc.admin import AdminServer
 from serve.rpc.server import RpcServer
 from serve.settings import ServeSettings
 from serve.watchdog import Watchdog
@@ -43,6 +45,8 @@ class Server:
         )
         self._rpc = RpcServer(self.frontend, settings)
         self._http: HttpServer | None = None
+        admin = Admin(model, settings, begin_drain=self._begin_drain, show_health=self._show_awake)
+        self._admin = None if settings.admin_port is None else AdminServer(admin, settings)
         self._drained = asyncio.Event()
         self._watchdog = Watchdog(
             model.engine, patience=settings.step_patience, on_change=self._show_health
@@ -69,6 +73,11 @@ class Server:
         """The same; None where HTTP is not served."""
         return None if self._http is None else self._http.port
 
+    @property
+    def admin_port(self) -> int | None:
+        """The same for operators; None where they are not served."""
+        return None if self._admin is None else self._admin.port
+
     async def start(self) -> None:
         """Opens the ports; the engine is ready.
 
@@ -78,6 +87,8 @@ class Server:
         await self._rpc.start()
         if self._http is not None:
             await self._http.start()
+        if self._admin is not None:
+            await self._admin.start()
         self._watching = asyncio.ensure_future(self._watchdog.run())
         loop = asyncio.get_running_loop()
 
@@ -111,8 +122,8 @@ class Server:
             _log.critical("the engine does not come to an end: its requests are ended without it")
             self.has_failed = True
             self.frontend.end_all(FinishReason.ABORT)
-        stops = [self._rpc.stop()] if self._http is None else [self._rpc.stop(), self._http.stop()]
-        await asyncio.gather(*stops)
+        ports = (self._rpc, self._http, self._admin)
+        await asyncio.gather(*(port.stop() for port in ports if port is not None))
         self._drained.set()
 
     async def _wait_for_requests(self, seconds: float) -> None:
@@ -128,6 +139,14 @@ class Server:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, lambda: self._begin(self.drain()))
         await self._drained.wait()
+
+    def _begin_drain(self, seconds: float | None) -> int:
+        self.frontend.is_draining = True
+        self._begin(self.drain(seconds))
+        return self.frontend.num_unfinished
+
+    async def _show_awake(self, is_awake: bool) -> None:
+        await self._rpc.show_health(is_awake and self._watchdog.is_well)
 
     async def _show_health(self, is_well: bool) -> None:
         if self._hanging is not None:

@@ -1,6 +1,7 @@
 """How a server is to be run."""
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from jaxinfer.errors import InvalidParameter
@@ -12,7 +13,8 @@ _MOST_SECONDS = 2_000_000.0
 
 
 def bounded(default: Any, least: float, most: float) -> Any:
-    """A number that may be set from ``least`` to ``most``; None where that is the default."""
+    """A number that may be set from ``least`` to ``most``, of the type of these; None where that is
+    the default."""
     return field(default=default, metadata={"bounds": (least, most)})
 
 
@@ -29,6 +31,11 @@ class ServeSettings:
         http_keep_alive: seconds for which an HTTP connection may have nothing to do.
         tls: None: in plain text.
         tokens: one of which each call must name; none: nobody is asked.
+        admin_port: where operators are served; None: nowhere.
+        admin_host: address for that.
+        admin_tokens: as ``tokens``, for operators; none: those.
+        weights_dir: below it lie the weights that operators may have taken; None: none.
+        profile_dir: below it profiles are written; None: none are taken.
         max_message_bytes: of one message, in and out.
         max_metadata_bytes: of a call, and of its answer.
         max_pending_tokens: of one stream, waiting for their reader.
@@ -50,6 +57,11 @@ class ServeSettings:
     http_keep_alive: float = bounded(30.0, 0.1, _MOST_SECONDS)
     tls: TlsFiles | None = None
     tokens: tuple[str, ...] = ()
+    admin_port: int | None = bounded(None, 0, 65535)
+    admin_host: str = "127.0.0.1"
+    admin_tokens: tuple[str, ...] = ()
+    weights_dir: Path | None = None
+    profile_dir: Path | None = None
     max_message_bytes: int = bounded(64 * 2**20, 1024, _MOST)
     max_metadata_bytes: int = bounded(16 * 2**10, 1024, 2**20)
     max_pending_tokens: int = bounded(65_536, 1, _MOST)
@@ -75,7 +87,7 @@ def _verify(name: str, value: object, default: object, least: float, most: float
     if value is None and default is None:
         return
     # An integer is a number of seconds, too, and True is neither.
-    kind, kinds = ("an integer", int) if isinstance(default, int) else ("a number", (int, float))
+    kind, kinds = ("an integer", int) if isinstance(least, int) else ("a number", (int, float))
     if (
         isinstance(value, bool)
         or not isinstance(value, kinds)

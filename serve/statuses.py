@@ -5,9 +5,12 @@ from dataclasses import dataclass
 import grpc
 
 from jaxinfer.errors import (
+    Asleep,
     CapacityError,
+    CheckpointError,
     DuplicateRequest,
     EngineClosed,
+    ModelNotFound,
     StepFailed,
     Unsupported,
     UsageError,
@@ -16,6 +19,7 @@ from serve.errors import (
     Aborted,
     DeadlinePassed,
     Draining,
+    Forbidden,
     NotFound,
     SlowReader,
     TooLarge,
@@ -49,6 +53,9 @@ class Status:
 _TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (UsageError, Status(Code.INVALID_ARGUMENT, 400, "invalid_request_error")),
     (NotFound, Status(Code.NOT_FOUND, 404, "not_found_error")),
+    (ModelNotFound, Status(Code.NOT_FOUND, 404, "not_found_error")),
+    (CheckpointError, Status(Code.INVALID_ARGUMENT, 400, "invalid_request_error")),
+    (Forbidden, Status(Code.PERMISSION_DENIED, 403, "permission_error")),
     (DuplicateRequest, Status(Code.ALREADY_EXISTS, 409, "conflict_error")),
     (Unsupported, Status(Code.FAILED_PRECONDITION, 400, "invalid_request_error")),
     (TooLarge, Status(Code.RESOURCE_EXHAUSTED, 413, "invalid_request_error")),
@@ -56,8 +63,10 @@ _TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (SlowReader, Status(Code.RESOURCE_EXHAUSTED, 429, "rate_limit_error")),
     (CapacityError, Status(Code.RESOURCE_EXHAUSTED, 429, "rate_limit_error", 1000)),
     (DeadlinePassed, Status(Code.DEADLINE_EXCEEDED, 504, "timeout_error")),
+    (TimeoutError, Status(Code.DEADLINE_EXCEEDED, 504, "timeout_error")),
     (Aborted, Status(Code.CANCELLED, 499, "request_cancelled")),
     (Draining, Status(Code.UNAVAILABLE, 503, "service_unavailable_error")),
+    (Asleep, Status(Code.UNAVAILABLE, 503, "service_unavailable_error")),
     (EngineClosed, Status(Code.UNAVAILABLE, 503, "service_unavailable_error")),
     (StepFailed, Status(Code.INTERNAL, 500, "internal_error")),
     (Exception, Status(Code.INTERNAL, 500, "internal_error")),

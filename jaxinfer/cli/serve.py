@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     for port in (settings.grpc_port, settings.http_port):
         if port is not None:
             _require_free(settings.host, port)
+    if settings.admin_port is not None:
+        _require_free(settings.admin_host, settings.admin_port)
     waiting = ("max_waiting_requests", "max_waiting_tokens")
     bounds = {name: getattr(args, name) for name in waiting}
     llm = load_llm(**llm_arguments(args, request_limits=limits, **bounds))
@@ -67,9 +69,11 @@ async def _serve(llm: "LLM", args: argparse.Namespace, settings: "ServeSettings"
     addresses = {"grpc": f"{settings.host}:{server.grpc_port}"}
     if server.http_port is not None:
         addresses["http"] = f"{settings.host}:{server.http_port}"
+    if server.admin_port is not None:
+        addresses["admin"] = f"{settings.admin_host}:{server.admin_port}"
     if args.json:
         print_json({**addresses, "startup": llm.startup_seconds})
-    names = {"grpc": "gRPC", "http": "HTTP"}
+    names = {"grpc": "gRPC", "http": "HTTP", "admin": "Admin"}
     note(", ".join(f"{names[kind]} on {address}" for kind, address in addresses.items()))
     await server.serve_until_drained()
     return not server.has_failed

@@ -28,7 +28,7 @@ HTTP_PORT = 8000
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """All of them, in the groups ``server``, ``limits`` and ``model``."""
+    """All of them, in groups."""
     parser.add_argument("--config", metavar="FILE|NAME", help="a file, or a name of configs/serve")
     group = parser.add_argument_group("server")
     server = _adder(group)
@@ -51,6 +51,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     server("--hang-patience", float, 600.0, "seconds for it after that, then the server ends")
     server("--drain-seconds", float, 30.0, "for what is under way at the end")
     server("--stop-grace-seconds", float, 1.0, "for connections after that")
+    admin = _adder(parser.add_argument_group("admin"))
+    admin("--admin-port", int, None, "for operators: drain, weights, sleep, profiles; else none")
+    admin("--admin-host", None, "127.0.0.1", "")
+    admin("--admin-tokens-file", Path, None, "bearer tokens of operators; else everybody's")
+    admin("--weights-dir", Path, None, "below it lie weights that they may take")
+    admin("--profile-dir", Path, None, "below it profiles are written")
     limits = _adder(parser.add_argument_group("limits"))
     limits("--max-waiting-requests", int, 1024, "in the queue")
     limits("--max-waiting-tokens", int, 2**20, "of their prompts")
@@ -88,13 +94,18 @@ def serve_settings(args: argparse.Namespace) -> "ServeSettings":
         InvalidParameter: a value out of its range, or a file that cannot be read.
     """
     from serve.settings import ServeSettings
-    from serve.tokens import read_tokens
 
-    file = args.auth_tokens_file
+    if args.weights_dir is not None and not args.weights_dir.is_dir():
+        raise InvalidParameter(f"weights_dir = {str(args.weights_dir)!r} is no directory: make it")
     given = {"http_port": HTTP_PORT} | _given(args, ServeSettings)
     if args.no_http:
         given["http_port"] = None
-    return ServeSettings(tls=_tls(args), tokens=() if file is None else read_tokens(file), **given)
+    return ServeSettings(
+        tls=_tls(args),
+        tokens=_tokens(args.auth_tokens_file),
+        admin_tokens=_tokens(args.admin_tokens_file),
+        **given,
+    )
 
 
 def request_limits(args: argparse.Namespace) -> RequestLimits:
@@ -106,6 +117,12 @@ def _given(args: argparse.Namespace, kind: Any) -> dict[str, Any]:
     """The fields of a dataclass that are flags and were given."""
     names = (each.name for each in fields(kind) if hasattr(args, each.name))
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _tokens(file: Path | None) -> tuple[str, ...]:
+    from serve.tokens import read_tokens
+
+    return () if file is None else read_tokens(file)
 
 
 def _tls(args: argparse.Namespace) -> "TlsFiles | None":
@@ -142,7 +159,7 @@ def _keys(parser: argparse.ArgumentParser) -> dict[tuple[str, str], argparse.Act
     return {
         (group.title, action.option_strings[0].removeprefix("--")): action
         for group in parser._action_groups
-        if group.title in ("server", "limits", "model")
+        if group.title in ("server", "admin", "limits", "model")
         for action in group._group_actions
     }
 

@@ -312,6 +312,7 @@ class Engine:
         elif not errand.future.cancelled():
             return True
         self._errands.popleft()
+        self._inbox.errand_is_over()
         self._scheduler.admits_new = True
         return False
 
@@ -488,9 +489,9 @@ class Engine:
 
     def _drop_errands(self) -> None:
         while self._errands:
-            self._errands.popleft().fail(
-                EngineClosed("the engine was closed before this could run")
-            )
+            errand = self._errands.popleft()
+            errand.fail(EngineClosed("the engine was closed before this could run"))
+            self._inbox.errand_is_over()
 
     def _post(self, job: Job, event: TokenEvent) -> None:
         """Puts an event into the outbox; an output's last one ends its sequence."""

@@ -29,6 +29,7 @@ class Inbox:
         self._mail = Mail()
         self._is_closed = False
         self.is_asleep = False
+        self._num_errands = 0  # that were sent and are not over
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -75,7 +76,13 @@ class Inbox:
             if self._is_closed:
                 raise EngineClosed("the engine was closed: nothing runs between its steps")
             self._mail.errands.append(errand)
+            self._num_errands += 1
             self._changed.notify_all()
+
+    def errand_is_over(self) -> None:
+        """One of them has run, or will not."""
+        with self._changed:
+            self._num_errands -= 1
 
     def set_asleep(self, is_asleep: bool) -> None:
         """Whether requests are refused."""
@@ -115,7 +122,7 @@ class Inbox:
             del self._jobs[job.request.request_id]
 
     def _has_work(self) -> bool:
-        return bool(self._jobs or self._mail.errands or self._is_closed)
+        return bool(self._jobs or self._num_errands or self._is_closed)
 
     def _refuse_beyond_limits(self, job: Job) -> None:
         """The queue: requests of which nothing was computed yet."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from jaxinfer.errors import Unsupported
+from jaxinfer.errors import InvalidParameter, Unsupported
 
 
 class Profiler:
@@ -18,9 +18,14 @@ class Profiler:
 
         Raises:
             Unsupported: one is being taken.
+            InvalidParameter: the directory cannot be made.
         """
         if self._directory is not None:
             raise Unsupported(f"a profile is being taken into {str(self._directory)!r}: stop it")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            raise InvalidParameter(f"directory = {str(directory)!r:.300}: {error}") from error
         try:
             jax.profiler.start_trace(str(directory))
         except RuntimeError as error:  # somebody else in this process takes one

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOM = Path(__file__).parent
-FILES = ("inference.proto",)
+FILES = ("admin.proto", "inference.proto")
 
 
 def main() -> None:

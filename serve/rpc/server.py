@@ -10,7 +10,7 @@ from serve.rpc.auth import BearerAuth
 from serve.rpc.inference import Inference
 from serve.rpc.malformed import ReadSafely
 from serve.settings import ServeSettings
-from serve.tls import server_credentials
+from serve.tls import TlsFiles, server_credentials
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -49,10 +49,7 @@ class RpcServer:
             OSError: the port is taken.
         """
         address = f"{self._settings.host}:{self._settings.grpc_port}"
-        try:
-            self.port = self._open(address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}: {error}") from error
+        self.port = open_port(self._server, address, self._settings.tls)
         await self._health.set("", SERVING)
         await self.show_health(True)
         await self._server.start()
@@ -69,10 +66,19 @@ class RpcServer:
         """Closes the port; calls that go on have the settings' grace."""
         await self._server.stop(self._settings.stop_grace_seconds)
 
-    def _open(self, address: str) -> int:
-        if self._settings.tls is None:
-            return self._server.add_insecure_port(address)
-        return self._server.add_secure_port(address, server_credentials(self._settings.tls))
+
+def open_port(server: grpc.aio.Server, address: str, tls: TlsFiles | None) -> int:
+    """The port, which is another than asked for where that was 0.
+
+    Raises:
+        OSError: it is taken.
+    """
+    try:
+        if tls is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, server_credentials(tls))
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: {error}") from error
 
 
 def channel_options(settings: ServeSettings) -> list[tuple[str, int]]:

@@ -26,6 +26,7 @@ OTHERS = {
     "tls": {"tls-certificate", "tls-key", "tls-client-ca"},
     "tokens": {"auth-tokens-file"},
     "http_port": {"http-port", "no-http"},
+    "admin_tokens": {"admin-tokens-file"},
 }
 
 
@@ -60,9 +61,11 @@ def test_every_setting_has_a_flag_a_key_a_default_that_help_tells_and_bounds():
         assert action.dest == each.name
         told = re.search(r"\(default: (.*)\)", action.help)
         assert (told and told[1]) == (None if each.default is None else str(each.default))
-        if each.name != "host":
-            kind = float if each.default is None else type(each.default)
-            assert action.type is kind
+        if each.name in ("weights_dir", "profile_dir"):
+            assert action.type is Path
+        elif each.name not in ("host", "admin_host"):
+            bounds = each.metadata.get("bounds", (0,))
+            assert action.type is type(bounds[0])
             beyond = {} if each in fields(RequestLimits) else each.metadata["bounds"]
             for value in (*([beyond[0] - 1, beyond[1] + 1] if beyond else [-1]), "x", True):
                 with pytest.raises(InvalidParameter, match=f"{each.name} = .* must be"):
@@ -117,7 +120,10 @@ def test_there_is_a_test_for_each_of_our_files():
     [
         ("[server]\nport = 1", r"\[server\] port = 1 .*: keys of this section are .*grpc-port"),
         ("[server]\nmax-n = 1", r"\[server\] max-n = 1 is not allowed"),
-        ("[servers]\nhost = 'a'", r"'servers' is not allowed: sections are \[server\], \[limits\]"),
+        (
+            "[servers]\nhost = 'a'",
+            r"'servers' is not allowed: sections are \[server\], \[admin\]",
+        ),
         ("host = 'a'", "'host' is not allowed: sections are"),
         ("server = 3", "'server' is not allowed"),
         ("[server]\nhost = 1", r"\[server\] host: host = 1 .* must be a string"),

@@ -196,6 +196,17 @@ def test_the_engines_thread_wakes_up_for_it_and_others_wait_for_it():
     house.engine.close()
 
 
+@pytest.mark.parametrize("wait_for", WaitFor)
+def test_the_engines_thread_runs_it_after_the_last_request_has_ended(wait_for):
+    house = House(max_model_len=1000)
+    house.engine.start()
+    for request_id in ("r", "s"):
+        house.submit(request_id, [1, 2, 3], max_tokens=100, ignore_eos=True)
+        future = house.engine.between_steps(lambda: "ran", wait_for=wait_for)
+        assert future.result(timeout=60) == "ran"
+    house.engine.close()
+
+
 def test_a_sleeping_engine_takes_no_requests_and_ends_those_it_has():
     house = house_with("r")
     house.step()

@@ -149,6 +149,8 @@ def test_another_level_is_refused(llm, level):
 def test_one_profile_at_a_time_is_written_where_it_was_asked_for(llm, tmp_path):
     with pytest.raises(Unsupported, match="no profile"):
         llm.stop_profile()
+    with pytest.raises(InvalidParameter, match="directory = "):
+        llm.start_profile(tmp_path / ("x" * 300))
     llm.start_profile(tmp_path / "here")
     with pytest.raises(Unsupported, match="is being taken"):
         llm.start_profile(tmp_path)

@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 
 import grpc
 
+from jaxinfer.engine import Engine
 from jaxinfer.engine.faults import FaultyRunner
 from jaxinfer.errors import ChatTemplateError
-from serve.model import ServedModel
+from serve.model import ModelControl, ServedModel
 from serve.proto import inference_pb2 as pb
 from serve.proto import inference_pb2_grpc as pb_grpc
 from serve.server import Server
@@ -79,6 +80,7 @@ async def served(
     *,
     survives: bool = True,
     tokenizer: FakeTokenizer | None = None,
+    control: Callable[[Engine], ModelControl] | None = None,
     **limits,
 ) -> AsyncIterator[ServeHouse]:
     """A server on a free port; afterwards nothing is left in the engine, if it survives."""
@@ -95,6 +97,7 @@ async def served(
         engine=house.engine,
         tokenizer=tokenizer,
         max_model_len=limits["max_model_len"],
+        control=None if control is None else control(house.engine),
     )
     house.engine.runner = FaultyRunner(house.runner)
     house.engine.start()
@@ -103,6 +106,7 @@ async def served(
     try:
         async with channel_to(server, credentials) as channel:
             tested = ServeHouse(house, server, channel)
+            tested.control = model.control
             yield tested
             if survives:
                 await tested.idle()
