@@ -16,6 +16,7 @@ from serve.model import ServedModel
 from serve.rpc.admin import AdminServer
 from serve.rpc.server import RpcServer
 from serve.settings import ServeSettings
+from serve.tracing import Tracing
 from serve.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
@@ -33,17 +34,21 @@ class Server:
         has_failed: it ended because it could not serve any more.
     """
 
-    def __init__(self, model: ServedModel, settings: ServeSettings):
+    def __init__(self, model: ServedModel, settings: ServeSettings, tracing: Tracing | None = None):
+        """``tracing``: another than the settings' own."""
         self._settings = settings
         self._engine = model.engine
         self.has_failed = False
         self.metrics = Metrics(model)
+        if tracing is None and settings.otlp_endpoint is not None:
+            tracing = Tracing.to(settings.otlp_endpoint, model.name)
+        self._tracing = tracing
         self.frontend = Frontend(
             model,
             max_pending_tokens=settings.max_pending_tokens,
-            observers=(self.metrics.requests,),
+            observers=(self.metrics.requests, *(() if tracing is None else (tracing,))),
         )
-        self._rpc = RpcServer(self.frontend, settings)
+        self._rpc = RpcServer(self.frontend, settings, tracing)
         self._http: HttpServer | None = None
         admin = Admin(model, settings, begin_drain=self._begin_drain, show_health=self._show_awake)
         self._admin = None if settings.admin_port is None else AdminServer(admin, settings)
@@ -55,8 +60,9 @@ class Server:
             self._http = HttpServer(
                 self.frontend,
                 settings,
-                is_well=lambda: self._watchdog.is_well,
+                is_well=lambda: self._watchdog.is_well and not model.engine.is_asleep,
                 metrics=self.metrics.render,
+                tracing=tracing,
             )
         self._watching: asyncio.Future[None] | None = None
         self._hanging: asyncio.TimerHandle | None = None
@@ -124,6 +130,8 @@ class Server:
             self.frontend.end_all(FinishReason.ABORT)
         ports = (self._rpc, self._http, self._admin)
         await asyncio.gather(*(port.stop() for port in ports if port is not None))
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         self._drained.set()
 
     async def _wait_for_requests(self, seconds: float) -> None:

@@ -36,6 +36,7 @@ class ServeSettings:
         admin_tokens: as ``tokens``, for operators; none: those.
         weights_dir: below it lie the weights that operators may have taken; None: none.
         profile_dir: below it profiles are written; None: none are taken.
+        otlp_endpoint: ``http://host:port`` of a collector of traces; None: requests are not traced.
         max_message_bytes: of one message, in and out.
         max_metadata_bytes: of a call, and of its answer.
         max_pending_tokens: of one stream, waiting for their reader.
@@ -62,6 +63,7 @@ class ServeSettings:
     admin_tokens: tuple[str, ...] = ()
     weights_dir: Path | None = None
     profile_dir: Path | None = None
+    otlp_endpoint: str | None = None
     max_message_bytes: int = bounded(64 * 2**20, 1024, _MOST)
     max_metadata_bytes: int = bounded(16 * 2**10, 1024, 2**20)
     max_pending_tokens: int = bounded(65_536, 1, _MOST)

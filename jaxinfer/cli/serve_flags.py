@@ -51,6 +51,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     server("--hang-patience", float, 600.0, "seconds for it after that, then the server ends")
     server("--drain-seconds", float, 30.0, "for what is under way at the end")
     server("--stop-grace-seconds", float, 1.0, "for connections after that")
+    server("--otlp-endpoint", None, None, "http://host:port of a collector of traces; else none")
     admin = _adder(parser.add_argument_group("admin"))
     admin("--admin-port", int, None, "for operators: drain, weights, sleep, profiles; else none")
     admin("--admin-host", None, "127.0.0.1", "")

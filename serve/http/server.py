@@ -12,8 +12,10 @@ from serve.frontend import Frontend
 from serve.http.app import application
 from serve.http.connection import bounded_connection
 from serve.http.facts import Render
+from serve.http.tracing import TraceEntry
 from serve.settings import ServeSettings
 from serve.tls import server_context
+from serve.tracing import Tracing
 
 
 class HttpServer:
@@ -30,11 +32,13 @@ class HttpServer:
         *,
         is_well: Callable[[], bool],
         metrics: Render | None,
+        tracing: Tracing | None = None,
     ):
         """``settings.http_port`` is a number; the others: see ``application``."""
         self._settings = settings
+        app = application(frontend, settings, is_well=is_well, metrics=metrics)
         config = uvicorn.Config(
-            application(frontend, settings, is_well=is_well, metrics=metrics),
+            app if tracing is None else TraceEntry(app, tracing),
             http=bounded_connection(settings.http_patience),
             ws="none",
             lifespan="off",

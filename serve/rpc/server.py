@@ -9,8 +9,10 @@ from serve.proto import inference_pb2, inference_pb2_grpc
 from serve.rpc.auth import BearerAuth
 from serve.rpc.inference import Inference
 from serve.rpc.malformed import ReadSafely
+from serve.rpc.tracing import TraceEntry
 from serve.settings import ServeSettings
 from serve.tls import TlsFiles, server_credentials
+from serve.tracing import Tracing
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -24,12 +26,16 @@ class RpcServer:
         port: another than asked for where that was 0.
     """
 
-    def __init__(self, frontend: Frontend, settings: ServeSettings):
+    def __init__(self, frontend: Frontend, settings: ServeSettings, tracing: Tracing | None = None):
         self._settings = settings
         self._health = health.aio.HealthServicer()
-        auth = [BearerAuth(settings.tokens)] if settings.tokens else []
+        interceptors: list[grpc.aio.ServerInterceptor] = []
+        if settings.tokens:
+            interceptors.append(BearerAuth(settings.tokens))
+        if tracing is not None:
+            interceptors.append(TraceEntry(tracing))
         self._server = grpc.aio.server(
-            interceptors=[*auth, ReadSafely()], options=channel_options(settings)
+            interceptors=[*interceptors, ReadSafely()], options=channel_options(settings)
         )
         inference = Inference(
             frontend,

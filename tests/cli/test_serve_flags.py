@@ -63,7 +63,7 @@ def test_every_setting_has_a_flag_a_key_a_default_that_help_tells_and_bounds():
         assert (told and told[1]) == (None if each.default is None else str(each.default))
         if each.name in ("weights_dir", "profile_dir"):
             assert action.type is Path
-        elif each.name not in ("host", "admin_host"):
+        elif each.name not in ("host", "admin_host", "otlp_endpoint"):
             bounds = each.metadata.get("bounds", (0,))
             assert action.type is type(bounds[0])
             beyond = {} if each in fields(RequestLimits) else each.metadata["bounds"]

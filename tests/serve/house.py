@@ -17,6 +17,7 @@ from serve.proto import inference_pb2 as pb
 from serve.proto import inference_pb2_grpc as pb_grpc
 from serve.server import Server
 from serve.settings import ServeSettings
+from serve.tracing import Tracing
 from tests.engine.house import VOCAB, FakeTokenizer, House, full_group, text_of
 
 #: A context that no request fills while a test looks at it.
@@ -81,6 +82,7 @@ async def served(
     survives: bool = True,
     tokenizer: FakeTokenizer | None = None,
     control: Callable[[Engine], ModelControl] | None = None,
+    tracing: Tracing | None = None,
     **limits,
 ) -> AsyncIterator[ServeHouse]:
     """A server on a free port; afterwards nothing is left in the engine, if it survives."""
@@ -101,7 +103,7 @@ async def served(
     )
     house.engine.runner = FaultyRunner(house.runner)
     house.engine.start()
-    server = Server(model, settings or ServeSettings(grpc_port=0))
+    server = Server(model, settings or ServeSettings(grpc_port=0), tracing)
     await server.start()
     try:
         async with channel_to(server, credentials) as channel:

@@ -2,6 +2,7 @@
 
 import time
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -13,6 +14,7 @@ from serve.frontend import Ask
 from serve.metrics import Metrics
 from serve.metrics.histogram import Histogram
 from serve.model import ServedModel
+from serve.settings import ServeSettings
 from tests.engine.house import House
 from tests.serve.house import CANARY, in_loop, served
 
@@ -243,10 +245,14 @@ async def test_a_watch_that_fails_costs_its_request_nothing(caplog):
 
 @in_loop
 async def test_a_server_counts_what_its_clients_ask_for():
-    async with served() as tested:
+    async with served(ServeSettings(grpc_port=0, http_port=0)) as tested:
         for _ in range(3):
             await tested.tokens(CANARY)
         told = values(tested.server.metrics)
+        async with httpx.AsyncClient() as client:
+            page = await client.get(f"http://127.0.0.1:{tested.server.http_port}/metrics")
+        names = {family.name for family in text_string_to_metric_families(page.text)}
+        assert names == set(families(tested.server.metrics))
     assert told["request_success_total length"] == 3
     assert told["prompt_tokens_total"] == 15
     assert told["generation_tokens_total"] == 36

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import grpc
+import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -268,6 +269,22 @@ async def test_while_it_sleeps_requests_are_refused_and_health_says_no():
         await stub.Wake(pb.WakeRequest())
         assert await health_of(tested) == SERVING
         assert len(await tested.tokens(CANARY)) == 12
+
+
+@in_loop
+async def test_over_http_a_sleeping_server_is_unavailable_too():
+    async with (
+        administered(settings_with(http_port=0)) as (tested, stub),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{tested.server.http_port}") as client,
+    ):
+        body = {"model": "tiny", "prompt": [1, 2], "max_tokens": 2}
+        answers = []
+        for change, request in ((stub.Sleep, pb.SleepRequest()), (stub.Wake, pb.WakeRequest())):
+            await change(request)
+            health = await client.get("/health")
+            completion = await client.post("/v1/completions", json=body)
+            answers.append((health.status_code, completion.status_code))
+        assert answers == [(503, 503), (200, 200)]
 
 
 @in_loop
