@@ -145,8 +145,8 @@ def run(args: argparse.Namespace) -> int:
     document = reports[0] if args.sweep is None else {"sweep": reports}
     _show(reports, document, args)
     if args.plot is not None:
-        server = f"{reports[0]['model']} over {args.backend}, {args.dataset} prompts"
-        plot_sweep(reports, args.plot, title=server)
+        title = f"{reports[0]['model']}\nover {args.backend}, {args.dataset} prompts"
+        plot_sweep(reports, args.plot, title=title)
     return 0 if all(entry["completed"] for entry in reports) else 1
 
 
@@ -186,8 +186,10 @@ def _backend(args: argparse.Namespace) -> "GrpcBackend | OpenAIBackend":
         from serve.load.grpc_backend import GrpcBackend
 
         return GrpcBackend(server, timeout=args.timeout, **access(args))
-    from serve.load.openai_backend import OpenAIBackend
+    from serve.load.openai_backend import CHAT, OpenAIBackend
 
+    if args.endpoint == CHAT and args.dataset not in ("sharegpt", "file"):
+        raise InvalidParameter(f"{CHAT} takes texts: --dataset {args.dataset} is made of token ids")
     token, tls_ca = access(args)["token"], args.tls_ca
     return OpenAIBackend(
         server if "://" in server else f"{'https' if args.tls or tls_ca else 'http'}://{server}",

@@ -22,9 +22,9 @@ class GrpcBackend:
         timeout: float | None = None,
         **connection: Unpack[ConnectionOptions],
     ):
-        """``connection``: as of ``AsyncClient``."""
-        once = RetryPolicy(max_attempts=1)
-        self._client = AsyncClient(target, timeout=timeout, retry=once, **connection)
+        """``timeout``: seconds for one request. ``connection``: as of ``AsyncClient``."""
+        self._client = AsyncClient(target, retry=RetryPolicy(max_attempts=1), **connection)
+        self._timeout = timeout
 
     async def __aenter__(self) -> Self:
         return self
@@ -49,7 +49,7 @@ class GrpcBackend:
         params = SamplingParams(temperature=0, ignore_eos=True, max_tokens=output_len)
         arrivals: list[float] = []
         token_ids: list[int] = []
-        async with self._client.stream(prompt, params=params) as stream:
+        async with self._client.stream(prompt, params=params, timeout=self._timeout) as stream:
             async for event in stream:
                 if event.token_ids:
                     arrivals.append(time.perf_counter())

@@ -104,6 +104,8 @@ def test_a_server_that_refuses_all_is_a_failure_with_its_words(run):
     ("words", "said"),
     [
         (["--plot=x.png"], "--sweep"),
+        (["--backend=openai", "--endpoint=/v1/chat/completions"], "takes texts"),
+        (["--backend=openai", "--endpoint=/v2"], "/v2"),
         (["--num-prompts=0"], "at least 1"),
         (["--max-concurrency=0"], "at least 1"),
         (["--dataset=sharegpt"], "--dataset-path"),

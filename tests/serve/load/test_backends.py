@@ -15,6 +15,7 @@ from serve.load.grpc_backend import GrpcBackend
 from serve.load.openai_backend import CHAT, EventReader, OpenAIBackend, OpenAIError, has_token
 from tests.engine.house import VOCAB
 from tests.serve.house import CANARY, LONG, in_loop, served
+from tests.serve.http.house import http_served
 
 PROMPT = tuple(CANARY.token_ids.ids)
 
@@ -32,6 +33,20 @@ async def test_over_grpc_tokens_are_counted_and_told():
         assert (await backend.send(PROMPT, 12)).cached_tokens == 4
         with pytest.raises(InvalidArgument):
             await backend.send((VOCAB,), 1)
+
+
+@in_loop
+async def test_over_openai_our_own_server_tells_the_same():
+    async with http_served() as tested:
+        url = f"http://127.0.0.1:{tested.server.http_port}"
+        async with OpenAIBackend(url) as backend, OpenAIBackend(url, endpoint=CHAT) as chat:
+            assert (await backend.model())[0] == "tiny"
+            assert await backend.count("dbe") == 3
+            for reply in (await backend.send(PROMPT, 12), await chat.send("dbebf", 12)):
+                assert (reply.prompt_tokens, reply.output_tokens) == (5, 12)
+                assert 1 <= len(reply.arrivals) <= 12
+            with pytest.raises(OpenAIError, match=r"HTTP 400.*4000"):
+                await backend.send((1,) * LONG, 1)
 
 
 def chunk(text="", finish_reason=None, **parts) -> dict:
