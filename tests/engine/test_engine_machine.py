@@ -11,6 +11,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from jaxinfer.engine.errand import WaitFor
 from jaxinfer.outputs import FinishReason
 from tests.engine.house import VOCAB, House, full_group, window_group
 
@@ -50,6 +51,7 @@ class EngineMachine(RuleBasedStateMachine):
             enable_prefix_caching=caching,
         )
         self.count = 0
+        self.errands = []
 
     @rule(
         target=requests,
@@ -92,6 +94,25 @@ class EngineMachine(RuleBasedStateMachine):
             self.house.now += 1
             self.house.step()
 
+    @rule(
+        wait_for=st.sampled_from(WaitFor),
+        patience=st.sampled_from([None, 3]),
+        is_cancelled=st.sampled_from([False, False, True]),
+    )
+    def between_steps(self, wait_for, patience, is_cancelled):
+        engine, runner = self.house.engine, self.house.runner
+
+        def look():
+            assert all(entry.plan is None or entry.result is not None for entry in runner.queue)
+            jobs = engine._jobs.values()
+            begun = [job for job in jobs if job.family.is_begun]
+            assert not {WaitFor.FLIGHT: (), WaitFor.BEGUN: begun, WaitFor.ALL: jobs}[wait_for]
+
+        future = engine.between_steps(look, wait_for=wait_for, timeout=patience)
+        self.errands.append(future)
+        if is_cancelled:
+            future.cancel()
+
     @precondition(lambda self: self.house.engine.num_running)
     @rule(where=st.sampled_from(["launch", "sample", "read"]))
     def fail(self, where):
@@ -123,6 +144,8 @@ class EngineMachine(RuleBasedStateMachine):
                 assert house.output(name, index).finish_reason is not None
         self.check_what_has_ended()
         house.assert_idle()
+        for errand in self.errands:
+            assert errand.cancelled() or isinstance(errand.exception(0), TimeoutError | None)
 
 
 TestEngineMachine = EngineMachine.TestCase
