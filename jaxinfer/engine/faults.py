@@ -36,6 +36,11 @@ class FaultyRunner:
         fails raises this."""
         self._failures[where].append(error)
 
+    @property
+    def is_armed(self) -> bool:
+        """A failure that was asked for has not happened yet."""
+        return any(self._failures.values())
+
     def hang(self) -> None:
         """From now on no step is finished."""
         self._goes_on.clear()

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from grpc.aio import ServicerContext
 
+from jaxinfer.errors import StepFailed
 from serve.rpc.malformed import Malformed
 from serve.statuses import message_of, status_of
 
@@ -53,6 +54,6 @@ async def _refuse(error: Exception, context: ServicerContext) -> None:
     if isinstance(error, grpc.aio.AbortError):  # it has said so already
         raise error
     status = status_of(error)
-    if status.grpc is grpc.StatusCode.INTERNAL:
-        _log.error("a request failed", exc_info=error)
+    if status.grpc is grpc.StatusCode.INTERNAL and not isinstance(error, StepFailed):
+        _log.error("a request failed", exc_info=error)  # of failed steps the engine tells
     await context.abort(status.grpc, message_of(error), status.metadata)

@@ -83,13 +83,14 @@ async def served(
     tokenizer: FakeTokenizer | None = None,
     control: Callable[[Engine], ModelControl] | None = None,
     tracing: Tracing | None = None,
+    num_pages: int | None = None,
     **limits,
 ) -> AsyncIterator[ServeHouse]:
     """A server on a free port; afterwards nothing is left in the engine, if it survives."""
     limits = {"max_model_len": LONG} | limits
     tokenizer = tokenizer or ChattyTokenizer()
     house = House(
-        (full_group(2 + limits["max_model_len"]),),
+        (full_group(num_pages or 2 + limits["max_model_len"]),),
         clock=time.monotonic,
         tokenizer=tokenizer,
         **limits,
