@@ -3,6 +3,7 @@
 import asyncio
 
 import grpc
+import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -10,6 +11,7 @@ from serve.proto import inference_pb2 as pb
 from serve.rpc.server import INFERENCE, NOT_SERVING, SERVING
 from serve.settings import ServeSettings
 from tests.serve.house import CANARY, in_loop, served
+from tests.serve.http.house import COMPLETIONS, ENDLESS, http_served
 
 PATIENT = ServeSettings(grpc_port=0)
 #: Gives a device up that does not finish a step.
@@ -114,6 +116,27 @@ async def test_an_engine_that_dies_takes_its_server_along(fault, settings):
         async with asyncio.timeout(20):
             await tested.server.serve_until_drained()
         assert tested.server.has_failed
+        tested.faults.go_on()
+
+
+@pytest.mark.parametrize("fault", [wrong_books, no_reset, hang])
+@in_loop
+async def test_over_http_an_engine_that_dies_is_seen_too(fault):
+    async with http_served(STRICT, survives=False) as tested:
+        assert (await tested.client.get("/health")).status_code == 200
+        body = {**ENDLESS, "n": 2, "stream": True}
+        async with tested.client.stream("POST", COMPLETIONS, json=body) as response:
+            assert response.status_code == 200
+            lines = response.aiter_lines()
+            assert (await anext(lines)).startswith("data:")
+            fault(tested)
+            events = [line async for line in lines if line]
+        assert any('"error"' in event for event in events)
+        async with asyncio.timeout(20):
+            await tested.server.serve_until_drained()
+        assert tested.server.has_failed
+        with pytest.raises(httpx.TransportError):
+            await tested.client.get("/health")
         tested.faults.go_on()
 
 
