@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from jaxinfer.engine.request import Request, verify_prompt
-from jaxinfer.errors import Unsupported
+from jaxinfer.errors import CapacityError, Unsupported
 from jaxinfer.outputs import FinishReason
 from jaxinfer.sampling_params import SamplingParams
 from serve.bounds import (
@@ -26,6 +26,8 @@ from serve.observer import Observer
 
 T = TypeVar("T")
 
+#: Long texts and conversations that are encoded or wait for it.
+MAX_ASIDE = 1024
 #: Characters from which on a text is encoded beside the event loop, not in it.
 LONG_TEXT = 4096
 
@@ -78,6 +80,7 @@ class Frontend:
         self.model = model
         self.is_draining = False
         self.max_text = model.max_text
+        self._num_aside = 0
         self._observers = observers
         self._door = Door(model.engine, max_pending_tokens=max_pending_tokens)
 
@@ -138,11 +141,11 @@ class Frontend:
         if isinstance(prompt, Conversation):
             # A template is a program: it may take its two seconds.
             encode_chat = partial(self.model.encode_chat, prompt.messages, **prompt.template)
-            return await _aside(encode_chat)
+            return await self._aside(encode_chat)
         if not isinstance(prompt, str):
             return tuple(prompt)
         encode = partial(self.model.encode, prompt, add_special_tokens=add_special_tokens)
-        return encode() if len(prompt) < LONG_TEXT else await _aside(encode)
+        return encode() if len(prompt) < LONG_TEXT else await self._aside(encode)
 
     def require_room(
         self, prompt: str | Sequence[int] | Conversation, *, must_fit: bool = True
@@ -166,12 +169,31 @@ class Frontend:
         require_room_for_ids(token_ids, max(MAX_LIST, self.model.max_model_len))
         verify_prompt(token_ids, self.model.vocab_size)
         decode = self.model.require_tokenizer().decode
-        return await _aside(partial(decode, token_ids, skip_special_tokens=skip_special_tokens))
+        return await self._aside(
+            partial(decode, token_ids, skip_special_tokens=skip_special_tokens)
+        )
 
     def require_model(self, name: str) -> None:
         """Refuses a request for another model than the one that is served."""
         if name not in ("", self.model.name):
             raise NotFound(f"model {name!r} is not served here: {self.model.name!r} is")
+
+    async def _aside(self, call: Callable[[], T]) -> T:
+        """The call, in another thread.
+
+        Raises:
+            CapacityError: too many wait for one.
+        """
+        if self._num_aside >= MAX_ASIDE:
+            raise CapacityError(
+                f"{self._num_aside} texts are being encoded, at most {MAX_ASIDE} may; try again"
+                " later"
+            )
+        self._num_aside += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, call)
+        finally:
+            self._num_aside -= 1
 
     def abort_all(self) -> None:
         """Ends every request."""
@@ -189,7 +211,3 @@ class Frontend:
         """
         if not self._door.abort(request_id):
             raise NotFound(f"request_id {request_id!r}: no request of that id is known")
-
-
-async def _aside(call: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(None, call)

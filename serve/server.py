@@ -96,6 +96,7 @@ class Server:
         if self._admin is not None:
             await self._admin.start()
         self._watching = asyncio.ensure_future(self._watchdog.run())
+        self._watching.add_done_callback(self._watch_ended)
         loop = asyncio.get_running_loop()
 
         def tell(ended: Future[None]) -> None:
@@ -175,6 +176,11 @@ class Server:
         self.frontend.is_draining = True
         self.frontend.end_all(FinishReason.ERROR, reason)
         self._begin(self.drain(seconds=0))
+
+    def _watch_ended(self, watching: "asyncio.Future[None]") -> None:
+        if not watching.cancelled():
+            _log.critical("nobody watches the engine", exc_info=watching.exception())
+            self._fail("the watchdog has ended")
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         """A task of its own."""

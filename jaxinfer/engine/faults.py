@@ -18,11 +18,13 @@ class FaultyRunner:
 
     Attributes:
         delay: seconds that each step takes longer.
+        is_hanging: a step waits for ``go_on``.
         fail_always: raised by each ``launch``, until it is None again.
     """
 
     def __init__(self, runner: Runner):
         self.delay = 0.0
+        self.is_hanging = False
         self.fail_always: BaseException | None = None
         self._runner = runner
         self._failures: dict[str, deque[BaseException]] = {
@@ -64,7 +66,10 @@ class FaultyRunner:
     def read(self, pending: Any) -> StepResult:
         """As the runner's own."""
         time.sleep(self.delay)
-        self._goes_on.wait()
+        if not self._goes_on.is_set():
+            self.is_hanging = True
+            self._goes_on.wait()
+            self.is_hanging = False
         self._fail_if_told("read")
         return self._runner.read(pending)
 

@@ -68,6 +68,13 @@ def dead_without_a_word(tested):
     tested.faults.fail_next("read", MemoryError())
 
 
+def nobody_watches(tested):
+    def fail():
+        raise ZeroDivisionError
+
+    tested.server._watchdog.look = fail
+
+
 def hang(tested):
     tested.faults.hang()
 
@@ -80,6 +87,7 @@ def hang(tested):
         (exit_in_a_step, PATIENT),
         (no_reset, PATIENT),
         (dead_without_a_word, PATIENT),
+        (nobody_watches, PATIENT),
         (hang, STRICT),
     ],
 )
@@ -163,6 +171,8 @@ async def test_a_drain_ends_what_the_engine_cannot(monkeypatch):
         stream = tested.stub.GenerateStream(endless("s"))
         await stream.read()
         tested.faults.hang()
+        while not tested.faults.is_hanging:
+            await asyncio.sleep(0.001)
         await tested.server.drain(seconds=0)
         ends, _ = await ends_of(stream)
         assert sorted(ends) == [(0, pb.ABORT), (1, pb.ABORT)]

@@ -161,6 +161,11 @@ class ServerMachine(RuleBasedStateMachine):
         with contextlib.suppress(grpc.RpcError):  # it meets the fault, and a step that is finished
             self.server.tokens()
 
+    @precondition(lambda self: len(self.all) > 5 and not self.hangs)
+    @rule(seconds=st.sampled_from([0.0, 0.1]))
+    def drain(self, seconds):
+        self.server.drain(seconds)
+
     @precondition(lambda self: not self.hangs)
     @rule()
     def check_canary(self):

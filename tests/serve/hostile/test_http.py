@@ -142,7 +142,7 @@ def test_what_a_body_asks_gets_its_answer(server, name):
 
 
 @pytest.mark.parametrize("name", RAW)
-@pytest.mark.parametrize("path", [COMPLETIONS, CHAT, "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("path", [COMPLETIONS, "/tokenize"])
 def test_bytes_that_are_no_body_are_told_so(server, path, name):
     body, status = RAW[name]
     if len(body) > 2**20 and path != COMPLETIONS:
