@@ -1,5 +1,6 @@
 """The weights of an engine's model: other ones, and where they are while nobody needs them."""
 
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -104,6 +105,7 @@ class ModelWeights:
                 kept = jax.device_get(self._runner.model.params) if level == 1 else None
                 self._runner.release()
                 self._in_host = kept
+                _return_freed_memory()
 
             self._engine.fall_asleep()
             try:
@@ -177,6 +179,14 @@ class ModelWeights:
         with closing(opening) as opened:
             _verify_same(opened.config, self._blank.config)
             return self._load(opened)
+
+
+def _return_freed_memory() -> None:
+    """To the system, where the device is the CPU: glibc keeps what was freed in pieces that are not
+    very large."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _verify_same(config: ModelConfig, ours: ModelConfig) -> None:

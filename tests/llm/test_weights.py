@@ -1,5 +1,6 @@
 """Other weights, and none for a while: what requests get, and what is left as it was."""
 
+import weakref
 from collections.abc import Iterator
 
 import jax
@@ -114,7 +115,9 @@ def test_it_sleeps_without_memory_on_the_device_and_wakes_as_it_was(
     llm.update_weights(checkpoints[1])
     assert tokens(llm) == expected[1]
     before = llm.num_compiles
+    used = [weakref.ref(leaf) for leaf in jax.tree.leaves(llm.engine.runner.model.params)]
     llm.sleep(level)
+    assert not any(leaf() for leaf in used)
     assert llm.is_asleep
     assert jax.tree.leaves(llm.engine.runner._cache) == []
     held = jax.tree.leaves(llm.engine.runner.model.params)
