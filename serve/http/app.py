@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 import jaxinfer
 from serve.frontend import Frontend
+from serve.http.bodies import BodyReader
 from serve.http.facts import Facts, Render
 from serve.http.generation import generation
 from serve.http.guard import Guard
@@ -60,9 +61,9 @@ def routes(
         redirect_slashes=False,
     )
     app.add_exception_handler(HTTPException, _no_such_path)
-    max_bytes = settings.max_message_bytes
-    posts = dict.fromkeys(ENDPOINTS, generation(frontend, max_bytes=max_bytes))
-    posts |= Tokenization(frontend, max_bytes=max_bytes).routes()
+    bodies = BodyReader(max_bytes=settings.max_message_bytes)
+    posts = dict.fromkeys(ENDPOINTS, generation(frontend, bodies))
+    posts |= Tokenization(frontend, bodies).routes()
     for path, post in posts.items():
         app.add_api_route(
             path,

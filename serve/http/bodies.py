@@ -6,35 +6,60 @@ from typing import Any
 
 from starlette.requests import Request
 
-from jaxinfer.errors import InvalidParameter
+from jaxinfer.errors import CapacityError, InvalidParameter
 from serve.errors import TooLarge
+
+#: Bodies of the largest size that may be on their way at once.
+_MAX_LARGE_BODIES = 8
 
 
 class ClientGone(Exception):
     """Nobody waits for an answer any more."""
 
 
-async def read_json(request: Request, *, max_bytes: int) -> dict[str, Any]:
-    """The object that a body holds.
+class BodyReader:
+    """Reads bodies, none of them above a size, nor all that are on their way above another."""
 
-    Raises:
-        TooLarge: more bytes than that, whatever the headers say.
-        InvalidParameter: no JSON, or no object.
-        ClientGone: the client has left before it had sent all.
-    """
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and (len(length) > 18 or int(length) > max_bytes):
-        raise _too_large(max_bytes)
-    body = bytearray()
-    while True:
+    def __init__(self, *, max_bytes: int):
+        """``max_bytes``: of one body."""
+        self._max_bytes = max_bytes
+        self._room = _MAX_LARGE_BODIES * max_bytes
+
+    async def read_json(self, request: Request) -> dict[str, Any]:
+        """The object that a body holds.
+
+        Raises:
+            TooLarge: more bytes than allowed, whatever the headers say.
+            CapacityError: too many large ones at once.
+            InvalidParameter: no JSON, or no object.
+            ClientGone: the client has left before it had sent all.
+        """
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and (len(length) > 18 or int(length) > self._max_bytes):
+            raise self._too_large()
+        body = bytearray()
+        try:
+            while await self._read_more(request, body):
+                pass
+            return _parse(body)
+        finally:
+            self._room += len(body)
+
+    async def _read_more(self, request: Request, body: bytearray) -> bool:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        body += message.get("body", b"")
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-        if not message.get("more_body", False):
-            return _parse(body)
+        part = message.get("body", b"")
+        body += part
+        self._room -= len(part)
+        if len(body) > self._max_bytes:
+            raise self._too_large()
+        if self._room < 0:
+            raise CapacityError("too many large bodies are on their way: try again later")
+        return message.get("more_body", False)
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the body has more than {self._max_bytes} bytes: send less")
 
 
 def read_timeout(request: Request) -> float | None:
@@ -76,7 +101,3 @@ def _parse(body: bytearray) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise InvalidParameter(f"the body holds {name}, which is not JSON: give a finite number")
-
-
-def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"the body has more than {max_bytes} bytes: send less")

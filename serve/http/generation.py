@@ -6,17 +6,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve.frontend import Frontend
-from serve.http.bodies import read_json, read_timeout
+from serve.http.bodies import BodyReader, read_timeout
 from serve.http.responses import EventStream, answers, document, while_there
 from serve.openai import answer, read_body, stream_batches
 
 
-def generation(frontend: Frontend, *, max_bytes: int) -> Callable[..., Awaitable[Response]]:
+def generation(frontend: Frontend, bodies: BodyReader) -> Callable[..., Awaitable[Response]]:
     """The endpoint, for either path."""
 
     @answers
     async def generate(request: Request) -> Response:
-        body = await read_json(request, max_bytes=max_bytes)
+        body = await bodies.read_json(request)
         ask = read_body(request.scope["path"], body, timeout=read_timeout(request))
         if not ask.stream:
             return document(await while_there(request.receive, answer(frontend, ask)))

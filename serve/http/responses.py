@@ -66,7 +66,7 @@ async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         gone.cancel()
         if not task.done():
             task.cancel()
-            await asyncio.wait({task})
+            await asyncio.gather(task, return_exceptions=True)
 
 
 async def _gone(receive: Receive) -> None:

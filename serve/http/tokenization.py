@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from jaxinfer.errors import InvalidPrompt
 from serve.frontend import Conversation, Frontend
-from serve.http.bodies import read_json
+from serve.http.bodies import BodyReader
 from serve.http.responses import answers, document
 from serve.openai.bodies import Body, Messages
 from serve.openai.prompts import read_messages
@@ -35,8 +35,8 @@ class DetokenizeBody(Body):
 class Tokenization:
     """Both endpoints."""
 
-    def __init__(self, frontend: Frontend, *, max_bytes: int):
-        self._frontend, self._max_bytes = frontend, max_bytes
+    def __init__(self, frontend: Frontend, bodies: BodyReader):
+        self._frontend, self._bodies = frontend, bodies
 
     def routes(self) -> dict[str, Any]:
         """Endpoints by path."""
@@ -44,7 +44,7 @@ class Tokenization:
 
     async def _tokenize(self, request: Request) -> Response:
         frontend = self._frontend
-        read = validated(TokenizeBody, await read_json(request, max_bytes=self._max_bytes))
+        read = validated(TokenizeBody, await self._bodies.read_json(request))
         frontend.require_model(read.model or "")
         if (read.prompt is None) == (read.messages is None):
             raise InvalidPrompt("nothing to tokenize, or too much: set prompt or messages")
@@ -68,7 +68,7 @@ class Tokenization:
         return document(answer)
 
     async def _detokenize(self, request: Request) -> Response:
-        read = validated(DetokenizeBody, await read_json(request, max_bytes=self._max_bytes))
+        read = validated(DetokenizeBody, await self._bodies.read_json(request))
         self._frontend.require_model(read.model or "")
         text = await self._frontend.decode(read.tokens, skip_special_tokens=False)
         return document({"prompt": text})

@@ -65,6 +65,7 @@ class GenerationBody(Body):
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     max_tokens: int | None = None
+    max_completion_tokens: int | None = Field(default=None, description="max_tokens, once more.")
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
@@ -104,6 +105,5 @@ class ChatBody(GenerationBody):
     messages: Messages
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    max_completion_tokens: int | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

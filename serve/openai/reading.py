@@ -58,12 +58,13 @@ def read_completion(body: Mapping[str, object], timeout: float | None) -> OpenAi
     n = 1 if read.n is None else read.n
     if read.best_of is not None and read.best_of != n:
         raise Unsupported(f"best_of = {shown(read.best_of)} is not supported here: give n alone")
-    has_output = read.max_tokens != 0
+    most = _max_tokens(read)
+    has_output = most != 0
     if not has_output and not read.echo:
         raise InvalidParameter("max_tokens = 0 is not allowed without echo: ask for at least 1")
     changes: dict[str, Any] = {"logprobs": read.logprobs}
-    if read.max_tokens is not None:
-        changes["max_tokens"] = read.max_tokens if has_output else 1
+    if most is not None:
+        changes["max_tokens"] = most if has_output else 1
     if read.echo and read.logprobs is not None and read.prompt_logprobs is None:
         changes["prompt_logprobs"] = read.logprobs
     # One object for all: it is checked once a prompt, but made once.
@@ -94,7 +95,6 @@ def read_completion(body: Mapping[str, object], timeout: float | None) -> OpenAi
 def read_chat(body: Mapping[str, object], timeout: float | None) -> OpenAiAsk:
     """A body of ``/v1/chat/completions``; see ``read_body``."""
     read = validated(ChatBody, body)
-    most = read.max_tokens if read.max_completion_tokens is None else read.max_completion_tokens
     num_logprobs = (read.top_logprobs or 0) if read.logprobs else None
     if read.top_logprobs is not None and not read.logprobs:
         raise InvalidParameter("top_logprobs needs logprobs = true: set both, or none")
@@ -104,7 +104,7 @@ def read_chat(body: Mapping[str, object], timeout: float | None) -> OpenAiAsk:
         request_id=answer_id,
         prompt=Conversation(messages=read_messages(read.messages), template=_read_template(read)),
         # Where a client names no bound, the context is one.
-        params=_read_params(read, logprobs=num_logprobs, max_tokens=most),
+        params=_read_params(read, logprobs=num_logprobs, max_tokens=_max_tokens(read)),
         timeout=timeout,
     )
     return OpenAiAsk(url=CHAT, id=answer_id, asks=(ask,), num_logprobs=num_logprobs, **_form(read))
@@ -137,6 +137,11 @@ def _ask(read: GenerationBody, **fields: Any) -> Ask:
         cache_salt=read.cache_salt or "",
         **fields,
     )
+
+
+def _max_tokens(read: GenerationBody) -> int | None:
+    """The newer name wins; some clients send both, to either endpoint."""
+    return read.max_tokens if read.max_completion_tokens is None else read.max_completion_tokens
 
 
 def _form(read: GenerationBody) -> dict[str, Any]:

@@ -4,7 +4,10 @@ import asyncio
 import json
 
 import pytest
+from starlette.requests import Request
 
+from jaxinfer.errors import CapacityError
+from serve.http.bodies import BodyReader
 from serve.settings import ServeSettings
 from tests.engine.house import text_of
 from tests.serve.house import in_loop
@@ -90,6 +93,26 @@ async def test_a_body_is_bounded_whatever_its_length_is_said_to_be():
                 yield b"a" * 100
 
         assert (await tested.client.post(COMPLETIONS, content=drops())).status_code == 413
+
+
+@in_loop
+async def test_large_bodies_that_are_on_their_way_at_once_are_bounded():
+    def request(pieces: list[bytes]) -> Request:
+        async def receive():
+            await asyncio.sleep(0)
+            body = pieces.pop(0)
+            return {"type": "http.request", "body": body, "more_body": bool(pieces)}
+
+        return Request({"type": "http", "headers": []}, receive)
+
+    bodies = BodyReader(max_bytes=100)
+    for _ in range(2):  # what was refused takes no room afterwards
+        pieces = [[b"{", b" " * 98, b"}"] for _ in range(12)]
+        read = [bodies.read_json(request(each)) for each in pieces]
+        answers = await asyncio.gather(*read, return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, CapacityError)]
+        assert answers.count({}) == 8
+        assert len(refused) == 4
 
 
 @in_loop

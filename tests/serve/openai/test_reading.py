@@ -60,6 +60,7 @@ def test_each_field_reaches_its_parameter():
         "bad_words": ["no"],
         "prompt_logprobs": 1,
     }
+    assert completion(max_tokens=3, max_completion_tokens=5).asks[0].params.max_tokens == 5
     expected = SamplingParams(**fields, logit_bias={5: -1.0}, logprobs=4)
     asked = completion(**fields, logit_bias={"5": -1}, logprobs=4, priority=3, cache_salt="s")
     [ask] = asked.asks
@@ -160,6 +161,7 @@ def test_what_is_wrong_in_either_body_is_named(fields, kind, words):
         ({"prompt": ["a"] * 257}, InvalidPrompt, "257 prompts: at most 256"),
         ({"prompt": [0.5] * 10**6}, InvalidPrompt, "1000000 prompts"),
         ({"max_tokens": 0}, InvalidParameter, "max_tokens = 0"),
+        ({"max_completion_tokens": 0}, InvalidParameter, "max_tokens = 0"),
         ({"best_of": 2}, Unsupported, "best_of = 2"),
         ({"best_of": HUGE}, Unsupported, "best_of = "),
         ({"logprobs": True}, InvalidParameter, "logprobs = True"),
