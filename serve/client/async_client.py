@@ -18,7 +18,7 @@ from serve.client.options import CallOptions, RequestOptions, metadata_of
 from serve.client.reading import Reader
 from serve.client.results import Generation, Load, ModelInfo, Score, ServerInfo
 from serve.client.retry import Attempts, RetryPolicy
-from serve.client.stream import AsyncStream
+from serve.client.stream import AsyncStream, require_own_cancellation
 from serve.proto import inference_pb2_grpc as pb_grpc
 
 T = TypeVar("T")
@@ -204,6 +204,9 @@ class AsyncClient:
         while True:
             try:
                 answer = await method(asked.request, timeout=attempts.timeout(), metadata=metadata)
+            except asyncio.CancelledError:
+                require_own_cancellation()
+                raise
             except grpc.RpcError as failed:
                 error = error_of(failed)
                 error.__cause__ = failed

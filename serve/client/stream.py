@@ -9,7 +9,7 @@ from typing import Any, Self
 import grpc
 
 from jaxinfer.outputs import TokenEvent
-from serve.client.errors import ServerError, error_of
+from serve.client.errors import Cancelled, ServerError, error_of
 from serve.client.reading import Reader
 from serve.client.results import Generation
 from serve.client.retry import Attempts
@@ -129,6 +129,17 @@ class Stream(StreamState):
             self._call = self._begin(self._attempts.timeout())
 
 
+def require_own_cancellation() -> None:
+    """When a call ended with CancelledError: does nothing where it was its task that was cancelled.
+
+    Raises:
+        Cancelled: it was the call, because its client was closed.
+    """
+    task = asyncio.current_task()
+    if task is not None and not task.cancelling():
+        raise Cancelled("the client was closed") from None
+
+
 class AsyncStream(StreamState):
     """For the loop that it was made in."""
 
@@ -168,8 +179,9 @@ class AsyncStream(StreamState):
                 await self._retry(failed)
                 continue
             except asyncio.CancelledError:
-                if self._is_closed:  # the call was cancelled, and not its reader
+                if self._is_closed:
                     break
+                require_own_cancellation()
                 raise
             if message is grpc.aio.EOF:
                 self._finish()

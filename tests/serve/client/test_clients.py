@@ -15,6 +15,7 @@ import trustme
 from serve.client import AsyncClient, Client, RetryPolicy
 from serve.client.errors import (
     AlreadyExists,
+    Cancelled,
     DeadlineExceeded,
     InvalidArgument,
     NotFound,
@@ -281,6 +282,23 @@ async def test_a_stream_that_a_thread_leaves_ends_on_the_server():
                 await asyncio.to_thread(leave)
                 await tested.idle()
         assert tested.house.stats.num_generated_tokens < LONG
+
+
+@both_clients
+@in_loop
+async def test_a_client_that_is_closed_says_so_to_who_waits(face):
+    async with served() as tested, face(address(tested)) as asking:
+        waiting = [
+            asyncio.ensure_future(asking.ask("generate", PROMPT, **ENDLESS)),
+            asyncio.ensure_future(asking.stream(PROMPT, **ENDLESS)),
+        ]
+        async with asyncio.timeout(20):
+            while tested.engine.num_running < 2:
+                await asyncio.sleep(0.001)
+        await face.__aexit__(asking)
+        for call in waiting:
+            with pytest.raises(Cancelled):
+                await call
 
 
 @in_loop
