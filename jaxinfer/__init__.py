@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from jaxinfer.outputs import Logprob as Logprob
     from jaxinfer.outputs import RequestOutput as RequestOutput
     from jaxinfer.sampling_params import SamplingParams as SamplingParams
+    from jaxinfer.structured_outputs import StructuredOutputsParams as StructuredOutputsParams
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "jaxinfer.llm",
     "SamplingParams": "jaxinfer.sampling_params",
+    "StructuredOutputsParams": "jaxinfer.structured_outputs",
     "RequestOutput": "jaxinfer.outputs",
     "CompletionOutput": "jaxinfer.outputs",
     "Logprob": "jaxinfer.outputs",
@@ -38,6 +40,7 @@ __all__ = [
     "Logprob",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
     "errors",
 ]

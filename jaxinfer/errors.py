@@ -15,6 +15,7 @@
     │   └── ShapeMismatch               both have it, with different shapes
     ├── TokenizerError                  a tokenizer that cannot be read or is of an unknown kind
     ├── Unsupported(NotImplementedError) a clear no: the feature exists elsewhere, not in this build
+    ├── UnsatisfiableGuide              structured_outputs that leave nothing to say
     ├── CapacityError                   does not fit: memory, pages, queue
     ├── DuplicateRequest(ValueError)    a request id that is in use
     ├── EngineClosed(RuntimeError)      submitted after close()
@@ -83,6 +84,10 @@ class TokenizerError(JaxInferError):
 
 class Unsupported(JaxInferError, NotImplementedError):
     """A clear no: known elsewhere, not supported by this build."""
+
+
+class UnsatisfiableGuide(JaxInferError):
+    """Structured outputs that no text matches, or none that the rest of the request allows."""
 
 
 class CapacityError(JaxInferError):

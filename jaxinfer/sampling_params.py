@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import NoReturn, TypeGuard
 
 from jaxinfer.errors import InvalidParameter
+from jaxinfer.structured_outputs import StructuredOutputsParams
 
 #: What the wire can carry: a signed or an unsigned 64-bit integer.
 _SEEDS = range(-(2**63), 2**64)
@@ -83,6 +84,7 @@ class SamplingParams:
             of the word with a leading space, and without one. The same text in other tokens, as
             in a longer word, is not seen. A word of several tokens yields where it would leave
             no token that may be sampled.
+        structured_outputs: What the text of each output must match, and ends with.
         skip_special_tokens: Special tokens leave no trace in the text.
         detokenize: Turn tokens into text at all.
     """
@@ -107,6 +109,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
     bad_words: Sequence[str] | None = ()
+    structured_outputs: StructuredOutputsParams | None = None
     skip_special_tokens: bool = True
     detokenize: bool = True
 
@@ -139,6 +142,16 @@ class SamplingParams:
         self._verify_flags()
         self._verify_texts(limits)
         self._verify_ids(vocab_size, limits.max_token_ids)
+        self._verify_structured_outputs()
+
+    def _verify_structured_outputs(self) -> None:
+        wanted = self.structured_outputs
+        if wanted is None:
+            return
+        if not isinstance(wanted, StructuredOutputsParams):
+            fix = "give it StructuredOutputsParams(json=..., regex=..., choice=... or grammar=...)"
+            _refuse("structured_outputs", wanted, "None or StructuredOutputsParams", fix)
+        wanted.verify()
 
     def _verify_counts(self, limits: RequestLimits) -> None:
         _verify_int("n", self.n, 1, limits.max_n)

@@ -12,6 +12,7 @@ from jaxinfer.errors import (
     EngineClosed,
     ModelNotFound,
     StepFailed,
+    UnsatisfiableGuide,
     Unsupported,
     UsageError,
 )
@@ -60,6 +61,7 @@ _TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (Unsupported, Status(Code.FAILED_PRECONDITION, 400, "invalid_request_error")),
     (TooLarge, Status(Code.RESOURCE_EXHAUSTED, 413, "invalid_request_error")),
     (Unauthenticated, Status(Code.UNAUTHENTICATED, 401, "authentication_error")),
+    (UnsatisfiableGuide, Status(Code.FAILED_PRECONDITION, 400, "invalid_request_error")),
     (SlowReader, Status(Code.RESOURCE_EXHAUSTED, 429, "rate_limit_error")),
     (CapacityError, Status(Code.RESOURCE_EXHAUSTED, 429, "rate_limit_error", 1000)),
     (DeadlinePassed, Status(Code.DEADLINE_EXCEEDED, 504, "timeout_error")),

@@ -7,11 +7,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jaxinfer.engine.bad_words import read_bad_words
-from jaxinfer.engine.constraint import Constraint
+from jaxinfer.engine.constraint import Constraint, OwnIds
 from jaxinfer.engine.errand import Errand, WaitFor
 from jaxinfer.engine.inbox import Inbox
 from jaxinfer.engine.job import Job
@@ -27,8 +27,10 @@ from jaxinfer.engine.sequence import Family, Sequence
 from jaxinfer.engine.stats import EngineStats
 from jaxinfer.engine.step import Row, Runner, StepPlan
 from jaxinfer.engine.stream import LogprobTable, OutputStream
-from jaxinfer.errors import EngineClosed, StepFailed
+from jaxinfer.errors import EngineClosed, InvalidParameter, StepFailed, UnsatisfiableGuide
+from jaxinfer.guides import CompiledGuide, GuideCompiler
 from jaxinfer.outputs import FinishReason, TokenEvent
+from jaxinfer.structured_outputs import Guide
 from jaxinfer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -107,6 +109,9 @@ class Engine:
 
         Raises:
             InvalidPrompt, InvalidParameter, PromptTooLong: the request cannot be served as it is.
+            UnsatisfiableGuide: no text matches its structured outputs, or none that its other
+                parameters allow.
+            Unsupported: structured outputs, and llguidance is not installed.
             CapacityError: it asks for more than the page pool holds, or the queue is full.
             DuplicateRequest: its id is in use.
             EngineClosed: after ``close``.
@@ -120,6 +125,7 @@ class Engine:
         max_tokens = clipped_max_tokens(prompt_len, params.max_tokens, limits, self.runner.groups)
         bad_words = read_bad_words(params, self._tokenizer)
         banned = frozenset() if bad_words is None else bad_words.always
+        constraints = self._constraints(request, bad_words)
         family = Family(
             request,
             arrival=next(self._arrivals),
@@ -131,10 +137,21 @@ class Engine:
             ],
             max_tokens=max_tokens,
             num_groups=len(self.runner.groups),
-            constraints=self._constraints(bad_words, params.n),
+            constraints=constraints,
         )
         streams = [OutputStream(params, self._tokenizer) for _ in range(params.n)]
         self._inbox.submit(Job(family, streams, self._logprobs, on_events, self._clock()))
+
+    def begin_guide(self, guide: Guide) -> "Future[CompiledGuide]":
+        """Begins to compile what a request's outputs are to match, for ``Request.guide``.
+
+        ``submit`` does it where nobody did before, and waits for it.
+
+        Raises:
+            InvalidParameter: there is no tokenizer.
+            CapacityError, EngineClosed: as ``GuideCompiler.submit``.
+        """
+        return self._guides.submit(guide)
 
     def abort(self, request_id: str) -> bool:
         """Ends a request with ABORT at the next step; False when there is none of that id."""
@@ -202,6 +219,8 @@ class Engine:
         self._inbox.close()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        if "_guides" in self.__dict__:
+            self._guides.close()
         with self._turn:
             if not self._in_turn:  # else the step that called back does it
                 self._end_all()
@@ -366,9 +385,18 @@ class Engine:
         """Starts the sampling of a launched step; all tokens before it were read."""
         allowed = {}
         for row, constraint, sequence in self._constrained(plan):
-            allowed_W = constraint.allowed(sequence.generated)
-            if allowed_W is not None:
+            job = self._jobs[sequence.family]
+            try:
+                allowed_W = constraint.allowed(sequence.generated)
+            except UnsatisfiableGuide as error:
+                self._end(job, FinishReason.ERROR, str(error))
+                continue
+            if allowed_W is None:
+                continue
+            if allowed_W.any():
                 allowed[row.slot] = allowed_W
+            else:
+                self._post(job, job.end(sequence, FinishReason.STOP, self._clock()))
         _on_device(partial(self.runner.sample, pending), allowed)
 
     def _constrained(self, plan: StepPlan) -> Iterator[tuple[Row, Constraint, Sequence]]:
@@ -392,6 +420,9 @@ class Engine:
                 continue
             try:
                 event = job.advance(progress, result, now)
+            except UnsatisfiableGuide as error:
+                self._end(job, FinishReason.ERROR, str(error))
+                continue
             except Exception as error:
                 _log.exception("request %r failed", job.request.request_id)
                 self._end(job, FinishReason.ERROR, repr(error))
@@ -418,10 +449,29 @@ class Engine:
         # Cut before it is an integer: the quotient of a far deadline may be infinite.
         return max(1, int(min(steps, self.runner.limits.decode_steps[-1])))
 
-    def _constraints(self, bad_words: "BadWords | None", count: int) -> list[Constraint]:
-        if bad_words is None or not bad_words.needs_history:
+    def _constraints(self, request: Request, bad_words: "BadWords | None") -> list[Constraint]:
+        """For each sample how its next token depends on those before; none: not at all."""
+        params, guide = request.params, request.guide
+        if guide is None and params.structured_outputs is not None:
+            guide = self._guides.compile(params.structured_outputs.guide)
+        if guide is None and (bad_words is None or not bad_words.needs_history):
             return []
-        return [Constraint(bad_words, self.runner.limits.vocab_size) for _ in range(count)]
+        own = OwnIds(
+            params,
+            bad_words,
+            eos_token_ids=self.runner.eos_token_ids,
+            vocab_size=self.runner.limits.vocab_size,
+        )
+        if guide is not None and not own.are_all:
+            Constraint(own, bad_words, guide).allowed(())  # raises what would come too late
+        return [Constraint(own, bad_words, guide) for _ in range(params.n)]
+
+    @cached_property
+    def _guides(self) -> GuideCompiler:
+        if self._tokenizer is None:
+            raise InvalidParameter("structured_outputs need a tokenizer: this engine has none")
+        vocab_size = self.runner.limits.vocab_size
+        return GuideCompiler(self._tokenizer, vocab_size, self.runner.eos_token_ids)
 
     # What happens to requests.
 

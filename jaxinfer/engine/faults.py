@@ -86,6 +86,10 @@ class FaultyRunner:
     def limits(self) -> EngineLimits:
         return self._runner.limits
 
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return self._runner.eos_token_ids
+
     def slot_sampling(
         self,
         params: SamplingParams,

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Items
 from jaxinfer.engine.request import OnEvents
 from jaxinfer.engine.scheduler import Progress
 from jaxinfer.engine.sequence import Family, Sequence
-from jaxinfer.engine.step import StepResult
+from jaxinfer.engine.step import Finish, StepResult
 from jaxinfer.engine.stream import Delta, LogprobTable, OutputStream
 from jaxinfer.outputs import FinishReason, PositionLogprobs, RequestMetrics, TokenEvent
 
@@ -73,7 +73,14 @@ class Job:
         if self._first_token_time is None:
             self._first_token_time = now
         self._last_token_time = now
-        delta = self._streams[sequence.index].push(progress.token_ids, progress.finish)
+        is_complete = (
+            sequence.constraint is not None
+            and progress.finish is not Finish.STOP
+            and sequence.constraint.completes(sequence.generated)
+        )
+        delta = self._streams[sequence.index].push(
+            progress.token_ids, progress.finish, is_complete=is_complete
+        )
         kept = progress.token_ids[: delta.num_kept]
         wanted = self.request.params.logprobs
         return self._event(

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxinfer.engine.limits import CacheGroup, EngineLimits, pool_capacity
 from jaxinfer.errors import CapacityError, InvalidParameter, InvalidPrompt, PromptTooLong
+from jaxinfer.guides import CompiledGuide
 from jaxinfer.outputs import TokenEvent
 from jaxinfer.sampling_params import SamplingParams
 
@@ -27,6 +28,7 @@ class Request:
         deadline: when it ends with DEADLINE if it has not ended before, on the engine's clock, in
             seconds; None and infinity are never.
         cache_salt: only requests with the same salt share cached prefixes.
+        guide: ``params.structured_outputs``, compiled; None: ``Engine.submit`` does it.
         bypass_prefix_cache: neither reads from the prefix cache nor leaves anything in it.
     """
 
@@ -37,6 +39,7 @@ class Request:
     deadline: float | None = None
     cache_salt: str = ""
     bypass_prefix_cache: bool = False
+    guide: CompiledGuide | None = None
 
 
 def verify_prompt(prompt_token_ids: Sequence[int], vocab_size: int) -> None:

@@ -75,7 +75,7 @@ class DeviceRunner:
     ):
         self.limits, self.groups, self.budget = limits, groups, budget
         self._programs, self._params = table, table.model.params
-        self._eos_token_ids = tuple(eos_token_ids)
+        self.eos_token_ids = tuple(eos_token_ids)
         self._seeds = random.Random(seed)
         self._anything_SW = table.replicate(table.unrestricted())
         self.reset()
@@ -166,7 +166,7 @@ class DeviceRunner:
             request.params,
             sample_index=request.index,
             vocab_size=self.limits.vocab_size,
-            eos_token_ids=self._eos_token_ids,
+            eos_token_ids=self.eos_token_ids,
             max_tokens=request.max_tokens,
             default_seed=request.default_seed,
             banned_token_ids=request.banned_token_ids,

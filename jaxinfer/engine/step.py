@@ -207,6 +207,11 @@ class Runner(Protocol):
     @property
     def limits(self) -> EngineLimits: ...
 
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The model's own, which end a sequence unless its request ignores them."""
+        ...
+
     def slot_sampling(
         self,
         params: SamplingParams,

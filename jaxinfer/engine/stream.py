@@ -37,8 +37,13 @@ class OutputStream:
             )
         self._matcher = StopMatcher(params.stop_strings, params.include_stop_str_in_output)
 
-    def push(self, token_ids: Sequence[int], finish: Finish = Finish.NOT) -> Delta:
-        """Takes the next tokens; ``finish`` says whether and why the last one ends the output."""
+    def push(
+        self, token_ids: Sequence[int], finish: Finish = Finish.NOT, *, is_complete: bool = False
+    ) -> Delta:
+        """Takes the next tokens; ``finish`` says whether and why the last one ends the output.
+
+        ``is_complete``: so it does, because nothing may follow; it is part of the text.
+        """
         text = ""
         for position, token in enumerate(token_ids):
             ends_here = finish is Finish.STOP and position == len(token_ids) - 1
@@ -51,14 +56,14 @@ class OutputStream:
                     finish_reason=FinishReason.STOP,
                     stop_reason=stop,
                 )
-        if finish is Finish.NOT:
+        if finish is Finish.NOT and not is_complete:
             return Delta(num_kept=len(token_ids), text=text)
         is_stop = finish is Finish.STOP
         last = token_ids[-1] if is_stop else None
         return Delta(
             num_kept=len(token_ids),
             text=text + self.flush(),
-            finish_reason=FinishReason.STOP if is_stop else FinishReason.LENGTH,
+            finish_reason=FinishReason.STOP if is_stop or is_complete else FinishReason.LENGTH,
             stop_reason=last if last in tuple(self._params.stop_token_ids or ()) else None,
         )
 

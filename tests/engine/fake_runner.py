@@ -17,6 +17,7 @@ from jaxinfer.bits import num_words, unpack_ids
 from jaxinfer.engine.limits import CacheGroup, EngineLimits
 from jaxinfer.engine.step import Finish, PromptLogprobs, Row, StepPlan, StepResult
 from jaxinfer.errors import StepFailed
+from jaxinfer.outputs import FinishReason
 from jaxinfer.sampling_params import SamplingParams
 
 POISON = -7
@@ -87,6 +88,8 @@ def next_token(
     params = sampling.params
     stops = set(params.stop_token_ids) | (set() if params.ignore_eos else {EOS})
     forbidden = set(banned) | set(sampling.banned_token_ids)
+    if params.allowed_token_ids is not None:
+        forbidden |= set(range(vocab_size)) - set(params.allowed_token_ids)
     if num_generated < params.min_tokens:
         forbidden |= stops
     token = (state + 31 * sampling.index + 7 * (params.seed or 0)) % vocab_size
@@ -124,6 +127,8 @@ class FakePending:
 
 class FakeRunner:
     """See ``jaxinfer.engine.step.Runner``. ``fail_on``: that call fails, the next time."""
+
+    eos_token_ids = (EOS,)
 
     def __init__(self, limits: EngineLimits, groups: tuple[CacheGroup, ...]):
         self.limits, self.groups = limits, groups
@@ -373,20 +378,36 @@ def oracle(
     vocab_size: int,
     groups: tuple[CacheGroup, ...],
     banned: Callable[[list[int]], frozenset[int]] = lambda generated: frozenset(),
-) -> tuple[list[int], list[int], Finish]:
+    follows: Callable[[list[int]], tuple[frozenset[int], bool]] | None = None,
+) -> tuple[list[int], list[int], Finish | FinishReason]:
     """One sample by a plain loop without pages, slots or neighbours.
 
+    ``follows``: the tokens of a text that its guide lets follow some, and whether it may end there.
+
     Returns its tokens, the states before each token of prompt and output but the first, and why it
-    ended.
+    ended: a FinishReason where that is not the last token's doing.
     """
     sampling = FakeSampling(params=params, index=index, max_tokens=max_tokens)
     model, generated, finish = FakeModel(groups), [], Finish.NOT
     states = [model.feed(token) for token in prompt]
+    stops = set(params.stop_token_ids) | (set() if params.ignore_eos else {EOS})
+    own = set(range(vocab_size) if params.allowed_token_ids is None else params.allowed_token_ids)
     while True:
-        token, finish = next_token(
-            states[-1], sampling, len(generated), vocab_size, banned(generated)
-        )
+        forbidden = banned(generated)
+        if follows is not None:
+            letters, may_end = follows(generated)
+            may_end &= len(generated) >= params.min_tokens
+            allowed = ((letters - stops) | (stops if may_end else set())) & own
+            if not allowed:
+                return generated, states, FinishReason.STOP if may_end else FinishReason.ERROR
+            allowed = allowed - forbidden or allowed
+            forbidden = frozenset(range(vocab_size)) - allowed
+        token, finish = next_token(states[-1], sampling, len(generated), vocab_size, forbidden)
         generated.append(token)
+        if follows is not None and finish is not Finish.STOP:
+            letters, may_end = follows(generated)
+            if not letters and may_end and len(generated) >= params.min_tokens:
+                return generated, states, FinishReason.STOP
         if finish is not Finish.NOT:
             return generated, states, finish
         states.append(model.feed(token))

@@ -18,6 +18,7 @@ from tests.engine.fake_runner import (
     ranking,
     token_of,
 )
+from tests.engine.guides import follows, name_of
 
 VOCAB = 12
 
@@ -172,6 +173,7 @@ class House:
         request = self.requests[request_id]
         params, prompt = request.params, list(map(int, request.prompt_token_ids))
         room = self.limits.max_model_len - len(prompt)
+        guide = name_of(params.structured_outputs)
         bad_words = [[ord(letter) - 97 for letter in word] for word in params.bad_words]
         tokens, states, finish = oracle(
             prompt,
@@ -183,9 +185,11 @@ class House:
             banned=lambda generated: frozenset(
                 word[-1] for word in bad_words if (generated + word[-1:])[-len(word) :] == word
             ),
+            follows=None if guide is None else lambda generated: follows(guide, text_of(generated)),
         )
         text = text_of(tokens[:-1] if finish is Finish.STOP else tokens)
-        reason, stop_reason = FinishReason.LENGTH, None
+        reason = finish if isinstance(finish, FinishReason) else FinishReason.LENGTH
+        stop_reason = None
         if finish is Finish.STOP:
             reason = FinishReason.STOP
             stop_reason = tokens[-1] if tokens[-1] in params.stop_token_ids else None

@@ -281,7 +281,7 @@ def test_a_callback_that_fails_ends_its_own_requests_only(caplog):
 def break_stream(house, request_id, *names):
     """From now on these methods of the first output's stream raise."""
 
-    def fail(*_):
+    def fail(*_, **__):
         raise ValueError("not a text")
 
     [job] = [job for job in house.engine._inbox.jobs() if job.request.request_id == request_id]

@@ -13,6 +13,7 @@ from hypothesis.stateful import (
 
 from jaxinfer.engine.errand import WaitFor
 from jaxinfer.outputs import FinishReason
+from tests.engine.guides import GUIDES
 from tests.engine.house import VOCAB, House, full_group, window_group
 
 #: Prompts that share beginnings: what the prefix cache is for.
@@ -63,12 +64,16 @@ class EngineMachine(RuleBasedStateMachine):
         stop=st.sampled_from([(), (), ("ab",), ("c", "bd"), ("eee",)]),
         stop_token_ids=st.sampled_from([(), (3, 4)]),
         bad_words=st.sampled_from([(), (), ("ab", "c"), ("de", "fa")]),
+        guide=st.sampled_from([None, None, *GUIDES]),
+        allowed=st.sampled_from([None, None, None, (0, 1, 2, 3, 4, 5, 10), (1, 2, 3)]),
         wants=st.sampled_from([{}, {}, {"logprobs": 2}, {"prompt_logprobs": 1}]),
         bypass=st.booleans(),
         salt=st.sampled_from(["", "", "x"]),
         patience=st.sampled_from([None, None, None, 3]),
     )
-    def submit(self, stem, tail, priority, bypass, salt, patience, stop, wants, **params):
+    def submit(
+        self, stem, tail, priority, bypass, salt, patience, stop, wants, guide, allowed, **params
+    ):
         name = f"r{self.count}"
         self.count += 1
         self.house.submit(
@@ -81,6 +86,9 @@ class EngineMachine(RuleBasedStateMachine):
             deadline=None if patience is None else self.house.now + patience,
             **params,
             **wants,
+            structured_outputs=None if guide is None else GUIDES[guide],
+            # Without a guide the fake model may find no token among so few.
+            allowed_token_ids=allowed if guide else None,
         )
         return name
 

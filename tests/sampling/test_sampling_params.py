@@ -40,6 +40,7 @@ def test_defaults_are_those_of_vllm():
         "logit_bias": None,
         "allowed_token_ids": None,
         "bad_words": (),
+        "structured_outputs": None,
         "skip_special_tokens": True,
         "detokenize": True,
     }  # fmt: skip

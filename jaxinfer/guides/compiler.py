@@ -1,0 +1,179 @@
+"""From a guide's text to something that texts can be matched against."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Collection
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+from jaxinfer.errors import (
+    CapacityError,
+    EngineClosed,
+    InvalidParameter,
+    JaxInferError,
+    UnsatisfiableGuide,
+)
+from jaxinfer.guides.lark import lark_of, needs_trial
+from jaxinfer.guides.matcher import GuideMatcher, said
+from jaxinfer.guides.trial import why_unfit
+from jaxinfer.guides.vocabulary import Spelled, read_vocabulary
+from jaxinfer.structured_outputs import Guide
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+#: Seconds that a guide may take to be compiled, its time in the queue included.
+COMPILE_SECONDS = 5.0
+#: Guides that are compiled at once, and that wait for it.
+NUM_THREADS = 2
+MAX_WAITING = 64
+#: Compiled guides that are kept. Most take little memory, the worst some 50 MB.
+NUM_KEPT = 32
+#: States of a lexer, one to two kilobytes each, of which each sample may make its own.
+_MAX_LEXER_STATES = 20_000
+
+
+class CompiledGuide:
+    """A guide that outputs can be held to. ``guide``: what it was made of."""
+
+    def __init__(self, guide: Guide, matcher: "LLMatcher", vocab_size: int):
+        self.guide = guide
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+        self._lock = threading.Lock()
+
+    def matcher(self) -> GuideMatcher:
+        """For one more text, at its beginning."""
+        with self._lock:
+            return GuideMatcher(self._matcher.deep_copy(), self._vocab_size)
+
+
+class GuideCompiler:
+    """Compiles guides for one vocabulary, each once while it is remembered, in a few threads.
+
+    Safe to use from several threads. What a guide may take is bounded by the library's own limits,
+    and by a trial where these do not see everything; ``COMPILE_SECONDS`` is how long anybody waits.
+    """
+
+    def __init__(self, tokenizer: Spelled, vocab_size: int, eos_token_ids: Collection[int]):
+        """``vocab_size``: width of the logits."""
+        self._read_vocabulary = partial(read_vocabulary, tokenizer, vocab_size, eos_token_ids)
+        self._vocab_size = vocab_size
+        self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        self._kept: OrderedDict[Guide, Future[CompiledGuide]] = OrderedDict()
+        self._num_pending = 0
+        self._is_closed = False
+
+    def submit(self, guide: Guide) -> "Future[CompiledGuide]":
+        """Begins to compile a guide, unless it was or is being compiled. Not to be cancelled:
+        others may wait for the same.
+
+        The future raises:
+            InvalidParameter: it is none of its kind, or too complex.
+            UnsatisfiableGuide: no text matches it.
+            Unsupported: llguidance is not installed.
+
+        Raises:
+            CapacityError: too many wait.
+            EngineClosed: after ``close``.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise EngineClosed("the engine was closed: it compiles no guides")
+            future = self._kept.get(guide)
+            if future is not None:
+                self._kept.move_to_end(guide)
+                return future
+            if self._num_pending >= NUM_THREADS + MAX_WAITING:
+                raise CapacityError(
+                    f"{self._num_pending} guides are being compiled, and no more may wait: try"
+                    " again later"
+                )
+            self._num_pending += 1
+            future = self._pool.submit(self._compile, guide)
+            self._kept[guide] = future
+            while len(self._kept) > NUM_KEPT:
+                self._kept.popitem(last=False)
+        future.add_done_callback(partial(self._done, guide))
+        return future
+
+    def compile(self, guide: Guide) -> CompiledGuide:
+        """The same, and waits for it.
+
+        Raises:
+            InvalidParameter, UnsatisfiableGuide, Unsupported, CapacityError, EngineClosed: as
+                ``submit``.
+        """
+        future = self.submit(guide)
+        try:
+            return future.result(COMPILE_SECONDS)
+        except TimeoutError:
+            raise late(guide, future) from None
+        except CancelledError:
+            raise EngineClosed("the engine was closed: it compiles no guides") from None
+
+    def close(self) -> None:
+        """Nothing more is compiled; what has not begun never does."""
+        with self._lock:
+            self._is_closed = True
+        if "_pool" in self.__dict__:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="jaxinfer-guides")
+
+    @cached_property
+    def _vocabulary(self) -> "LLTokenizer":
+        return self._read_vocabulary()
+
+    def _compile(self, guide: Guide) -> CompiledGuide:
+        with self._reading:
+            vocabulary = self._vocabulary
+        from llguidance import LLMatcher
+
+        lark = lark_of(guide)
+        if needs_trial(guide):
+            reason = why_unfit(lark, COMPILE_SECONDS)
+            if reason is not None:
+                raise InvalidParameter(f"{guide} cannot be used: {reason}; simplify it")
+        matcher = LLMatcher(vocabulary, lark, log_level=0, limits=_limits())
+        if matcher.is_error():
+            error = said(matcher.get_error())
+            is_empty = "unsatisfiable" in error.lower()
+            kind = UnsatisfiableGuide if is_empty else InvalidParameter
+            raise kind(f"{guide} cannot be used: {error}")
+        # What this finds out about the guide is copied with it.
+        if not GuideMatcher(matcher, self._vocab_size).next_ids().any():
+            raise UnsatisfiableGuide(
+                f"{guide} cannot be used: no token of this model can begin a text that matches it"
+            )
+        return CompiledGuide(guide, matcher, self._vocab_size)
+
+    def _done(self, guide: Guide, future: "Future[CompiledGuide]") -> None:
+        """Only what can be used is remembered."""
+        with self._lock:
+            self._num_pending -= 1
+            failed = future.cancelled() or future.exception() is not None
+            if failed and self._kept.get(guide) is future:
+                del self._kept[guide]
+
+
+def late(guide: Guide, future: "Future[CompiledGuide]") -> JaxInferError:
+    """Why nobody waits any longer."""
+    if future.running():
+        return InvalidParameter(
+            f"{guide} cannot be used: it is not compiled within {COMPILE_SECONDS:g} s; simplify it"
+        )
+    return CapacityError(
+        f"other guides are being compiled, and after {COMPILE_SECONDS:g} s this one's turn has not"
+        " come: try again later"
+    )
+
+
+def _limits() -> "LLParserLimits":
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)

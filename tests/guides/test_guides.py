@@ -1,0 +1,245 @@
+"""Guides compiled and matched, in a vocabulary of bytes and a few longer tokens."""
+
+import json
+import threading
+
+import pytest
+
+from jaxinfer.bits import unpack_ids
+from jaxinfer.errors import CapacityError, EngineClosed, InvalidParameter, UnsatisfiableGuide
+from jaxinfer.guides import GuideCompiler, compiler
+from jaxinfer.guides.lark import MAX_GBNF_BYTES, lark_of, needs_trial
+from jaxinfer.guides.trial import why_unfit
+from jaxinfer.structured_outputs import Guide, StructuredOutputsParams
+
+WORDS = [b"true", b'{"', b'":', b" the", b"abc", "é".encode()]
+END, PAD = 256 + len(WORDS), 256 + len(WORDS) + 1
+#: The logits are wider than the tokenizer.
+VOCAB = PAD + 5
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}, "b": {"type": "string", "maxLength": 3}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+
+
+class ByteTokenizer:
+    """Every byte is a token, besides a few words, and one that ends a text and spells one."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id < 256:
+            return bytes([token_id])
+        return [*WORDS, b"b"][token_id - 256] if token_id < PAD else b""
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id == END
+
+
+@pytest.fixture
+def guides():
+    guides = GuideCompiler(ByteTokenizer(), VOCAB, ())
+    yield guides
+    guides.close()
+
+
+def compiled(guides: GuideCompiler, **params):
+    return guides.compile(StructuredOutputsParams(**params).guide)
+
+
+def matches(guide, text: str) -> bool:
+    """Whether a guide allows a text byte by byte, and the text may end."""
+    matcher, tokens = guide.matcher(), []
+    for byte in text.encode():
+        if byte not in unpack_ids(matcher.next_ids()):
+            return False
+        tokens.append(byte)
+        matcher.follow(tokens)
+    return matcher.is_accepting
+
+
+@pytest.mark.parametrize(
+    ("params", "right", "wrong"),
+    [
+        ({"regex": "(a*)*b"}, ["b", "aaab"], ["", "a", "ba"]),
+        ({"regex": "a/b\n\\d+é"}, ["a/b\n12é"], ["a/b\nxé"]),
+        ({"choice": ["yes", "yes!", 'a "b"\n', "🙂"]}, ["yes", "yes!", 'a "b"\n', "🙂"], ["y"]),
+        ({"grammar": 'start: "(" start ")" | "x"'}, ["x", "((x))"], ["((x)", "()"]),
+        ({"grammar": 'root ::= "a" tail*\ntail ::= [0-9] "b"'}, ["a", "a1b2b"], ["1b"]),
+        ({"json": SCHEMA}, ['{"a":1}', '{\n  "a": -1,\n  "b": "abc"\n}'], ['{"b":""}', "{}"]),
+        ({"json": json.dumps(SCHEMA)}, ['{"a":1}'], ['{"a":"1"}', '{"a":1,"b":"abcd"}']),
+        ({"json": "true"}, ["[1]", '{"x": null}'], ["{", "nul"]),
+        ({"json": SCHEMA, "disable_any_whitespace": True}, ['{"a":1}'], ['{"a": 1}']),
+        ({"json": {"type": "object"}}, ["{}", '{"a": [1]}'], ['{"a":' + " " * 41 + "1}"]),
+        ({"json_object": True}, ["{}", '{"a": {"b": true}}'], ["[]", "1"]),
+        (
+            {"json": {"type": "object", "properties": {"next": {"$ref": "#"}}}},
+            ['{"next": {"next": {}}}'],
+            ['{"next": 1}'],
+        ),
+    ],
+    ids=str,
+)
+def test_texts_that_match_are_allowed_and_others_are_not(guides, params, right, wrong):
+    guide = compiled(guides, **params)
+    assert all(matches(guide, text) for text in right)
+    assert not any(matches(guide, text) for text in wrong)
+
+
+def test_every_token_that_spells_a_part_is_allowed_and_nothing_else(guides):
+    matcher = compiled(guides, choice=["abcd", "true"]).matcher()
+    longer = {256 + WORDS.index(b"true"), 256 + WORDS.index(b"abc")}
+    assert set(unpack_ids(matcher.next_ids())) == {*b"at", *longer}
+    matcher.follow([256 + WORDS.index(b"abc")])
+    assert set(unpack_ids(matcher.next_ids())) == set(b"d")
+    assert not matcher.is_complete
+    matcher.follow([256 + WORDS.index(b"abc"), ord("d")])
+    assert matcher.is_complete
+    assert not matcher.next_ids().any()
+
+
+def test_special_tokens_and_ids_without_a_token_are_part_of_no_text(guides):
+    ids = set(unpack_ids(compiled(guides, regex="(?s:.*)").matcher().next_ids()))
+    assert not ids & set(range(END, VOCAB))
+    assert ord("b") in ids
+
+
+def test_each_text_has_a_matcher_of_its_own(guides):
+    guide = compiled(guides, regex="ab|cd")
+    one, two = guide.matcher(), guide.matcher()
+    one.follow(list(b"a"))
+    assert set(unpack_ids(one.next_ids())) == set(b"b")
+    assert set(unpack_ids(two.next_ids())) == set(b"ac")
+
+
+def test_a_text_that_does_not_match_is_an_error(guides):
+    with pytest.raises(UnsatisfiableGuide, match="after 1 tokens"):
+        compiled(guides, regex="ab").matcher().follow(list(b"b"))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"regex": "("}, "unclosed group"),
+        ({"regex": "(?=a)b"}, "look-around"),
+        ({"regex": "(" * 10_000 + "a" + ")" * 10_000}, "cannot be used"),
+        ({"grammar": "start: foo"}, "unknown name"),
+        ({"grammar": "start: " + "(" * 5000 + '"a"' + ")" * 5000}, "too deeply nested"),
+        ({"grammar": "nonsense"}, "neither a grammar in Lark's syntax"),
+        ({"grammar": "root ::= " + "(" * 3000}, "neither a grammar in Lark's syntax"),
+        ({"grammar": "x" * (MAX_GBNF_BYTES + 1)}, "at most 16384 are allowed there"),
+        ({"json": {"type": "banana"}}, "banana"),
+        ({"json": {"type": "string", "pattern": "("}}, "unclosed group"),
+        ({"json": {"$ref": "http://localhost/x.json"}}, "not present in a registry"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_be_compiled_is_refused_in_a_short_text(guides, params, message):
+    with pytest.raises(InvalidParameter, match=message) as error:
+        compiled(guides, **params)
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"regex": r"[^\s\S]"},
+        {"regex": "a{0}"},
+        {"grammar": "start: a\na: b\nb: a"},
+        {"json": "false"},
+        {"json": {"enum": []}},
+        {"json": {"type": "string", "minLength": 5, "maxLength": 2}},
+        {"json": {"$ref": "#"}},
+        {"json": {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}
+         | {"$ref": "#/$defs/a"}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_guide_that_no_text_matches_is_an_error_of_its_own(guides, params):
+    with pytest.raises(UnsatisfiableGuide, match=r"structured_outputs\.\w+ = "):
+        compiled(guides, **params)
+
+
+def test_a_guide_is_compiled_once_while_it_is_kept_and_a_refusal_is_not_kept(guides, monkeypatch):
+    monkeypatch.setattr(compiler, "NUM_KEPT", 2)
+    a, b, c = (Guide("regex", letter) for letter in "abc")
+    first = guides.compile(a)
+    guides.compile(b)
+    assert guides.compile(a) is first
+    guides.compile(c)
+    assert guides.compile(a) is first
+    again = guides.submit(b)
+    assert again.result() is not None
+    for _ in range(2):
+        with pytest.raises(UnsatisfiableGuide):
+            guides.compile(Guide("regex", "a{0}"))
+
+
+def test_what_the_librarys_own_limits_do_not_see_is_tried_out_in_another_process():
+    """In this one it would take minutes, and gigabytes."""
+    hostile = StructuredOutputsParams(json={"allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]})
+    assert needs_trial(hostile.guide)
+    assert "it takes more than 2 s" in str(why_unfit(lark_of(hostile.guide), 2.0))
+    spelled = StructuredOutputsParams(json='{"multiple\\u004ff": 3}')
+    assert needs_trial(spelled.guide)
+    assert not needs_trial(StructuredOutputsParams(json=SCHEMA).guide)
+
+
+@pytest.mark.parametrize("lark", ['start: "a"', "start: ("])
+def test_what_is_quick_to_refuse_is_fit_too(lark):
+    assert why_unfit(lark, 60.0) is None
+
+
+class Held:
+    """The compilation of every guide takes as long as a test wishes."""
+
+    def __init__(self, monkeypatch):
+        self.begun, self.go_on = threading.Semaphore(0), threading.Event()
+        monkeypatch.setattr(compiler, "lark_of", self._lark_of)
+
+    def _lark_of(self, guide):
+        self.begun.release()
+        assert self.go_on.wait(60)
+        return 'start: "a"\n%llguidance {"no_forcing": true}'
+
+
+def test_few_guides_are_compiled_at_once_and_few_wait(guides, monkeypatch):
+    held = Held(monkeypatch)
+    monkeypatch.setattr(compiler, "MAX_WAITING", 3)
+    futures = [guides.submit(Guide("regex", str(number))) for number in range(5)]
+    for _ in range(compiler.NUM_THREADS):
+        held.begun.acquire()
+    assert sum(future.running() for future in futures) == compiler.NUM_THREADS
+    assert guides.submit(Guide("regex", "0")) is futures[0]
+    with pytest.raises(CapacityError, match="5 guides are being compiled"):
+        guides.submit(Guide("regex", "5"))
+    held.go_on.set()
+    for future in futures:
+        future.result()
+    guides.compile(Guide("regex", "5"))
+
+
+def test_nobody_waits_longer_than_the_limit(guides, monkeypatch):
+    held = Held(monkeypatch)
+    monkeypatch.setattr(compiler, "COMPILE_SECONDS", 0.05)
+    for letter in "ab":
+        with pytest.raises(InvalidParameter, match=f"'{letter}' .* not compiled within 0.05 s"):
+            guides.compile(Guide("regex", letter))
+    with pytest.raises(CapacityError, match="other guides are being compiled"):
+        guides.compile(Guide("regex", "c"))
+    held.go_on.set()
+
+
+def test_a_closed_compiler_says_so(guides, monkeypatch):
+    held = Held(monkeypatch)
+    running = [guides.submit(Guide("regex", letter)) for letter in "ab"]
+    waiting = guides.submit(Guide("regex", "c"))
+    for _ in running:
+        held.begun.acquire()
+    guides.close()
+    assert waiting.cancelled()
+    with pytest.raises(EngineClosed):
+        guides.compile(Guide("regex", "d"))
+    held.go_on.set()
+    assert all(future.result() for future in running)

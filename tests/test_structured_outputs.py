@@ -1,0 +1,88 @@
+"""Structured outputs: what is refused before anything is compiled."""
+
+import time
+
+import pytest
+
+from jaxinfer.errors import InvalidParameter
+from jaxinfer.structured_outputs import MAX_GUIDE_BYTES, StructuredOutputsParams
+
+CYCLE: dict = {}
+CYCLE["properties"] = CYCLE
+#: Printed, it would fill every disk.
+WIDE: list = []
+for _ in range(60):
+    WIDE = [WIDE, WIDE]
+
+
+def nested(levels: int) -> str:
+    """A schema with so many levels of objects."""
+    return '{"properties":' * (levels - 1) + "{}" + "}" * (levels - 1)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({}, "has nothing: set exactly one"),
+        ({"json_object": False}, "has nothing: set exactly one"),
+        ({"regex": "a", "choice": ["b"]}, "has regex and choice: set exactly one"),
+        ({"regex": ""}, "regex = '' .* not empty"),
+        ({"regex": 5}, "regex = 5 .* a string"),
+        ({"regex": "x" * (MAX_GUIDE_BYTES + 1)}, "regex has 65537 bytes: at most 65536"),
+        ({"grammar": "é" * (MAX_GUIDE_BYTES // 2 + 1)}, "grammar has 65538 bytes: at most 65536"),
+        ({"regex": "\ud800"}, "half a surrogate pair"),
+        ({"choice": "yes"}, "choice = 'yes' .* a list of strings"),
+        ({"choice": []}, "choice holds 0 strings: from 1 to 1024"),
+        ({"choice": ["a"] * 1025}, "choice holds 1025 strings: from 1 to 1024"),
+        ({"choice": ["a", ""]}, "choice = '' .* not empty"),
+        ({"choice": ["a", 5]}, "choice = 5 .* a string"),
+        ({"choice": ["x" * 40_000] * 2}, "choice has more than 65536 bytes"),
+        ({"json_object": 1}, "json_object = 1 .* True, False or None"),
+        ({"json_object": True, "disable_any_whitespace": 1}, "disable_any_whitespace = 1"),
+        ({"json": "[1]"}, "json = .* a JSON schema, which is an object"),
+        ({"json": "{"}, "json = '{' is no JSON"),
+        ({"json": 5}, "json = 5 .* a string"),
+        ({"json": {"a": object()}}, "json is no JSON"),
+        ({"json": nested(65)}, "json is nested more than 64 levels deep"),
+        ({"json": "[" * MAX_GUIDE_BYTES}, "json is nested more than 64 levels deep"),
+        ({"json": '{"a":' * 10_000 + "1" + "}" * 10_000}, "json is nested more than 64"),
+        ({"json": "{" + '"' + '\\"' * 32_000}, "is no JSON"),
+        ({"json": "x" * 2**20}, "json has 1048576 bytes: at most 65536"),
+        pytest.param({"json": CYCLE}, "json is nested more than 64 levels deep", id="cycle"),
+        pytest.param({"json": {"enum": WIDE}}, "json has more than 65536 bytes", id="wide"),
+    ],
+)
+def test_what_is_wrong_is_named(params, message):
+    with pytest.raises(InvalidParameter, match=message):
+        StructuredOutputsParams(**params).verify()
+
+
+@pytest.mark.parametrize("schema", [nested(64), '{"enum": ["[[[[", "\\"{{{", "\\\\"]}', "true"])
+def test_brackets_count_outside_of_strings_only(schema):
+    guide = StructuredOutputsParams(json=schema).guide
+    assert (guide.kind, guide.text) == ("json", schema)
+
+
+def test_the_same_schema_as_a_dict_is_the_same_guide():
+    as_dict = StructuredOutputsParams(json={"type": "object", "required": ["a"]})
+    as_text = StructuredOutputsParams(json='{"type": "object", "required": ["a"]}')
+    assert as_dict.guide == as_text.guide
+
+
+def test_any_json_object_is_a_schema():
+    assert StructuredOutputsParams(json_object=True).guide.kind == "json"
+    compact = StructuredOutputsParams(json_object=True, disable_any_whitespace=True)
+    assert compact.guide.is_compact
+
+
+def test_a_guide_is_read_once():
+    params = StructuredOutputsParams(regex="a")
+    assert params.guide is params.guide
+
+
+def test_it_takes_time_in_proportion_to_the_text():
+    """Where it went back at every quotation mark, this would take minutes."""
+    begin = time.process_time()
+    with pytest.raises(InvalidParameter):
+        StructuredOutputsParams(json='{"a": "' + '\\"' * 32_000).verify()
+    assert time.process_time() - begin < 10
