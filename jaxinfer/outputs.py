@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from jaxinfer.errors import StepFailed, UnsatisfiableGuide
+
 
 class FinishReason(StrEnum):
     """Why an output ended."""
@@ -56,6 +58,7 @@ class TokenEvent:
             None for the first.
         metrics: in the last event.
         error: what went wrong, when ``finish_reason`` is ERROR.
+        is_unsatisfiable: it was that nothing the request allows matches its structured outputs.
     """
 
     request_id: str
@@ -69,6 +72,15 @@ class TokenEvent:
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
     metrics: RequestMetrics | None = None
     error: str | None = None
+    is_unsatisfiable: bool = False
+
+    @property
+    def failure(self) -> UnsatisfiableGuide | StepFailed | None:
+        """``error`` as an exception."""
+        if self.finish_reason is not FinishReason.ERROR:
+            return None
+        kind = UnsatisfiableGuide if self.is_unsatisfiable else StepFailed
+        return kind(self.error or "the device failed")
 
 
 @dataclass(frozen=True, kw_only=True)

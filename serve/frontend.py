@@ -10,8 +10,11 @@ from typing import Any, TypeVar
 
 from jaxinfer.engine.request import Request, verify_prompt
 from jaxinfer.errors import CapacityError, Unsupported
+from jaxinfer.guides import CompiledGuide
+from jaxinfer.guides.compiler import COMPILE_SECONDS, late
 from jaxinfer.outputs import FinishReason
 from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.structured_outputs import StructuredOutputsParams
 from serve.bounds import (
     MAX_LIST,
     MAX_TOKENIZED,
@@ -108,6 +111,7 @@ class Frontend:
             raise DeadlinePassed("the deadline has passed before the request came")
         if ask.params.prompt_logprobs is not None and not self.model.has_prompt_logprobs:
             raise Unsupported("prompt log-probabilities: this server was started without them")
+        guide = await self._compile(ask.params.structured_outputs)
         request = Request(
             request_id=ask.request_id or uuid.uuid4().hex,
             prompt_token_ids=await self.encode(
@@ -118,9 +122,27 @@ class Frontend:
             deadline=None if ask.timeout is None else arrival + ask.timeout,
             cache_salt=ask.cache_salt,
             bypass_prefix_cache=ask.bypass_prefix_cache,
+            guide=guide,
         )
         watches = [observer.begin(ask, request, arrival) for observer in self._observers]
         return self._door.submit(request, watches)
+
+    async def _compile(self, wanted: StructuredOutputsParams | None) -> CompiledGuide | None:
+        """What outputs are to match, compiled in the engine's threads for that.
+
+        Raises:
+            InvalidParameter, UnsatisfiableGuide, Unsupported, CapacityError: it cannot be.
+        """
+        if wanted is None:
+            return None
+        future = self.model.engine.begin_guide(wanted.guide)
+        try:
+            # Others may wait for the same one: nobody who goes away may cancel it.
+            return await asyncio.wait_for(
+                asyncio.shield(asyncio.wrap_future(future)), COMPILE_SECONDS
+            )
+        except TimeoutError:
+            raise late(wanted.guide, future) from None
 
     async def encode(
         self,

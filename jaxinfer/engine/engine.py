@@ -389,7 +389,7 @@ class Engine:
             try:
                 allowed_W = constraint.allowed(sequence.generated)
             except UnsatisfiableGuide as error:
-                self._end(job, FinishReason.ERROR, str(error))
+                self._end(job, FinishReason.ERROR, error)
                 continue
             if allowed_W is None:
                 continue
@@ -421,7 +421,7 @@ class Engine:
             try:
                 event = job.advance(progress, result, now)
             except UnsatisfiableGuide as error:
-                self._end(job, FinishReason.ERROR, str(error))
+                self._end(job, FinishReason.ERROR, error)
                 continue
             except Exception as error:
                 _log.exception("request %r failed", job.request.request_id)
@@ -508,7 +508,9 @@ class Engine:
                 self._end(job, FinishReason.ERROR, str(error))
         self.runner.reset()
 
-    def _end(self, job: Job, reason: FinishReason, error: str | None = None) -> None:
+    def _end(
+        self, job: Job, reason: FinishReason, error: str | UnsatisfiableGuide | None = None
+    ) -> None:
         """Ends what is still open of a request."""
         now = self._clock()
         for sequence in job.open_sequences:

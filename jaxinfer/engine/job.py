@@ -8,6 +8,7 @@ from jaxinfer.engine.scheduler import Progress
 from jaxinfer.engine.sequence import Family, Sequence
 from jaxinfer.engine.step import Finish, StepResult
 from jaxinfer.engine.stream import Delta, LogprobTable, OutputStream
+from jaxinfer.errors import UnsatisfiableGuide
 from jaxinfer.outputs import FinishReason, PositionLogprobs, RequestMetrics, TokenEvent
 
 _log = logging.getLogger(__name__)
@@ -96,7 +97,11 @@ class Job:
         )
 
     def end(
-        self, sequence: Sequence, reason: FinishReason, now: float, error: str | None = None
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        now: float,
+        error: str | UnsatisfiableGuide | None = None,
     ) -> TokenEvent:
         """The last event of an output that ends without a token: aborted, late, or failed.
 
@@ -118,7 +123,7 @@ class Job:
         *,
         token_ids: tuple[int, ...] = (),
         logprobs: tuple[PositionLogprobs, ...] | None = None,
-        error: str | None = None,
+        error: str | UnsatisfiableGuide | None = None,
     ) -> TokenEvent:
         is_last = delta.finish_reason is not None
         event = TokenEvent(
@@ -132,7 +137,8 @@ class Job:
             num_cached_tokens=self.family.num_cached_tokens or 0,
             prompt_logprobs=self._shown_prompt_logprobs(index),
             metrics=self._metrics(now) if is_last else None,
-            error=error,
+            error=None if error is None else str(error),
+            is_unsatisfiable=isinstance(error, UnsatisfiableGuide),
         )
         if is_last:
             self._open.remove(index)

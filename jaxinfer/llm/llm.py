@@ -17,7 +17,7 @@ from jaxinfer.checkpoint.load import Progress
 from jaxinfer.config import ModelConfig
 from jaxinfer.engine.build import EngineBuilder, verify_page_size
 from jaxinfer.engine.memory import exhaustion_is_capacity_error, usable_memory
-from jaxinfer.errors import InvalidParameter, StepFailed, Unsupported
+from jaxinfer.errors import InvalidParameter, Unsupported
 from jaxinfer.llm.background import Background
 from jaxinfer.llm.compiles import CompileCounter
 from jaxinfer.llm.interrupts import interrupts_held
@@ -414,8 +414,8 @@ class LLM:
         total = len(stream.request_ids)
         with stream, tqdm(total=total, unit="prompt", disable=not use_tqdm) as bar:
             for event in stream:
-                if event.error is not None:
-                    raise StepFailed(event.error)
+                if event.failure is not None:
+                    raise event.failure
                 bar.update(stream.num_finished - bar.n)
         return stream.outputs
 

@@ -1,5 +1,6 @@
 """What callers ask for, as messages."""
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -7,6 +8,7 @@ from typing import Any
 
 from jaxinfer.errors import InvalidParameter, InvalidPrompt
 from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.structured_outputs import Guide
 from serve.client.options import RequestOptions
 from serve.proto import inference_pb2 as pb
 
@@ -113,6 +115,21 @@ def _chat(messages: Sequence[Message]) -> pb.ChatMessages:
         ) from error
 
 
+def _guided(guide: Guide) -> pb.Guided:
+    if guide.is_compact:
+        raise InvalidParameter(
+            "structured_outputs.disable_any_whitespace: no message can say so; leave it out"
+        )
+    match guide.kind:
+        case "json":
+            return pb.Guided(json_schema=guide.text)
+        case "choice":
+            return pb.Guided(choice=pb.Choice(choices=json.loads(guide.text)))
+        case "regex":
+            return pb.Guided(regex=guide.text)
+    return pb.Guided(grammar=guide.text)
+
+
 def _write_params(params: SamplingParams, message: pb.GenerateRequest) -> None:
     if params.allowed_token_ids is not None and len(params.allowed_token_ids) == 0:
         # On the wire no ids are all of them.
@@ -134,6 +151,8 @@ def _write_params(params: SamplingParams, message: pb.GenerateRequest) -> None:
             bad_words=params.bad_words,
         )
     )
+    if params.structured_outputs is not None:
+        message.guided.CopyFrom(_guided(params.structured_outputs.guide))
     message.stopping.MergeFrom(
         pb.Stopping(
             max_tokens=params.max_tokens,

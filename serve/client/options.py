@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.structured_outputs import StructuredOutputsParams
 from serve.client.connection import Metadata
 
 
@@ -42,6 +43,7 @@ class SamplingOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     allowed_token_ids: Sequence[int] | None
     bad_words: Sequence[str] | None
+    structured_outputs: StructuredOutputsParams | None
     skip_special_tokens: bool
     detokenize: bool
 

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from jaxinfer.errors import StepFailed
 from jaxinfer.outputs import FinishReason, TokenEvent
 from serve.door import EventStream
 from serve.errors import Aborted, DeadlinePassed, Draining
@@ -77,7 +76,7 @@ class Generation:
             case FinishReason.ABORT:
                 return Aborted(f"request_id {event.request_id!r} was aborted")
             case FinishReason.ERROR:
-                return StepFailed(event.error or "the device failed")
+                return event.failure
         return None
 
     def close(self) -> None:

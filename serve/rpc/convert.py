@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.message import Message
 
-from jaxinfer.errors import InvalidPrompt, Unsupported
+from jaxinfer.errors import InvalidPrompt
 from jaxinfer.outputs import (
     FinishReason,
     PositionLogprobs,
@@ -15,6 +15,7 @@ from jaxinfer.outputs import (
     TokenEvent,
 )
 from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.structured_outputs import StructuredOutputsParams
 from serve.bounds import few
 from serve.frontend import Ask, Conversation
 from serve.proto import inference_pb2 as pb
@@ -37,11 +38,7 @@ def read_ask(message: pb.GenerateRequest, timeout: float | None) -> Ask:
 
     Raises:
         InvalidPrompt: there is none.
-        Unsupported: a guide.
     """
-    if message.HasField("guided"):
-        kind = message.guided.WhichOneof("guide")
-        raise Unsupported(f"guided.{kind}: guided decoding is not served yet; leave it out")
     return Ask(
         request_id=message.request_id,
         model=message.model,
@@ -139,12 +136,30 @@ def read_params(message: pb.GenerateRequest) -> SamplingParams:
         logit_bias=dict(few("logit_bias", sampling.logit_bias)) or None,
         allowed_token_ids=tuple(few("allowed_token_ids", sampling.allowed_token_ids)) or None,
         bad_words=tuple(few("bad_words", sampling.bad_words)),
+        structured_outputs=_read_guided(message),
         stop=tuple(few("stop", stopping.stop)),
         stop_token_ids=tuple(few("stop_token_ids", stopping.stop_token_ids)),
         ignore_eos=stopping.ignore_eos,
         include_stop_str_in_output=stopping.include_stop_in_output,
         detokenize=not output.token_ids_only,
     )
+
+
+def _read_guided(message: pb.GenerateRequest) -> StructuredOutputsParams | None:
+    """What the outputs must match; None: anything. Of a kind that is not known it holds nothing."""
+    if not message.HasField("guided"):
+        return None
+    guided = message.guided
+    match guided.WhichOneof("guide"):
+        case "json_schema":
+            return StructuredOutputsParams(json=guided.json_schema)
+        case "regex":
+            return StructuredOutputsParams(regex=guided.regex)
+        case "choice":
+            return StructuredOutputsParams(choice=tuple(few("choice", guided.choice.choices)))
+        case "grammar":
+            return StructuredOutputsParams(grammar=guided.grammar)
+    return StructuredOutputsParams()
 
 
 def _given(message: Message, *names: str) -> dict:

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 
 from jaxinfer.engine.request import Request
-from jaxinfer.errors import StepFailed
+from jaxinfer.errors import JaxInferError
 from jaxinfer.outputs import FinishReason, TokenEvent
 from serve.proto import inference_pb2 as pb
 from serve.rpc.convert import delta_of, finished_of, positions
 
 #: Of google.rpc.Code.
+_FAILED_PRECONDITION = 9
 _INTERNAL = 13
 
 
@@ -19,7 +20,7 @@ class Transcript:
         self._request, self._model = request, model
         self._num_tokens = [0] * request.params.n
         self._reasons: set[FinishReason] = set()
-        self._error: str | None = None
+        self._failure: JaxInferError | None = None
         self._outputs = [pb.GeneratedOutput(index=index) for index in range(request.params.n)]
         self._prompt = self.prompt_info()
 
@@ -36,9 +37,9 @@ class Transcript:
         return reason in self._reasons
 
     def require_no_error(self) -> None:
-        """Raises StepFailed where an output ended with ERROR."""
-        if self._error is not None:
-            raise StepFailed(self._error)
+        """Raises StepFailed or UnsatisfiableGuide where an output ended with ERROR."""
+        if self._failure is not None:
+            raise self._failure
 
     def events_of(self, event: TokenEvent) -> Iterator[pb.GenerateEvent]:
         """An event as messages: at most a prompt, a delta, an error and an end."""
@@ -49,9 +50,10 @@ class Transcript:
         if event.token_ids or event.text:
             self._num_tokens[event.index] += len(event.token_ids)
             yield pb.GenerateEvent(delta=delta_of(event))
-        if event.error is not None:
-            self._error = event.error
-            yield pb.GenerateEvent(error=pb.Error(code=_INTERNAL, message=event.error))
+        if event.failure is not None:
+            self._failure = event.failure
+            code = _FAILED_PRECONDITION if event.is_unsatisfiable else _INTERNAL
+            yield pb.GenerateEvent(error=pb.Error(code=code, message=str(event.failure)))
         if event.finish_reason is not None:
             yield pb.GenerateEvent(finished=self._finished(event))
 

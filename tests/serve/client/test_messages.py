@@ -6,6 +6,7 @@ import pytest
 
 from jaxinfer.errors import InvalidParameter, InvalidPrompt
 from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.structured_outputs import StructuredOutputsParams
 from serve.client.messages import generate_request
 from serve.client.options import SamplingOptions
 from serve.frontend import Conversation
@@ -32,6 +33,7 @@ EVERYTHING = {
     "logit_bias": {3: -2.5},
     "allowed_token_ids": (1, 2, 3),
     "bad_words": ("no",),
+    "structured_outputs": StructuredOutputsParams(choice=("yes", "no")),
     "skip_special_tokens": False,
     "detokenize": False,
 }
@@ -106,3 +108,19 @@ def test_a_prompt_that_no_message_holds_is_refused_here(prompt):
 def test_parameters_that_no_message_holds_are_refused_here(given):
     with pytest.raises(InvalidParameter):
         asked(**given)
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [{"json": '{"type": "object"}'}, {"regex": "a+"}, {"choice": ("a", "b")}, {"grammar": "x"}],
+    ids=lambda guide: next(iter(guide)),
+)
+def test_each_kind_of_structured_outputs_arrives(guide):
+    wanted = StructuredOutputsParams(**guide)
+    assert asked(structured_outputs=wanted).params.structured_outputs == wanted
+
+
+def test_what_the_wire_cannot_say_of_structured_outputs_is_refused():
+    compact = StructuredOutputsParams(json_object=True, disable_any_whitespace=True)
+    with pytest.raises(InvalidParameter, match="disable_any_whitespace"):
+        asked(structured_outputs=compact)

@@ -128,7 +128,6 @@ async def test_log_probabilities_come_with_their_tokens():
         ({"stopping": pb.Stopping(max_tokens=0)}, "INVALID_ARGUMENT", "max_tokens = 0"),
         ({"stopping": pb.Stopping(stop=["x"] * 10**5)}, "INVALID_ARGUMENT", "100000"),
         ({"stopping": pb.Stopping(stop=["x" * 10**6])}, "INVALID_ARGUMENT", "stop"),
-        ({"guided": pb.Guided(regex="a*")}, "FAILED_PRECONDITION", "guided"),
     ],
 )
 @in_loop
