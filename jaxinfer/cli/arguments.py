@@ -1,6 +1,7 @@
 """Command-line arguments that several commands share."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -102,6 +103,17 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) 
     group.add_argument("--logit-bias", type=_bias, nargs="+", metavar="ID=BIAS")
     group.add_argument("--allowed-token-ids", type=int, nargs="+", metavar="ID")
     group.add_argument("--bad-words", action="append", metavar="TEXT", help="may be repeated")
+    guide = group.add_mutually_exclusive_group()
+    guide.add_argument(
+        "--json-schema", type=Path, metavar="FILE", help="the output is JSON of this schema"
+    )
+    guide.add_argument("--regex", metavar="REGEX", help="the output matches it")
+    guide.add_argument(
+        "--choice", action="append", metavar="TEXT", help="the output is one of them; repeat it"
+    )
+    guide.add_argument(
+        "--grammar", type=Path, metavar="FILE", help="the output follows it (Lark or GBNF)"
+    )
     group.add_argument("--logprobs", type=int, metavar="K", help="alternatives beside each token")
     group.add_argument("--prompt-logprobs", type=int, metavar="K", help="the same for the prompt")
     group.add_argument("--keep-special-tokens", action="store_true", help="show them in the text")
@@ -134,6 +146,7 @@ def sampling_params(args: argparse.Namespace) -> Any:
         logit_bias=dict(args.logit_bias) if args.logit_bias else None,
         allowed_token_ids=args.allowed_token_ids,
         bad_words=args.bad_words,
+        structured_outputs=_structured_outputs(args),
         logprobs=args.logprobs,
         prompt_logprobs=args.prompt_logprobs,
         skip_special_tokens=not args.keep_special_tokens,
@@ -141,6 +154,27 @@ def sampling_params(args: argparse.Namespace) -> Any:
     # Once more by the engine, which knows the vocabulary; here it costs no loaded model.
     params.verify(vocab_size=2**31)
     return params
+
+
+def _structured_outputs(args: argparse.Namespace) -> Any:
+    from jaxinfer.structured_outputs import StructuredOutputsParams
+
+    given = {
+        "json": args.json_schema and _read(args.json_schema),
+        "regex": args.regex,
+        "choice": args.choice,
+        "grammar": args.grammar and _read(args.grammar),
+    }
+    return StructuredOutputsParams(**given) if any(v is not None for v in given.values()) else None
+
+
+def _read(path: Path) -> str:
+    from jaxinfer.errors import InvalidParameter
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidParameter(f"{path} cannot be read: {error}") from error
 
 
 def _bias(text: str) -> tuple[int, float]:

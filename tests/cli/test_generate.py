@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from jaxinfer import SamplingParams
+from jaxinfer import SamplingParams, StructuredOutputsParams
 from jaxinfer.cli.process_clock import process_started_at
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -67,6 +67,11 @@ def test_json_is_one_document_with_the_output_and_the_times(run_json, loaded, ti
         (["--logit-bias", "44=-100", "7=3.5"], {"logit_bias": {44: -100.0, 7: 3.5}}),
         (["--allowed-token-ids", "70", "71"], {"allowed_token_ids": [70, 71]}),
         (["--bad-words=M", "--bad-words=U"], {"bad_words": ["M", "U"]}),
+        (["--regex=[0-9]{3}"], {"structured_outputs": StructuredOutputsParams(regex="[0-9]{3}")}),
+        (
+            ["--choice=yes", "--choice=no"],
+            {"structured_outputs": StructuredOutputsParams(choice=["yes", "no"])},
+        ),
         (["--keep-special-tokens"], {"skip_special_tokens": False}),
         (["--prompt-logprobs=1"], {"prompt_logprobs": 1}),
     ],
