@@ -4,6 +4,7 @@
 step takes them as they are. Everything it calls was compiled before the engine was ready.
 """
 
+import contextlib
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,14 +79,17 @@ class DeviceRunner:
         self.eos_token_ids = tuple(eos_token_ids)
         self._seeds = random.Random(seed)
         self._anything_SW = table.replicate(table.unrestricted())
+        self._cache: Cache | None = None
+        self._slots: SlotState | None = None
         self.reset()
 
     def reset(self) -> None:
         """An empty cache, empty slots, empty page tables."""
         shapes = self._programs.shapes
-        # The old ones are let go first: there is no room for two.
-        self._cache: Cache | None = None
-        self._slots: SlotState | None = None
+        # The old ones are let go first, when no step holds them any more: two have no room.
+        with contextlib.suppress(Exception):  # those of a step that failed have failed, too
+            jax.block_until_ready((self._cache, self._slots))
+        self._cache = self._slots = None
         self._cache = self._programs.empty_cache()
         self._slots = self._programs.empty_slots()
         self._logprob_slots: set[int] = set()
