@@ -14,6 +14,8 @@ from tests.serve.house import CANARY, in_loop, served
 from tests.serve.http.house import COMPLETIONS, ENDLESS, http_served
 
 PATIENT = ServeSettings(grpc_port=0)
+#: A call that meets a port while it closes is cancelled.
+NOT_TAKEN = ("UNAVAILABLE", "CANCELLED")
 #: Gives a device up that does not finish a step.
 STRICT = ServeSettings(grpc_port=0, step_patience=0.2, hang_patience=0.2)
 
@@ -120,7 +122,7 @@ async def test_an_engine_that_dies_takes_its_server_along(fault, settings):
         assert caught.value.code() is grpc.StatusCode.INTERNAL
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await tested.tokens()
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert caught.value.code().name in NOT_TAKEN
         async with asyncio.timeout(20):
             await tested.server.serve_until_drained()
         assert tested.server.has_failed
@@ -153,12 +155,13 @@ async def test_a_device_that_fails_again_and_again_takes_the_server_along():
     async with served(survives=False) as tested:
         assert len(await tested.tokens()) == 12
         nothing_works(tested)
-        statuses = set()
+        statuses = []
         for _ in range(4):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await tested.tokens()
-            statuses.add(caught.value.code().name)
-        assert statuses == {"INTERNAL", "UNAVAILABLE"}
+            statuses.append(caught.value.code().name)
+        assert statuses[0] == "INTERNAL"
+        assert set(statuses) <= {"INTERNAL", *NOT_TAKEN}
         async with asyncio.timeout(20):
             await tested.server.serve_until_drained()
         assert tested.server.has_failed

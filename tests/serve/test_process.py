@@ -79,7 +79,11 @@ async def test_a_process_whose_engine_is_gone_ends_with_an_error(fault):
             assert set(await asyncio.gather(*ends)) <= {
                 ("ERROR", "INTERNAL"),  # taken, and ended
                 ("nothing", "UNAVAILABLE"),  # not taken
+                ("nothing", "CANCELLED"),  # met the port while it closed
             }
+            # Two failures may end all that is there; whoever comes then meets the last one.
+            while (await end_of(stub.GenerateStream(TRIGGER)))[1] == "INTERNAL":
+                pass
         assert await server.exit_code() == 1
 
 
