@@ -3,7 +3,7 @@
 import json
 import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
@@ -102,7 +102,7 @@ class StructuredOutputsParams:
 
 def _schema_text(schema: object) -> str:
     if isinstance(schema, dict):
-        _verify_depth(schema)
+        _verify_extent(schema)
         try:
             text = json.dumps(schema)
         except (TypeError, ValueError) as error:
@@ -135,17 +135,30 @@ def _nesting(text: str) -> int:
     return deepest
 
 
-def _verify_depth(schema: dict) -> None:
-    """Of a value that somebody built: it may contain itself."""
-    level: list[Iterable] = [schema.values()]
+def _verify_extent(schema: dict) -> None:
+    """Of a value that somebody built: it may be large, or contain itself."""
+    level: list[Collection] = [schema]
+    num_bytes = 0  # of its text, at least
     for _ in range(MAX_SCHEMA_NESTING):
-        inner = [value for values in level for value in values]
-        level = [v.values() if isinstance(v, dict) else v for v in inner if _is_container(v)]
-        if len(level) > MAX_GUIDE_BYTES // 2:  # brackets alone
-            _refuse_length("json", f"more than {MAX_GUIDE_BYTES}")
+        num_bytes += 2 * sum(map(len, level))  # a value, and what stands beside it
+        _verify_least(num_bytes)
+        inner = [value for container in level for value in _values(container)]
+        keys = [key for container in level if isinstance(container, dict) for key in container]
+        num_bytes += sum(len(text) for text in (*inner, *keys) if isinstance(text, str))
+        _verify_least(num_bytes)
+        level = [value for value in inner if _is_container(value)]
         if not level:
             return
     _refuse_nesting()
+
+
+def _verify_least(num_bytes: int) -> None:
+    if num_bytes > MAX_GUIDE_BYTES:
+        _refuse_length("json", f"more than {MAX_GUIDE_BYTES}")
+
+
+def _values(container: Collection) -> Collection:
+    return container.values() if isinstance(container, dict) else container
 
 
 def _is_container(value: object) -> bool:

@@ -1,5 +1,6 @@
 """Structured outputs: what is refused before anything is compiled."""
 
+import json
 import time
 
 import pytest
@@ -50,6 +51,9 @@ def nested(levels: int) -> str:
         ({"json": "x" * 2**20}, "json has 1048576 bytes: at most 65536"),
         pytest.param({"json": CYCLE}, "json is nested more than 64 levels deep", id="cycle"),
         pytest.param({"json": {"enum": WIDE}}, "json has more than 65536 bytes", id="wide"),
+        pytest.param({"json": {"a": [0] * 10**6}}, "json has more than 65536", id="long"),
+        pytest.param({"json": {"a": "x" * 2**20}}, "json has more than 65536", id="long text"),
+        pytest.param({"json": {"x" * 2**20: 1}}, "json has more than 65536", id="long key"),
     ],
 )
 def test_what_is_wrong_is_named(params, message):
@@ -67,6 +71,13 @@ def test_the_same_schema_as_a_dict_is_the_same_guide():
     as_dict = StructuredOutputsParams(json={"type": "object", "required": ["a"]})
     as_text = StructuredOutputsParams(json='{"type": "object", "required": ["a"]}')
     assert as_dict.guide == as_text.guide
+
+
+def test_a_dict_may_be_as_long_as_a_text():
+    for schema in ({"a": "x" * (MAX_GUIDE_BYTES - 9)}, {"a": [0] * ((MAX_GUIDE_BYTES - 7) // 3)}):
+        text = StructuredOutputsParams(json=schema).guide.text
+        assert len(text) == MAX_GUIDE_BYTES
+        assert json.loads(text) == schema
 
 
 def test_any_json_object_is_a_schema():

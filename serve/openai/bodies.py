@@ -3,7 +3,7 @@
 Ranges are not here: ``SamplingParams.verify`` knows them, whichever protocol a value came by.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
@@ -35,6 +35,8 @@ _PROMPT = {
     ]
 }
 
+_OLD = "An older name of what structured_outputs holds."
+
 #: A text, token ids, or a list of either; read in ``prompts.py``.
 Prompt = Annotated[Any, WithJsonSchema(_PROMPT)]
 #: ``{"role": ..., "content": ...}``, oldest first; read in ``prompts.py``.
@@ -54,6 +56,33 @@ class StreamOptions(Body):
     continuous_usage_stats: bool | None = None
 
 
+class JsonSchemaFormat(Body):
+    """OpenAI's wrapping of a schema. Outputs match it, ``strict`` or not."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """OpenAI's way to say what outputs match."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(Body):
+    """vLLM's: one of the first five; see ``jaxinfer.structured_outputs``."""
+
+    json_: str | dict[str, Any] | None = Field(default=None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool | None = None
+
+
 class GenerationBody(Body):
     """What both endpoints take: OpenAI's fields, then those that vLLM has added to them."""
 
@@ -70,6 +99,7 @@ class GenerationBody(Body):
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
 
     top_k: int | None = None
     min_p: float | None = None
@@ -81,6 +111,11 @@ class GenerationBody(Body):
     skip_special_tokens: bool | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = Field(default=None, description=_OLD)
+    guided_regex: str | None = Field(default=None, description=_OLD)
+    guided_choice: list[str] | None = Field(default=None, description=_OLD)
+    guided_grammar: str | None = Field(default=None, description=_OLD)
     prompt_logprobs: int | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None

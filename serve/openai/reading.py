@@ -13,6 +13,7 @@ from serve.frontend import Ask, Conversation
 from serve.openai.ask import OpenAiAsk
 from serve.openai.bodies import ChatBody, CompletionBody, GenerationBody
 from serve.openai.prompts import read_messages, read_prompts
+from serve.openai.structured import read_structured
 from serve.openai.validation import shown, validated
 
 COMPLETIONS = "/v1/completions"
@@ -167,7 +168,11 @@ def _read_params(read: GenerationBody, **changes: Any) -> SamplingParams:
     given = {
         name: value for name in _PARAMETERS if (value := getattr(read, name)) is not None
     } | changes
-    return SamplingParams(**given, logit_bias=_read_bias(read.logit_bias))
+    return SamplingParams(
+        **given,
+        logit_bias=_read_bias(read.logit_bias),
+        structured_outputs=read_structured(read),
+    )
 
 
 def _read_bias(bias: Mapping[str, float] | None) -> dict[int, float] | None:

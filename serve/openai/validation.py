@@ -42,16 +42,10 @@ REFUSED: Mapping[str, Collection[object]] = {
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "length_penalty": (1,),
     "logits_processors": ([],),
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -81,12 +75,14 @@ def validated(kind: type[B], body: Mapping[str, object]) -> B:
     _require_known(kind, given)
     known = {name: value for name, value in given.items() if name in kind.model_fields}
     for name, value in known.items():
-        if isinstance(value, list | dict) and name not in _BOUNDED_ELSEWHERE:
+        if name not in _BOUNDED_ELSEWHERE:
             _require_few(name, value)
+        if name == "structured_outputs" and isinstance(value, dict):
+            _require_few("structured_outputs.choice", value.get("choice"))
     try:
         return kind.model_validate(known)
     except ValidationError as error:
-        raise InvalidParameter(_in_words(error, known)) from error
+        raise InvalidParameter(_in_words(error)) from error
 
 
 def _require_known(kind: type[Body], given: Mapping[str, object]) -> None:
@@ -99,29 +95,31 @@ def _require_known(kind: type[Body], given: Mapping[str, object]) -> None:
             raise Unsupported(f"{name} is not supported here: leave it out")
 
 
-def _require_few(name: str, value: Collection[object]) -> None:
-    if len(value) > MAX_ITEMS:
+def _require_few(name: str, value: object) -> None:
+    if isinstance(value, list | dict) and len(value) > MAX_ITEMS:
         raise InvalidParameter(f"{name} holds {len(value)} items: at most {MAX_ITEMS} are allowed")
 
 
-def _in_words(error: ValidationError, known: Mapping[str, object]) -> str:
-    """Of the first field that is wrong, what may be there; of a union, any of its kinds."""
+def _in_words(error: ValidationError) -> str:
+    """Of the first value that is wrong, what may be there; of a union, any of its kinds."""
     problems = error.errors(include_url=False, include_context=False)
-    name = problems[0]["loc"][0]
-    wanted: dict[str, None] = {}
-    where = str(name)
-    for problem in problems:
-        if problem["loc"][0] != name:
-            break
-        if problem["type"] == "missing":
-            return f"{_dotted(problem['loc'])} is missing: give it"
-        if problem["type"] == "extra_forbidden":
-            return f"{_dotted(problem['loc'])} is not known: leave it out"
-        wanted[problem["msg"].removeprefix("Input should be ")] = None
-        where = _dotted(problem["loc"]) if len(wanted) == 1 else where
-    found = shown(problems[0]["input"] if len(wanted) == 1 else known.get(str(name)))
-    where = where if len(wanted) == 1 else str(name)
+    first = problems[0]
+    where = _dotted(first["loc"])
+    if first["type"] == "missing":
+        return f"{where} is missing: give it"
+    if first["type"] == "extra_forbidden":
+        return f"{where} is not known: leave it out"
+    wanted = {
+        _wanted(problem["type"], problem["msg"]): None
+        for problem in problems
+        if _dotted(problem["loc"]) == where
+    }
+    found = shown(first["input"])
     return f"{where} = {found} is not allowed: it must be {' or '.join(list(wanted)[:4])}"
+
+
+def _wanted(kind: str, message: str) -> str:
+    return "an object" if kind == "model_type" else message.removeprefix("Input should be ")
 
 
 def _dotted(path: tuple[int | str, ...]) -> str:

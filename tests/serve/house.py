@@ -47,6 +47,21 @@ class ChattyTokenizer(FakeTokenizer):
         return text_of(token_ids)
 
 
+class JsonTokenizer(ChattyTokenizer):
+    """Its letters are those of JSON."""
+
+    letters = 'a{}":bc,12[]'
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.letters[token_id].encode()
+
+    def id_to_token(self, token_id: int) -> str:
+        return self.letters[token_id]
+
+    def decode(self, token_ids, **_: object) -> str:
+        return "".join(self.letters[token_id] for token_id in token_ids)
+
+
 class ServeHouse:
     """What a test holds in its hands: the engine's house, the server, a channel and a stub."""
 

@@ -23,6 +23,7 @@ from tests.serve.batch.house import (
     run_batch,
     write_lines,
 )
+from tests.serve.house import JsonTokenizer
 
 
 @pytest.fixture
@@ -68,6 +69,30 @@ def test_each_request_has_the_answer_that_it_would_have_alone(paths):
     assert run.progress.num_done == 40
     assert run.progress.num_failed == 0
     assert run.progress.num_completion_tokens == sum(e["body"]["max_tokens"] for e in entries)
+
+
+def test_a_line_can_say_what_its_output_must_match(paths):
+    inputs, outputs = paths
+    schema = {"enum": [{"b": "c"}, {"bc": [1, 2]}, [12]]}
+    form = {"type": "json_schema", "json_schema": {"schema": schema}}
+    asked = {"response_format": form, "max_tokens": 40, "ignore_eos": False}
+    write_lines(
+        inputs,
+        [
+            line("chat", CHAT, **asked),
+            line("completion", **asked),
+            line("free"),
+            line("nothing", guided_regex="zz"),
+        ],
+    )
+    with engine(tokenizer=JsonTokenizer()) as llm:
+        run = run_batch(llm, inputs, outputs)
+    results = by_id(read_lines(outputs))
+    for name in ("chat", "completion"):
+        assert json.loads(text_in(results[name])) in schema["enum"]
+    assert results["free"]["response"]["status_code"] == 200
+    assert results["nothing"]["response"]["status_code"] == 400
+    assert (run.progress.num_done, run.progress.num_failed) == (4, 1)
 
 
 def test_results_come_in_the_order_in_which_requests_end(paths, monkeypatch):

@@ -11,6 +11,7 @@ from jaxinfer.errors import (
     Unsupported,
 )
 from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.structured_outputs import StructuredOutputsParams
 from serve.errors import Draining, NotFound
 from serve.frontend import Conversation
 from serve.openai import ENDPOINTS, error_body, read_body
@@ -106,6 +107,82 @@ def test_templates_see_texts_and_what_else_they_are_given(form):
     )
 
 
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+def of_schema(**fields):
+    return {"response_format": {"type": "json_schema", "json_schema": fields}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kinds"),
+    [
+        ({"response_format": {"type": "json_object"}}, {"json_object": True}),
+        (of_schema(schema=SCHEMA), {"json": SCHEMA}),
+        (of_schema(name="n", description="d", schema={}, strict=False), {"json": {}}),
+        ({"structured_outputs": {"json": SCHEMA, "regex": None}}, {"json": SCHEMA}),
+        ({"structured_outputs": {"json": "{}"}}, {"json": "{}"}),
+        ({"structured_outputs": {"regex": "a+"}}, {"regex": "a+"}),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, {"choice": ["a", "b"]}),
+        ({"structured_outputs": {"grammar": "g"}}, {"grammar": "g"}),
+        (
+            {"structured_outputs": {"json_object": True, "disable_any_whitespace": True}},
+            {"json_object": True, "disable_any_whitespace": True},
+        ),
+        ({"guided_json": SCHEMA}, {"json": SCHEMA}),
+        ({"guided_json": "{}"}, {"json": "{}"}),
+        ({"guided_regex": "a+", "response_format": {"type": "text"}}, {"regex": "a+"}),
+        ({"guided_choice": ["a"], "structured_outputs": None}, {"choice": ["a"]}),
+        ({"guided_grammar": "g"}, {"grammar": "g"}),
+    ],
+    ids=str,
+)
+def test_what_outputs_must_match_can_be_said_in_three_ways(fields, kinds):
+    for ask in (completion, chat):
+        [one] = ask(**fields).asks
+        assert one.params.structured_outputs == StructuredOutputsParams(**kinds)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"response_format": "json"}, "response_format = 'json' .* an object"),
+        ({"response_format": {}}, "response_format.type is missing"),
+        ({"response_format": {"type": "xml"}}, r"response_format.type = 'xml' .*'json_schema'"),
+        ({"response_format": {"type": "text", "x": 1}}, "response_format.x is not known"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema is missing"),
+        (of_schema(name="n"), "response_format.json_schema.schema is missing"),
+        (of_schema(schema="{}"), "response_format.json_schema.schema = '{}' .*dictionary"),
+        (of_schema(schema={}, strct=True), "response_format.json_schema.strct is not known"),
+        (
+            {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+            "response_format.json_schema needs type = 'json_schema', not 'json_object'",
+        ),
+        ({"structured_outputs": {"xml": "a"}}, "structured_outputs.xml is not known"),
+        ({"structured_outputs": {"json": 5, "regex": 5}}, "structured_outputs.json = 5 .* or "),
+        ({"structured_outputs": {"choice": "a"}}, "structured_outputs.choice = 'a' .*list"),
+        ({"structured_outputs": {"choice": [1]}}, r"structured_outputs.choice\[0\] = 1"),
+        (
+            {"structured_outputs": {"choice": [1] * 10**6}},
+            "structured_outputs.choice holds 1000000",
+        ),
+        ({"guided_choice": [1] * 10**6}, "guided_choice holds 1000000"),
+        ({"guided_json": []}, r"guided_json = \[\] .*string or a valid dictionary"),
+        (
+            {"guided_regex": "a", "guided_json": {}} | of_schema(schema={}),
+            "response_format and guided_json and guided_regex are set",
+        ),
+        ({"structured_outputs": {}, "guided_regex": "a"}, "structured_outputs and guided_regex"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_what_is_no_way_to_say_it_is_named(fields, words):
+    for ask in (completion, chat):
+        with pytest.raises(InvalidParameter, match=words) as caught:
+            ask(**fields)
+        assert len(str(caught.value)) < 1000
+
+
 HUGE = 10**5000
 
 
@@ -137,7 +214,6 @@ HUGE = 10**5000
         ({"x" * 10**6: 1}, InvalidParameter, "is not a field"),
         ({"truncate_prompt_tokens": 4}, Unsupported, "truncate_prompt_tokens"),
         ({"use_beam_search": True}, Unsupported, "use_beam_search"),
-        ({"guided_regex": "a*"}, Unsupported, "guided_regex"),
         ({"model": 5}, InvalidParameter, "model = 5"),
     ],
 )
