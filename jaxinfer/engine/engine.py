@@ -388,8 +388,8 @@ class Engine:
             job = self._jobs[sequence.family]
             try:
                 allowed_W = constraint.allowed(sequence.generated)
-            except UnsatisfiableGuide as error:
-                self._end(job, FinishReason.ERROR, error)
+            except Exception as error:
+                self._fail(job, error)
                 continue
             if allowed_W is None:
                 continue
@@ -420,12 +420,8 @@ class Engine:
                 continue
             try:
                 event = job.advance(progress, result, now)
-            except UnsatisfiableGuide as error:
-                self._end(job, FinishReason.ERROR, error)
-                continue
             except Exception as error:
-                _log.exception("request %r failed", job.request.request_id)
-                self._end(job, FinishReason.ERROR, repr(error))
+                self._fail(job, error)
                 continue
             if event is not None:
                 self._post(job, event)
@@ -515,6 +511,14 @@ class Engine:
         now = self._clock()
         for sequence in job.open_sequences:
             self._post(job, job.end(sequence, reason, now, error))
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """Ends a request that its own tokens have brought to this."""
+        if isinstance(error, UnsatisfiableGuide):
+            self._end(job, FinishReason.ERROR, error)
+            return
+        _log.error("request %r failed", job.request.request_id, exc_info=error)
+        self._end(job, FinishReason.ERROR, repr(error))
 
     def _end_all(self) -> None:
         """The engine is closed, and nothing of it will be read any more."""

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from jaxinfer.errors import InvalidParameter, UnsatisfiableGuide
+from jaxinfer.guides import GuideMatcher
 from jaxinfer.outputs import FinishReason
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.structured_outputs import StructuredOutputsParams
@@ -211,6 +212,21 @@ def test_a_guide_that_becomes_too_complex_ends_its_request_alone(lookahead, monk
     house.run()
     assert house.output("r").finish_reason is FinishReason.ERROR
     assert "too many states" in house.events["r"][-1].error
+    house.assert_as_expected("other")
+    house.assert_idle()
+
+
+@AHEAD
+def test_a_guide_that_fails_in_a_way_of_its_own_ends_its_request_alone(lookahead, monkeypatch):
+    house = House(lookahead=lookahead)
+    house.submit("r", [3], n=2, structured_outputs=regex("bcdefgh"), max_tokens=9)
+    house.submit("other", [3], max_tokens=9)
+    house.step()
+    monkeypatch.setattr(GuideMatcher, "next_ids", lambda self: 1 // 0)
+    house.run()
+    assert house.output("r", 0).finish_reason is FinishReason.ERROR
+    assert house.output("r", 1).finish_reason is FinishReason.ERROR
+    assert "ZeroDivisionError" in house.events["r"][-1].error
     house.assert_as_expected("other")
     house.assert_idle()
 
