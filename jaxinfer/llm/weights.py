@@ -3,7 +3,7 @@
 import ctypes
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from jaxinfer.shapes import Tree
 class ModelWeights:
     """Exchanges them and puts them away, between steps; one change after the other.
 
-    What fails has changed nothing.
+    What fails has changed nothing, nor has what is interrupted before it was made.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class ModelWeights:
             def exchange() -> None:
                 self._runner.exchange(model)
                 self._engine.forget_prefixes()
+                self._source, self._load_format = path, "auto"
 
             self._do(exchange, WaitFor.BEGUN, timeout)
-            self._source, self._load_format = path, "auto"
 
     def sleep(self, level: int = 1, *, timeout: float | None = None) -> None:
         """Frees the device's memory once all requests have ended; new ones are refused at once.
@@ -101,17 +101,22 @@ class ModelWeights:
             if self._engine.is_asleep:
                 raise Asleep("the model sleeps already")
 
+            is_away = False
+
             def put_away() -> None:
+                nonlocal is_away
                 kept = jax.device_get(self._runner.model.params) if level == 1 else None
                 self._runner.release()
                 self._in_host = kept
+                is_away = True
                 _return_freed_memory()
 
             self._engine.fall_asleep()
             try:
                 self._do(put_away, WaitFor.ALL, timeout)
             except BaseException:
-                self._engine.wake()
+                if not is_away:
+                    self._engine.wake()
                 raise
 
     def wake(self) -> None:
@@ -132,10 +137,10 @@ class ModelWeights:
                 with exhaustion_is_capacity_error():
                     self._runner.take_up(model)
                 self._engine.forget_prefixes()
+                self._in_host = None
+                self._engine.wake()
 
             self._do(bring_back, WaitFor.FLIGHT, None)
-            self._in_host = None
-            self._engine.wake()
 
     @contextmanager
     def _change(self) -> Iterator[None]:
@@ -147,7 +152,14 @@ class ModelWeights:
             self._changing.release()
 
     def _do(self, function: Callable[[], None], wait_for: WaitFor, timeout: float | None) -> None:
-        self._finish(self._engine.between_steps(function, wait_for=wait_for, timeout=timeout))
+        """Has it done; who is interrupted takes it back, unless it has begun."""
+        future = self._engine.between_steps(function, wait_for=wait_for, timeout=timeout)
+        try:
+            self._finish(future)
+        except BaseException:
+            if not future.cancel():
+                wait([future])
+            raise
 
     def _verify_room(self) -> None:
         budget = self._runner.budget

@@ -143,6 +143,43 @@ def test_who_is_served_delays_the_sleep_and_may_prevent_it(llm, expected):
     assert tokens(llm) == expected[0]
 
 
+@pytest.mark.parametrize("change", ["sleep", "update"])
+def test_who_is_interrupted_while_he_waits_has_changed_nothing(
+    llm, checkpoints, expected, monkeypatch, change
+):
+    calls = {"sleep": llm.sleep, "update": lambda: llm.update_weights(checkpoints[1])}
+    step = llm.engine.step
+
+    def interrupted() -> bool:
+        step()
+        raise KeyboardInterrupt
+
+    with llm.stream("hello, you", LONG) as stream:
+        next(iter(stream))
+        monkeypatch.setattr(llm.engine, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            calls[change]()
+        monkeypatch.undo()
+        assert list(stream)[-1].finish_reason == "length"
+    assert tokens(llm) == expected[0]
+
+
+def test_who_is_interrupted_when_it_sleeps_finds_it_asleep(llm, expected, monkeypatch):
+    step = llm.engine.step
+
+    def interrupted() -> bool:
+        step()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(llm.engine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.sleep()
+    monkeypatch.undo()
+    assert llm.is_asleep
+    llm.wake_up()
+    assert tokens(llm) == expected[0]
+
+
 @pytest.mark.parametrize("level", [0, 3, "1"])
 def test_another_level_is_refused(llm, level):
     with pytest.raises(InvalidParameter, match="must be 1 or 2"):
