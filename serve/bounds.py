@@ -56,6 +56,15 @@ def require_room_for_text(num_characters: int, most: int) -> None:
         )
 
 
+def most_bytes(max_text: int) -> int:
+    """Of any request that can mean something.
+
+    Small messages in a large one take 30 times as much memory as it has bytes, and nobody else is
+    answered while they are made. ``max_text``: characters of the longest prompt.
+    """
+    return 4 * max(max_text, MAX_TOKENIZED) + _MAX_BESIDES_PROMPT
+
+
 def require_lean(message: Message, max_prompt: int) -> None:
     """Raises InvalidParameter for a message that is longer than all that can be used of it.
 

@@ -165,7 +165,7 @@ class Server:
             self._hanging = asyncio.get_running_loop().call_later(
                 self._settings.hang_patience, self._fail, "the device hangs"
             )
-        await self._rpc.show_health(is_well)
+        await self._rpc.show_health(is_well and not self._engine.is_asleep)
 
     def _fail(self, reason: str) -> None:
         """A server that cannot serve ends, at once: whoever asks for it better asks another."""

@@ -1,6 +1,7 @@
 """How a server is to be run."""
 
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class ServeSettings:
         tls: None: in plain text.
         tokens: one of which each call must name; none: nobody is asked.
         admin_port: where operators are served; None: nowhere.
-        admin_host: address for that.
+        admin_host: address for that; another than this machine's own only with tokens, or mTLS.
         admin_tokens: as ``tokens``, for operators; none: those.
         weights_dir: below it lie the weights that operators may have taken; None: none.
         profile_dir: below it profiles are written; None: none are taken.
@@ -57,10 +58,10 @@ class ServeSettings:
     http_patience: float = bounded(60.0, 0.1, _MOST_SECONDS)
     http_keep_alive: float = bounded(30.0, 0.1, _MOST_SECONDS)
     tls: TlsFiles | None = None
-    tokens: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = field(default=(), repr=False)
     admin_port: int | None = bounded(None, 0, 65535)
     admin_host: str = "127.0.0.1"
-    admin_tokens: tuple[str, ...] = ()
+    admin_tokens: tuple[str, ...] = field(default=(), repr=False)
     weights_dir: Path | None = None
     profile_dir: Path | None = None
     otlp_endpoint: str | None = None
@@ -83,6 +84,24 @@ class ServeSettings:
         for each in fields(self):
             if "bounds" in each.metadata:
                 _verify(each.name, getattr(self, each.name), each.default, *each.metadata["bounds"])
+        asks = self.tokens or self.admin_tokens or (self.tls is not None and self.tls.client_ca)
+        if self.admin_port is not None and not asks and not _is_loopback(self.admin_host):
+            raise InvalidParameter(
+                f"admin_host = {self.admin_host!r:.100} lets everybody who reaches it exchange"
+                " weights and end the server: give --admin-tokens-file, or listen on 127.0.0.1"
+            )
+
+
+def address_of(host: str, port: int) -> str:
+    """``host:port``, with brackets where the host is an address of IPv6."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 def _verify(name: str, value: object, default: object, least: float, most: float) -> None:

@@ -3,11 +3,13 @@
 import argparse
 import asyncio
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 from jaxinfer.cli.arguments import llm_arguments, new_parser
 from jaxinfer.cli.loading import load_llm
 from jaxinfer.cli.printing import note, print_json
+from jaxinfer.cli.process_clock import process_started_at
 from jaxinfer.cli.serve_flags import add_flags, fill_from_file, request_limits, serve_settings
 from jaxinfer.errors import Unsupported
 
@@ -44,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     bounds = {name: getattr(args, name) for name in waiting}
     llm = load_llm(**llm_arguments(args, request_limits=limits, **bounds))
     note(str(llm.budget))
+    phases = ", ".join(f"{name} {spent:.1f} s" for name, spent in llm.startup_seconds.items())
+    note(f"loaded after {time.monotonic() - process_started_at():.1f} s: {phases}")
     if not asyncio.run(_serve(llm, args, settings)):
         return 1  # and nobody waits for the engine's thread, which may never come back
     llm.shutdown()
@@ -53,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
 def _require_free(host: str, port: int) -> None:
     """Before a model is loaded for nothing."""
     try:
-        socket.create_server((host, port)).close()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
     except OSError as error:
         raise OSError(f"cannot listen on {host}:{port}: {error}") from error
 
@@ -62,15 +67,16 @@ async def _serve(llm: "LLM", args: argparse.Namespace, settings: "ServeSettings"
     """Whether it served to the end."""
     from serve.model import ServedModel
     from serve.server import Server
+    from serve.settings import address_of
 
     llm.engine.start()
     server = Server(ServedModel.of(llm, args.served_model_name or args.model), settings)
     await server.start()
-    addresses = {"grpc": f"{settings.host}:{server.grpc_port}"}
+    addresses = {"grpc": address_of(settings.host, server.grpc_port)}
     if server.http_port is not None:
-        addresses["http"] = f"{settings.host}:{server.http_port}"
+        addresses["http"] = address_of(settings.host, server.http_port)
     if server.admin_port is not None:
-        addresses["admin"] = f"{settings.admin_host}:{server.admin_port}"
+        addresses["admin"] = address_of(settings.admin_host, server.admin_port)
     if args.json:
         print_json({**addresses, "startup": llm.startup_seconds})
     names = {"grpc": "gRPC", "http": "HTTP", "admin": "Admin"}

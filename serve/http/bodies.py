@@ -11,6 +11,9 @@ from serve.errors import TooLarge
 
 #: Bodies of the largest size that may be on their way at once.
 _MAX_LARGE_BODIES = 8
+#: Values of one body, as many as the token ids of 256 prompts of 8,191. Each takes much more memory
+#: than it has bytes, and nobody else is answered while they are made.
+MAX_VALUES = 2**21
 
 
 class ClientGone(Exception):
@@ -84,6 +87,11 @@ def read_timeout(request: Request) -> float | None:
 
 
 def _parse(body: bytearray) -> dict[str, Any]:
+    # Those in texts count, too: a text of so many says more than any context holds.
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise InvalidParameter(
+            f"the body has more than {MAX_VALUES} commas and brackets: send fewer values at once"
+        )
     try:
         value = json.loads(body.decode(), parse_constant=_refuse_constant)
     except RecursionError:

@@ -15,8 +15,12 @@ from serve.proto import admin_pb2 as pb
 from serve.proto import admin_pb2_grpc as pb_grpc
 from serve.rpc.answers import answers
 from serve.rpc.auth import BearerAuth
+from serve.rpc.malformed import ReadSafely
 from serve.rpc.server import channel_options, open_port
-from serve.settings import ServeSettings
+from serve.settings import ServeSettings, address_of
+
+#: Of a request, which is a path at most.
+_MAX_BYTES = 2**16
 
 ADMIN = pb.DESCRIPTOR.services_by_name["Admin"].full_name
 
@@ -32,7 +36,9 @@ class AdminServer:
         self._settings = settings
         tokens = settings.admin_tokens or settings.tokens
         auth = [BearerAuth(tokens)] if tokens else []
-        self._server = grpc.aio.server(interceptors=auth, options=channel_options(settings))
+        self._server = grpc.aio.server(
+            interceptors=[*auth, ReadSafely(_MAX_BYTES)], options=channel_options(settings)
+        )
         pb_grpc.add_AdminServicer_to_server(AdminService(admin), self._server)
         reflection.enable_server_reflection((ADMIN, reflection.SERVICE_NAME), self._server)
         self.port = 0
@@ -43,7 +49,8 @@ class AdminServer:
         Raises:
             OSError: it is taken.
         """
-        address = f"{self._settings.admin_host}:{self._settings.admin_port}"
+        assert self._settings.admin_port is not None
+        address = address_of(self._settings.admin_host, self._settings.admin_port)
         self.port = open_port(self._server, address, self._settings.tls)
         await self._server.start()
 

@@ -34,7 +34,8 @@ class BearerAuth(grpc.aio.ServerInterceptor):
 
 
 def _refusing(message: str) -> RpcMethodHandler:
-    async def refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
+    async def refuse(requests: Any, context: grpc.aio.ServicerContext) -> None:
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, message)
 
-    return grpc.unary_unary_rpc_method_handler(refuse)
+    # On the wire every call is a stream, and of this kind nothing is read before it is refused.
+    return grpc.stream_stream_rpc_method_handler(refuse)

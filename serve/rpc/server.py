@@ -4,13 +4,14 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from serve.bounds import most_bytes
 from serve.frontend import Frontend
 from serve.proto import inference_pb2, inference_pb2_grpc
 from serve.rpc.auth import BearerAuth
 from serve.rpc.inference import Inference
 from serve.rpc.malformed import ReadSafely
 from serve.rpc.tracing import TraceEntry
-from serve.settings import ServeSettings
+from serve.settings import ServeSettings, address_of
 from serve.tls import TlsFiles, server_credentials
 from serve.tracing import Tracing
 
@@ -35,7 +36,8 @@ class RpcServer:
         if tracing is not None:
             interceptors.append(TraceEntry(tracing))
         self._server = grpc.aio.server(
-            interceptors=[*interceptors, ReadSafely()], options=channel_options(settings)
+            interceptors=[*interceptors, ReadSafely(most_bytes(frontend.max_text))],
+            options=channel_options(settings),
         )
         inference = Inference(
             frontend,
@@ -54,7 +56,7 @@ class RpcServer:
         Raises:
             OSError: the port is taken.
         """
-        address = f"{self._settings.host}:{self._settings.grpc_port}"
+        address = address_of(self._settings.host, self._settings.grpc_port)
         self.port = open_port(self._server, address, self._settings.tls)
         await self._health.set("", SERVING)
         await self.show_health(True)

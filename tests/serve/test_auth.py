@@ -1,5 +1,7 @@
 """Who may call, and who sees what is said."""
 
+import asyncio
+
 import grpc
 import pytest
 import trustme
@@ -48,6 +50,21 @@ async def test_each_token_opens_and_health_needs_none():
         assert kinds_end(await tested.events(CANARY, metadata=bearing("xyzzy"))) == "finished"
         health = health_pb2_grpc.HealthStub(tested.channel)
         assert (await health.Check(health_pb2.HealthCheckRequest())).status == SERVING
+
+
+@in_loop
+async def test_who_has_no_token_is_refused_before_anything_of_the_request_is_read():
+    async with served(GUARDED) as tested:
+        for method in ("/jaxinfer.v1.Inference/Generate", "/grpc.reflection.v1alpha.X/Y"):
+            call = tested.channel.stream_stream(method)()  # and nothing is ever sent
+            async with asyncio.timeout(20):
+                assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_tokens_are_not_shown_where_settings_are():
+    settings = ServeSettings(tokens=("xyzzy",), admin_tokens=("plugh",))
+    assert "xyzzy" not in repr(settings)
+    assert "plugh" not in repr(settings)
 
 
 def kinds_end(events) -> str:

@@ -123,6 +123,31 @@ def test_every_method_answers_for_long(server, data):
     server.assert_unharmed()
 
 
+@pytest.mark.parametrize(
+    "field", [b"\x22", b"\x32"], ids=["messages of a chat", "parameters of sampling"]
+)
+def test_a_request_of_too_many_small_messages_is_refused_before_they_are_made(server, field):
+    size = 63 * 2**20  # of messages of two bytes each
+    length = bytes([128 | size & 127, 128 | size >> 7 & 127, 128 | size >> 14 & 127, size >> 21])
+    data = field + length + b"\x0a\x00" * (size // 2)
+    with pytest.raises(grpc.RpcError) as caught:
+        server.channel.unary_unary(f"/{SERVICE.full_name}/Generate")(data, timeout=60)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "can mean anything here" in caught.value.details()
+    server.assert_unharmed()
+
+
+def test_bytes_that_are_no_question_about_health_are_told_so(server):
+    check = server.channel.unary_unary("/grpc.health.v1.Health/Check")
+    watch = server.channel.unary_stream("/grpc.health.v1.Health/Watch")
+    for answer in (lambda: check(b"\xff", timeout=60), lambda: next(watch(b"\xff", timeout=60))):
+        with pytest.raises(grpc.RpcError) as caught:
+            answer()
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert check(b"", timeout=60) == b"\x08\x01"  # SERVING
+    server.assert_unharmed()
+
+
 CRAFTED = {
     "token id -1 as ten bytes": (b"\x1a\x0b\x0a\x09" + b"\xff" * 8 + b"\x7f", "INVALID_ARGUMENT"),
     "invalid UTF-8 in a text": (b"\x12\x02\xff\xfe", "INTERNAL"),

@@ -73,15 +73,16 @@ GENERATE = {
     "prompt of max_len + 1": (prompt(*[1] * (MAX_LEN + 1)), "INVALID_ARGUMENT", "at most 199"),
     "prompt of 1e6 ids": (prompt(*[1] * 10**6), "INVALID_ARGUMENT", "1000000 tokens"),
     "text of max_len": (bare(text="a" * MAX_LEN), "INVALID_ARGUMENT", "at most 199"),
-    "text of 60 MB": (bare(text="a" * 60_000_000), "INVALID_ARGUMENT", "60000000 characters"),
-    "chat of 60 MB": (
+    "text of 60 MB": (bare(text="a" * 60_000_000), "INVALID_ARGUMENT", "60000009 bytes"),
+    "text of 6 MB": (bare(text="a" * 6_000_000), "INVALID_ARGUMENT", "6000000 characters"),
+    "chat of 6 MB": (
         bare(
             chat=pb.ChatMessages(
-                messages=[pb.ChatMessage(role="user", content="a" * 30_000_000)] * 2
+                messages=[pb.ChatMessage(role="user", content="a" * 3_000_000)] * 2
             )
         ),
         "INVALID_ARGUMENT",
-        "60000000 characters",
+        "6000000 characters",
     ),
     "chat of 1e5 messages": (
         bare(chat=pb.ChatMessages(messages=[pb.ChatMessage(role="user", content="a")] * 100_000)),
@@ -283,11 +284,11 @@ OTHERS = {
         "INVALID_ARGUMENT",
         "1000000 tokens",
     ),
-    "score a text of 60 MB": (
+    "score a text of 6 MB": (
         "Score",
-        pb.ScoreRequest(text="a" * 60_000_000),
+        pb.ScoreRequest(text="a" * 6_000_000),
         "INVALID_ARGUMENT",
-        "60000000 characters",
+        "6000000 characters",
     ),
     "score id 2^31": (
         "Score",

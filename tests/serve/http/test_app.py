@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import socket
 
+import grpc
+import httpx
 import pytest
 from starlette.requests import Request
 
 from jaxinfer.errors import CapacityError
-from serve.http.bodies import BodyReader
+from serve.http.bodies import MAX_VALUES, BodyReader
 from serve.settings import ServeSettings
 from tests.engine.house import text_of
-from tests.serve.house import in_loop
+from tests.serve.house import in_loop, served
 from tests.serve.http.house import (
     CANARY,
     CHAT,
@@ -274,3 +277,39 @@ async def test_all_but_health_needs_a_token():
         for token in GUARDED.tokens:
             response = await tested.post(CANARY, authorization=f"Bearer {token}")
             assert response.status_code == 200
+
+
+@pytest.mark.parametrize("value", [b"{}", b"[]", b"1", b'"":1'])
+@in_loop
+async def test_a_body_of_too_many_values_is_refused_before_they_are_made(value):
+    head, tail = (b'{"metadata": {', b"}}") if b":" in value else (b'{"prompt": [', b"]}")
+    content = head + b",".join([value] * (MAX_VALUES + 1)) + tail
+    async with http_served() as tested:
+        answer = await tested.client.post(COMPLETIONS, content=content)
+        assert answer.status_code == 400
+        assert f"more than {MAX_VALUES} commas" in error_of(answer)["message"]
+
+
+@in_loop
+async def test_it_listens_on_addresses_of_both_kinds():
+    for host, written in (("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")):
+        if not can_listen_on(host):
+            continue
+        settings = ServeSettings(grpc_port=0, http_port=0, admin_port=0, host=host, admin_host=host)
+        async with served(settings) as tested:
+            for port in (tested.server.grpc_port, tested.server.admin_port):
+                async with grpc.aio.insecure_channel(f"{written}:{port}") as channel:
+                    async with asyncio.timeout(20):
+                        await channel.channel_ready()
+            async with httpx.AsyncClient() as client:
+                answer = await client.get(f"http://{written}:{tested.server.http_port}/health")
+                assert answer.status_code == 200
+
+
+def can_listen_on(host: str) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, 0), family=family).close()
+    except OSError:  # this machine has none of that kind
+        return False
+    return True

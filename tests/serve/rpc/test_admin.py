@@ -312,3 +312,31 @@ async def test_a_sleep_that_cannot_be_leaves_it_awake():
         assert len(await tested.tokens(CANARY)) == 12
         running.cancel()
         watch.cancel()
+
+
+@in_loop
+async def test_bytes_that_are_no_message_are_told_so():
+    async with administered(settings_with()) as (tested, _):
+        for method in ("Drain", "UpdateWeights"):
+            raw = tested.admin_channel.unary_unary(f"/jaxinfer.v1.Admin/{method}")
+            await refused(raw(b"\xff\xff\xff"), Code.INTERNAL, "cannot be read")
+
+
+def test_the_network_is_let_in_only_with_tokens_or_certificates():
+    for host in ("0.0.0.0", "::", "192.0.2.7", "example.org"):
+        with pytest.raises(InvalidParameter, match="--admin-tokens-file"):
+            ServeSettings(admin_port=0, admin_host=host)
+        assert ServeSettings(admin_port=0, admin_host=host, admin_tokens=("t",)).admin_port == 0
+        assert ServeSettings(admin_host=host).admin_port is None
+    for host in ("127.0.0.1", "127.0.0.9", "::1", "localhost"):
+        assert ServeSettings(admin_port=0, admin_host=host).admin_host == host
+
+
+@in_loop
+async def test_a_device_that_goes_on_while_the_model_sleeps_does_not_show_it_ready():
+    async with administered(settings_with()) as (tested, stub):
+        await stub.Sleep(pb.SleepRequest())
+        await tested.server._show_health(True)
+        assert await health_of(tested) == NOT_SERVING
+        await stub.Wake(pb.WakeRequest())
+        assert await health_of(tested) == SERVING
