@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from jaxinfer.guides.vocabulary import Spelled, read_vocabulary
 from jaxinfer.structured_outputs import Guide
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance import LLMatcher, LLTokenizer
 
 #: Seconds that a guide may take to be compiled, its time in the queue included.
 COMPILE_SECONDS = 5.0
@@ -30,23 +30,32 @@ NUM_THREADS = 2
 MAX_WAITING = 64
 #: Compiled guides that are kept. Most take little memory, the worst some 50 MB.
 NUM_KEPT = 32
-#: States of a lexer, one to two kilobytes each, of which each sample may make its own.
+#: States of a lexer, one to two kilobytes each, that the texts of a guide may make together; a text
+#: that finds too many there may make as many by itself.
 _MAX_LEXER_STATES = 20_000
 
 
 class CompiledGuide:
     """A guide that outputs can be held to. ``guide``: what it was made of."""
 
-    def __init__(self, guide: Guide, matcher: "LLMatcher", vocab_size: int):
+    def __init__(
+        self,
+        guide: Guide,
+        matcher: "LLMatcher",
+        vocab_size: int,
+        unshared: "Callable[[], LLMatcher]",
+    ):
+        """``unshared``: makes another matcher, which shares nothing with this one."""
         self.guide = guide
         self._matcher = matcher
+        self._unshared = unshared
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
 
     def matcher(self) -> GuideMatcher:
         """For one more text, at its beginning."""
         with self._lock:
-            return GuideMatcher(self._matcher.deep_copy(), self._vocab_size)
+            return GuideMatcher(self._matcher.deep_copy(), self._vocab_size, self._unshared)
 
 
 class GuideCompiler:
@@ -91,8 +100,8 @@ class GuideCompiler:
                     f"{self._num_pending} guides are being compiled, and no more may wait: try"
                     " again later"
                 )
-            self._num_pending += 1
             future = self._pool.submit(self._compile, guide)
+            self._num_pending += 1
             self._kept[guide] = future
             while len(self._kept) > NUM_KEPT:
                 self._kept.popitem(last=False)
@@ -132,14 +141,12 @@ class GuideCompiler:
     def _compile(self, guide: Guide) -> CompiledGuide:
         with self._reading:
             vocabulary = self._vocabulary
-        from llguidance import LLMatcher
-
         lark = lark_of(guide)
         if needs_trial(guide):
             reason = why_unfit(lark, COMPILE_SECONDS)
             if reason is not None:
                 raise InvalidParameter(f"{guide} cannot be used: {reason}; simplify it")
-        matcher = LLMatcher(vocabulary, lark, log_level=0, limits=_limits())
+        matcher = _matcher(vocabulary, lark)
         if matcher.is_error():
             error = said(matcher.get_error())
             is_empty = "unsatisfiable" in error.lower()
@@ -150,7 +157,14 @@ class GuideCompiler:
             raise UnsatisfiableGuide(
                 f"{guide} cannot be used: no token of this model can begin a text that matches it"
             )
-        return CompiledGuide(guide, matcher, self._vocab_size)
+        unshared = partial(self._compile_anew, guide, vocabulary, lark)
+        return CompiledGuide(guide, matcher, self._vocab_size, unshared)
+
+    def _compile_anew(self, guide: Guide, vocabulary: "LLTokenizer", lark: str) -> "LLMatcher":
+        """For a text that found too many states; those who come later find none of these."""
+        with self._lock:
+            self._kept.pop(guide, None)
+        return _matcher(vocabulary, lark)
 
     def _done(self, guide: Guide, future: "Future[CompiledGuide]") -> None:
         """Only what can be used is remembered."""
@@ -173,7 +187,8 @@ def late(guide: Guide, future: "Future[CompiledGuide]") -> JaxInferError:
     )
 
 
-def _limits() -> "LLParserLimits":
-    from llguidance import LLParserLimits
+def _matcher(vocabulary: "LLTokenizer", lark: str) -> "LLMatcher":
+    from llguidance import LLMatcher, LLParserLimits
 
-    return LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
+    limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
+    return LLMatcher(vocabulary, lark, log_level=0, limits=limits)

@@ -1,6 +1,7 @@
 """Guides compiled and matched, in a vocabulary of bytes and a few longer tokens."""
 
 import json
+import random
 import threading
 
 import pytest
@@ -114,7 +115,7 @@ def test_each_text_has_a_matcher_of_its_own(guides):
 
 
 def test_a_text_that_does_not_match_is_an_error(guides):
-    with pytest.raises(UnsatisfiableGuide, match="after 1 tokens"):
+    with pytest.raises(UnsatisfiableGuide, match="after 0 tokens"):
         compiled(guides, regex="ab").matcher().follow(list(b"b"))
 
 
@@ -229,6 +230,38 @@ def test_nobody_waits_longer_than_the_limit(guides, monkeypatch):
     with pytest.raises(CapacityError, match="other guides are being compiled"):
         guides.compile(Guide("regex", "c"))
     held.go_on.set()
+
+
+def test_who_takes_all_states_that_a_guide_may_have_takes_them_from_no_other(guides, monkeypatch):
+    monkeypatch.setattr(compiler, "_MAX_LEXER_STATES", 200)
+    chance = random.Random(1)
+    guide = compiled(guides, regex="[ab]*a[ab]{9}")
+
+    def goes_on(matcher, text: list[int], num_tokens: int) -> list[int]:
+        for _ in range(num_tokens):
+            assert set(b"ab") <= set(unpack_ids(matcher.next_ids()))
+            text.append(chance.choice(b"ab"))
+            matcher.follow(text)
+        return text
+
+    under_way = guide.matcher()
+    text = goes_on(under_way, [], 12)
+    with pytest.raises(UnsatisfiableGuide, match="too many states"):
+        goes_on(guide.matcher(), [], 1000)
+    goes_on(under_way, text, 12)
+    for _ in range(30):  # of which all together have more
+        goes_on(guide.matcher(), [], 24)
+        goes_on(compiled(guides, regex="[ab]*a[ab]{9}").matcher(), [], 24)
+
+
+def test_a_thread_that_cannot_be_started_takes_nobodys_place(guides, monkeypatch):
+    def submit(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(guides._pool, "submit", submit)
+    for _ in range(compiler.NUM_THREADS + compiler.MAX_WAITING + 1):
+        with pytest.raises(RuntimeError):
+            guides.submit(Guide("regex", "b"))
 
 
 def test_a_closed_compiler_says_so(guides, monkeypatch):
