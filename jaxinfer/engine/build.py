@@ -24,7 +24,7 @@ from jaxinfer.engine.memory import (
 )
 from jaxinfer.engine.runner import DeviceRunner
 from jaxinfer.errors import CapacityError, InvalidParameter
-from jaxinfer.models.layout import for_decoding
+from jaxinfer.models.layout import for_decoding, layout_note
 from jaxinfer.models.model import DTYPES, Model
 from jaxinfer.sampling_params import RequestLimits
 from jaxinfer.tokenizer import Tokenizer
@@ -111,7 +111,7 @@ class EngineBuilder:
         self._model = self.lay_out(blank)
         is_cpu = blank.mesh.devices.flat[0].platform == "cpu"
         # XLA:CPU multiplies one row with plain 16-bit weights far slower than two.
-        least = 2 if is_cpu and not self._model.is_blocked else 1
+        least = 1 if not is_cpu or self._model.is_blocked or self._model.is_packed else 2
         self._num_slots = max(least, max_num_seqs)
         self._num_pages = num_pages
         self._kv_dtype = _kv_dtype(kv_cache_dtype, blank)
@@ -212,6 +212,7 @@ class EngineBuilder:
             limit=self._room,
             num_pages=table.shapes.num_pages,
             page_size=self.limits.page_size,
+            layout=layout_note(self._model),
         )
         groups = cache_groups(self._model.config, self.limits, num_pages)
         return Programs(table=table, groups=groups, budget=budget)

@@ -31,6 +31,8 @@ class MemoryBudget:
     limit: int
     num_pages: tuple[int, ...]
     page_size: int
+    layout: str | None = None
+    """How weights lie in memory, where it is worth saying."""
 
     @property
     def total(self) -> int:
@@ -50,6 +52,7 @@ class MemoryBudget:
         return (
             f"memory: {parts}: {self.total / 2**20:,.0f} of {self.limit / 2**20:,.0f} MiB;"
             f" {tokens:,} tokens in {self.num_pages[0] - 1:,} pages of {self.page_size}"
+            + (f"; {self.layout}" if self.layout else "")
         )
 
 

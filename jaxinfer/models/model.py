@@ -13,6 +13,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.errors import CapacityError, ConfigError, InvalidParameter
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.ops.blocked import BlockedEmbedding, BlockedKernel
+from jaxinfer.ops.packed import PackedEmbedding, PackedKernel
 from jaxinfer.shapes import Tree
 from sharding import device_bytes, named_sharding
 
@@ -49,7 +50,14 @@ class Model:
     @property
     def is_blocked(self) -> bool:
         """Whether ``layout.for_decoding`` gave some kernels a second form."""
-        kinds = (BlockedKernel, BlockedEmbedding)
+        return self._has(BlockedKernel, BlockedEmbedding)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it packed some."""
+        return self._has(PackedKernel, PackedEmbedding)
+
+    def _has(self, *kinds: type) -> bool:
         leaves = jax.tree.leaves(self.params, is_leaf=lambda node: isinstance(node, kinds))
         return any(isinstance(leaf, kinds) for leaf in leaves)
 

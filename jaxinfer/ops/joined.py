@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.ops.blocked import BlockedKernel
-from jaxinfer.ops.linear import linear
+from jaxinfer.ops.linear import Kernel, linear
 
 
 @jax.tree_util.register_dataclass
@@ -18,7 +17,7 @@ from jaxinfer.ops.linear import linear
 class JoinedKernel:
     """Kernels ``[in, out_i]`` as one ``[in, sum(sizes)]``; it stands in the place of the first."""
 
-    kernel: jax.Array | BlockedKernel
+    kernel: Kernel
     sizes: tuple[int, ...] = field(metadata={"static": True})
 
 

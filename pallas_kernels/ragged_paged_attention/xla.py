@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.pool import stored_tokens
 from pallas_kernels.paging.rows import describe_rows, needed_parts, token_pages
+from pallas_kernels.ragged_paged_attention import cpu, xla_items
 from pallas_kernels.ragged_paged_attention.pages import KVPages, write_tokens
 from pallas_kernels.ragged_paged_attention.xla_call import Call
-from pallas_kernels.ragged_paged_attention.xla_items import attend_single_rows
 from pallas_kernels.ragged_paged_attention.xla_tiles import Unwritten, attend_tiles
 
 
@@ -66,7 +66,8 @@ def ragged_paged_attention(
     is_single_S = (rows.q_lens_S == 1) & has_singles
     out_TKGH = jnp.zeros(call.q_TKGH.shape, jnp.float32)
     if has_singles:
-        out_TKGH = attend_single_rows(call, is_single_S)
+        attend = xla_items if cpu.refuse(call) else cpu
+        out_TKGH = attend.attend_single_rows(call, is_single_S)
     if has_tiles:
         out_TKGH = attend_tiles(call, ~is_single_S, out_TKGH, unwritten)
     if v_scale_K is not None:

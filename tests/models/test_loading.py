@@ -15,6 +15,8 @@ from jaxinfer.models.registry import model_config
 from jaxinfer.ops.blocked import BlockedEmbedding, BlockedKernel, block
 from jaxinfer.ops.joined import JoinedKernel
 from jaxinfer.ops.linear import linear, look_up, tied_head
+from jaxinfer.ops.packed import pack_embedding, pack_kernel
+from pallas_kernels import native
 from sharding import make_mesh
 from tests.models.golden_case import CASES
 
@@ -33,6 +35,9 @@ CONFIG = {
     "tie_word_embeddings": True,
     "torch_dtype": "bfloat16",
 }
+
+
+needs_code = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 
 
 def tiny(config: dict = CONFIG, devices: int = 1, **options: object) -> Model:
@@ -63,7 +68,11 @@ def test_a_blocked_embedding_looks_up_and_multiplies_as_the_plain_one(rows: int)
     )
 
 
-def test_kernels_are_blocked_for_a_few_rows_of_bfloat16_on_one_cpu_only() -> None:
+def test_kernels_are_blocked_for_a_few_rows_of_bfloat16_on_one_cpu_that_packs_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "missing", lambda: "left out by this test")
+
     def is_blocked(model: Model, num_slots: int) -> bool:
         return for_decoding(model, num_slots).weight_bytes > model.weight_bytes
 
@@ -72,6 +81,45 @@ def test_kernels_are_blocked_for_a_few_rows_of_bfloat16_on_one_cpu_only() -> Non
     assert not is_blocked(tiny(wide), 8)
     assert not is_blocked(tiny(wide, dtype="float32"), 2)
     assert not is_blocked(tiny(wide, devices=2), 2)
+
+
+@needs_code
+@pytest.mark.parametrize("num_slots", [1, 8])
+def test_kernels_are_packed_for_any_rows_of_bfloat16_on_one_cpu_only(num_slots: int) -> None:
+    model = tiny(CONFIG)
+    packed = for_decoding(model, num_slots)
+    assert packed.is_packed
+    assert not packed.is_blocked
+    assert packed.weight_bytes == model.weight_bytes
+    assert not for_decoding(tiny(CONFIG, dtype="float32"), num_slots).is_packed
+    assert not for_decoding(tiny(CONFIG, devices=2), num_slots).is_packed
+    blank = for_decoding(model.shapes, num_slots)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), blank.params) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), packed.params
+    )
+
+
+@needs_code
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_packed_kernel_multiplies_as_the_plain_one(rows: int) -> None:
+    kernel = random_bf16(576, 190)
+    packed = pack_kernel(kernel)
+    assert packed.shape == kernel.shape
+    for x in (random_bf16(rows, 576), random_bf16(2, rows, 576), jnp.ones((rows, 576))):
+        product = jax.jit(linear)(x, packed)
+        assert (product.shape, product.dtype) == ((*x.shape[:-1], 190), jnp.float32)
+        exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+        np.testing.assert_allclose(product, exact, rtol=1e-5, atol=1e-4)
+
+
+@needs_code
+def test_a_packed_embedding_looks_up_and_multiplies_as_the_plain_one() -> None:
+    hidden, table = random_bf16(3, 576), random_bf16(130, 576)
+    packed, ids = pack_embedding(table), jnp.asarray([0, 129, 5, 1000, -2], jnp.int32)
+    np.testing.assert_array_equal(look_up(packed, ids), table[jnp.clip(ids, 0, 129)])
+    np.testing.assert_allclose(
+        tied_head(hidden, packed), tied_head(hidden, table), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_kernels_of_one_input_are_joined_on_one_cpu_only() -> None:
