@@ -74,7 +74,7 @@ def test_the_version_is_the_one_of_the_project():
 def test_the_code_imports_only_what_the_project_declares():
     declared = PROJECT["project"]["dependencies"] + [
         requirement
-        for extra in ("serve", "compress", "cpu")
+        for extra in ("serve", "trace", "plot", "bench", "compress")
         for requirement in PROJECT["project"]["optional-dependencies"].get(extra, [])
     ]
     homes = importlib.metadata.packages_distributions()

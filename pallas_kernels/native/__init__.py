@@ -5,6 +5,7 @@ Whoever wants a kernel asks ``missing`` first, and does without one where it nam
 
 import functools
 import importlib.util
+import platform
 import struct
 import sys
 
@@ -12,14 +13,16 @@ import sys
 @functools.cache
 def missing() -> str | None:
     """What this machine lacks for such code, or None."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return f"it is written for x86-64, not {platform.machine()}"
     if importlib.util.find_spec("llvmlite") is None:
-        return "the package llvmlite is not installed (pip install 'jaxinfer[cpu]')"
+        return "the package llvmlite is not installed (pip install llvmlite)"
     if sys.platform not in ("linux", "darwin") or struct.calcsize("P") != 8:
         return f"it is written for 64-bit Linux and macOS, not {sys.platform}"
     from llvmlite import binding
 
     if not hasattr(binding, "create_pass_builder"):
-        return "llvmlite is too old (pip install 'jaxinfer[cpu]')"
+        return "llvmlite is too old (pip install --upgrade llvmlite)"
     try:
         binding.check_jit_execution()
     except OSError as error:
