@@ -19,6 +19,9 @@ _log = logging.getLogger(__name__)
 #: Seconds after a request's deadline that the engine has to say so itself. A step may take longer.
 _DEADLINE_GRACE = 0.05
 
+#: The patience of readers that show nothing before the end: see ``EventStream.batches``.
+PATIENT = 256
+
 
 class Door:
     """Hands requests of one event loop to an engine that runs in a thread of its own.
@@ -130,6 +133,7 @@ class EventStream:
         self._max_pending_tokens = max_pending_tokens
         self._pending: dict[int, list[TokenEvent]] = {}
         self._has_news = asyncio.Event()
+        self._patience = -1  # even an event without tokens is news
         self._failure: SlowReader | None = None
         self._ended: set[int] = set()
         self._num_cached_tokens = 0
@@ -194,14 +198,29 @@ class EventStream:
                 f"{self.request.request_id!r} waited for their reader: read faster"
             )
             self._door.abort(self.request.request_id)
-        self._has_news.set()
+        # A failure leaves no room, and so wakes whoever waits.
+        if event.finish_reason is not None or self._num_waiting > self._patience:
+            self._has_news.set()
 
-    async def __aiter__(self) -> AsyncIterator[list[TokenEvent]]:
+    @property
+    def _num_waiting(self) -> int:
+        """Tokens, and log-probabilities beside them, that the reader has not taken."""
+        return self._max_pending_tokens - self._room
+
+    def __aiter__(self) -> AsyncIterator[list[TokenEvent]]:
+        return self.batches()
+
+    async def batches(self, patience: int | None = None) -> AsyncIterator[list[TokenEvent]]:
         """What has come since the last time, at most one event an output.
+
+        Args:
+            patience: how many tokens may wait, while no output ends, before the reader is woken;
+                never so many that it might be too slow. None: it is for every event.
 
         Raises:
             SlowReader: the reader was too slow, and the request was aborted.
         """
+        self._patience = -1 if patience is None else min(patience, self._max_pending_tokens // 2)
         while self._pending or self._failure or len(self._ended) < self.request.params.n:
             await self._has_news.wait()
             self._has_news.clear()

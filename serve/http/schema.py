@@ -25,6 +25,8 @@ def _nullable(kind: Any) -> dict[str, Any]:
 
 _TEXT, _COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
 _NAME = _nullable(_TEXT)
+#: One of a stream's: before OpenAPI 3.2, no schema was of all of them.
+_EVENT = _object(data=_TEXT)
 _FINISH = {"enum": ["stop", "length"]}
 _ERROR = _object(error=_object(message=_TEXT, type=_TEXT, param=_NAME, code=_NAME))
 _USAGE = _object(
@@ -92,7 +94,7 @@ def responses(path: str) -> dict[int | str, dict[str, Any]]:
     """The answers of a path, for ``FastAPI.add_api_route``."""
     content: dict[str, Any] = {"application/json": {"schema": ANSWERS[path]}}
     if path.startswith("/v1/") and path.endswith("completions"):
-        content["text/event-stream"] = {"schema": _TEXT}
+        content["text/event-stream"] = {"schema": _EVENT}
     error = {"application/json": {"schema": {"$ref": f"{_REF}Error"}}}
     return {
         200: {"description": "The answer.", "content": content},

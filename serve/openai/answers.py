@@ -5,6 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 from jaxinfer.outputs import FinishReason, TokenEvent
+from serve.door import PATIENT
 from serve.frontend import Frontend
 from serve.openai.ask import OpenAiAsk
 from serve.openai.forms import Choice, form_of
@@ -22,7 +23,7 @@ async def answer(frontend: Frontend, ask: OpenAiAsk) -> dict[str, Any]:
     """
     async with accepted(frontend, ask) as generation:
         transcript = Transcript(frontend, ask, generation)
-        async for batch in generation.batches():
+        async for batch in generation.batches(PATIENT):
             for index, event in batch:
                 if (failure := generation.failure(event)) is not None:
                     raise failure

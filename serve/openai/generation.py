@@ -42,16 +42,17 @@ class Generation:
             self._streams.append(await self._frontend.generate(ask))
         self.echoes = [await self._echo(index) for index in range(len(self._streams))]
 
-    async def batches(self) -> AsyncIterator[Batch]:
-        """What has come since the last time, at most one event an output."""
+    async def batches(self, patience: int | None = None) -> AsyncIterator[Batch]:
+        """What has come since the last time, at most one event an output; ``patience`` as for
+        ``EventStream.batches``, with each prompt."""
         if len(self._streams) == 1:
-            async for events in self._streams[0]:
+            async for events in self._streams[0].batches(patience):
                 yield [(0, event) for event in events]
             return
         # No prompt gets further ahead than one batch; what comes meanwhile waits in its stream.
         ready: asyncio.Queue[Batch | Exception | None] = asyncio.Queue(len(self._streams))
         self._pumps = [
-            asyncio.ensure_future(_pump(index, stream, ready))
+            asyncio.ensure_future(_pump(index, stream.batches(patience), ready))
             for index, stream in enumerate(self._streams)
         ]
         num_open = len(self._streams)
@@ -114,10 +115,12 @@ async def accepted(frontend: Frontend, ask: OpenAiAsk) -> AsyncIterator[Generati
 
 
 async def _pump(
-    index: int, stream: EventStream, ready: "asyncio.Queue[Batch | Exception | None]"
+    index: int,
+    batches: AsyncIterator[list[TokenEvent]],
+    ready: "asyncio.Queue[Batch | Exception | None]",
 ) -> None:
     try:
-        async for events in stream:
+        async for events in batches:
             await ready.put([(index, event) for event in events])
         await ready.put(None)
     except Exception as error:

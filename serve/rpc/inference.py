@@ -11,6 +11,7 @@ from grpc.aio import ServicerContext
 from jaxinfer.errors import InvalidPrompt
 from jaxinfer.outputs import FinishReason
 from serve.bounds import require_lean, require_sendable
+from serve.door import PATIENT
 from serve.errors import DeadlinePassed
 from serve.frontend import Ask, Conversation, Frontend
 from serve.proto import inference_pb2 as pb
@@ -66,7 +67,7 @@ class Inference(pb_grpc.InferenceServicer):
         stream = await self._frontend.generate(ask)
         try:
             transcript = Transcript(stream.request, self._frontend.model.name)
-            async for events in stream:
+            async for events in stream.batches(PATIENT):
                 for event in events:
                     transcript.note(event)
         finally:

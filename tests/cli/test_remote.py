@@ -44,6 +44,22 @@ def test_the_servers_answer_is_shown(run, command):
     prompted(run, command)
 
 
+@pytest.mark.parametrize("command", ["chat", "generate"])
+def test_the_servers_output_matches_what_was_asked_for(run, command):
+    @in_loop
+    async def ask():
+        async with served() as tested:
+            words = (command, "dbebf", "--choice=bdb", "--choice=kkkk")
+            status, out, _ = await typed(run, tested, *words)
+            assert status == 0
+            assert out in ("bdb\n", "kkkk\n")
+            status, _, err = await typed(run, tested, command, "dbebf", "--regex=zz")
+            assert status == 1
+            assert "no token of this model" in err
+
+    ask()
+
+
 def test_a_conversation_goes_on_after_what_the_server_refuses(run, monkeypatch):
     lines = ["a" * 4000, "dbe", "bf", "/exit"]
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)

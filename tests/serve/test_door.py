@@ -56,6 +56,70 @@ async def test_a_reader_that_is_too_slow_loses_its_stream_and_the_pages_are_free
 
 
 @in_loop
+async def test_a_patient_reader_is_woken_for_ends_and_before_too_much_waits():
+    house = House(clock=time.monotonic, max_num_seqs=2)
+    door = Door(house.engine, max_pending_tokens=64)
+    stream = door.submit(asked(40, n=2, seed=1, logprobs=1))
+    batches = []
+
+    async def read() -> None:
+        async for batch in stream.batches(24):
+            batches.append(batch)
+
+    reader = asyncio.create_task(read())
+    while house.engine.step():
+        await asyncio.sleep(0)
+    await reader
+    for index in range(2):
+        events = [event for batch in batches for event in batch if event.index == index]
+        assert sum(len(event.token_ids) for event in events) == 40
+        assert [event.finish_reason for event in events[:-1]] == [None] * (len(events) - 1)
+        assert events[-1].finish_reason is FinishReason.LENGTH
+    # Both ends, and whenever more than 24 of 2 * 40 tokens and 2 * 40 * 2 log-probabilities wait.
+    assert len(batches) <= 2 + 2 * 40 * 3 // 24
+    house.assert_idle()
+
+
+@in_loop
+async def test_patience_does_not_make_a_reader_too_slow():
+    house = House(clock=time.monotonic)
+    door = Door(house.engine, max_pending_tokens=8)
+    stream = door.submit(asked(40))
+    reader = asyncio.create_task(anext(stream.batches(1000)))
+    batch = None
+    while house.engine.step():
+        await asyncio.sleep(0)
+        if reader.done():
+            batch = batch or reader.result()
+            stream.close()
+    assert batch is not None
+    [event] = batch
+    assert 4 < len(event.token_ids) <= 8
+    house.assert_idle()
+
+
+@pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.DEADLINE])
+@in_loop
+async def test_a_patient_reader_hears_of_an_end_without_the_engine(reason):
+    house = House(clock=time.monotonic)
+    door = Door(house.engine, max_pending_tokens=64)
+    stream = door.submit(asked(40))
+    reader = asyncio.create_task(anext(stream.batches(32)))
+    house.engine.step()
+    await asyncio.sleep(0)
+    assert not reader.done()
+    if reason is FinishReason.ABORT:
+        door.end_all(reason)
+    else:
+        stream.end(reason)
+    [event] = await reader
+    assert event.finish_reason is reason
+    stream.close()
+    run_to_the_end(house)
+    await asyncio.sleep(0)
+
+
+@in_loop
 async def test_a_closed_stream_ends_its_request():
     house = House(clock=time.monotonic)
     door = Door(house.engine, max_pending_tokens=64)

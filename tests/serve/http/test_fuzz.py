@@ -15,8 +15,9 @@ from schemathesis.specs.openapi.checks import (
 
 from jaxinfer.sampling_params import RequestLimits
 from tests.serve.house import in_loop
-from tests.serve.http.house import http_served
+from tests.serve.http.house import CHAT, COMPLETIONS, http_served
 
+HELLO = {"messages": [{"role": "user", "content": "dbebf"}]}
 CHECKS = [
     not_a_server_error,
     content_type_conformance,
@@ -62,3 +63,18 @@ async def test_whatever_is_asked_is_answered_as_it_was_described(max_examples):
         assert {200, 400} <= statuses
         await tested.idle()
         assert await tested.text() == canary
+
+
+@in_loop
+async def test_a_stream_is_as_it_was_described():
+    async with http_served(max_model_len=64) as tested:
+        schema = await asyncio.to_thread(
+            schemathesis.openapi.from_url, f"{tested.client.base_url}/openapi.json"
+        )
+        for url, prompt in ((COMPLETIONS, {"prompt": "a"}), (CHAT, HELLO)):
+            case = schema[url]["POST"].Case(
+                body=prompt | {"stream": True, "max_tokens": 3}, media_type="application/json"
+            )
+            response = await asyncio.to_thread(case.call, timeout=20)
+            assert response.headers["content-type"][0].startswith("text/event-stream")
+            case.validate_response(response, checks=CHECKS)
