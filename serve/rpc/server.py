@@ -8,6 +8,7 @@ from serve.bounds import most_bytes
 from serve.frontend import Frontend
 from serve.proto import inference_pb2, inference_pb2_grpc
 from serve.rpc.auth import BearerAuth
+from serve.rpc.health import Health
 from serve.rpc.inference import Inference
 from serve.rpc.malformed import ReadSafely
 from serve.rpc.tracing import TraceEntry
@@ -29,7 +30,7 @@ class RpcServer:
 
     def __init__(self, frontend: Frontend, settings: ServeSettings, tracing: Tracing | None = None):
         self._settings = settings
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         interceptors: list[grpc.aio.ServerInterceptor] = []
         if settings.tokens:
             interceptors.append(BearerAuth(settings.tokens))

@@ -1,6 +1,7 @@
 """Health, reflection and the end of a server."""
 
 import asyncio
+import struct
 
 import grpc
 import pytest
@@ -33,6 +34,55 @@ async def test_a_watch_stands_and_sees_the_drain_first(service):
             events.append(event)
         assert events[-1].finished.usage.completion_tokens == 100
         await drain
+
+
+@pytest.mark.parametrize("service", ["", INFERENCE])
+@in_loop
+async def test_nobody_waits_for_a_watch_that_is_not_read(service):
+    async with served() as tested:
+        reader, writer = await asyncio.open_connection("127.0.0.1", tested.server.grpc_port)
+        writer.write(unread_watch(service))
+        async with asyncio.timeout(20):
+            answer = b""
+            while b"content-type" not in answer:  # its headers, which no window bounds
+                answer += await reader.read(4096)
+            health = health_pb2_grpc.HealthStub(tested.channel)
+            request = health_pb2.HealthCheckRequest(service=service)
+            watch = health.Watch(request)
+            assert (await watch.read()).status == SERVING
+            drain = asyncio.ensure_future(tested.server.drain(seconds=5))
+            assert (await watch.read()).status == NOT_SERVING
+            await drain
+        writer.close()
+
+
+def unread_watch(service: str) -> bytes:
+    """What a client of HTTP/2 sends that watches a service, and allows no byte of an answer."""
+
+    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+        )
+
+    headers = {
+        b":method": b"POST",
+        b":scheme": b"http",
+        b":path": b"/grpc.health.v1.Health/Watch",
+        b":authority": b"localhost",
+        b"content-type": b"application/grpc",
+        b"te": b"trailers",
+    }
+    literal = b"".join(
+        b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+        for name, value in headers.items()
+    )
+    asked = health_pb2.HealthCheckRequest(service=service).SerializeToString()
+    return (
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        + frame(4, 0, 0, struct.pack(">HI", 4, 0))  # SETTINGS: an initial window of 0
+        + frame(1, 4, 1, literal)
+        + frame(0, 1, 1, struct.pack(">BI", 0, len(asked)) + asked)
+    )
 
 
 @in_loop
