@@ -12,6 +12,10 @@ _ANY_SPELLING = '\n%llguidance {"no_forcing": true}\n'
 _WHITE_SPACE = r"[ \t\n\r]{1,40}"
 #: Keys of a schema that become intersections of regular expressions.
 _INTERSECTED = ("multipleOf", "pattern", "patternProperties", "allOf", "not", "x-guidance")
+#: Keys that nest it deeper than it is written.
+_REFERRING = ("$ref", "$dynamicRef", "$recursiveRef")
+#: Characters of a guide from which on what is harmless in a few may take gigabytes.
+_MANY = 1024
 #: Bytes of a grammar in GBNF: translating it takes time that grows with the square.
 MAX_GBNF_BYTES = 16_384
 
@@ -26,14 +30,17 @@ def lark_of(guide: Guide) -> str:
 
 
 def needs_trial(guide: Guide) -> bool:
-    """Whether the library's limits may not hold: what it intersects, it may look at for long."""
+    """Whether the library's limits may not hold: what it intersects, or has much of, it may look
+    at for long, and what nests deeply may overflow its stack, which would end the process."""
+    if len(guide.text) > _MANY:
+        return True
     match guide.kind:
         case "choice" | "regex":
             return False
         case "json":
             # Read and written once more, for a key can be spelled in many ways.
             schema = json.dumps(json.loads(guide.text))
-            return any(f'"{key}"' in schema for key in _INTERSECTED)
+            return any(f'"{key}"' in schema for key in _INTERSECTED + _REFERRING)
     return True
 
 

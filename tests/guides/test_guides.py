@@ -187,6 +187,28 @@ def test_what_the_librarys_own_limits_do_not_see_is_tried_out_in_another_process
     assert not needs_trial(StructuredOutputsParams(json=SCHEMA).guide)
 
 
+def test_what_would_overflow_the_stack_ends_another_process():
+    """In this one it would be the end of all requests."""
+    chain = {f"{i}": {"items": {"$ref": f"#/$defs/{i + 1}"}} for i in range(1500)}
+    hostile = StructuredOutputsParams(json={"$ref": "#/$defs/0", "$defs": chain | {"1500": True}})
+    assert needs_trial(hostile.guide)
+    assert "nests too deeply" in str(why_unfit(lark_of(hostile.guide), 60.0))
+    short = StructuredOutputsParams(json={"$ref": "#/$defs/1490", "$defs": chain | {"1500": True}})
+    assert why_unfit(lark_of(short.guide), 60.0) is None
+
+
+def test_what_is_long_is_tried_out():
+    """In tens of thousands of such parts the library takes tens of seconds, and gigabytes."""
+    assert needs_trial(Guide("regex", "a?" * 30_000))
+    assert not needs_trial(Guide("regex", "a?" * 300))
+
+
+def test_it_is_tried_out_with_the_librarys_version_that_is_used_here(monkeypatch, tmp_path):
+    (tmp_path / "llguidance.py").write_text("raise SystemExit(3)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert why_unfit('start: "a"', 60.0) is not None
+
+
 @pytest.mark.parametrize("lark", ['start: "a"', "start: ("])
 def test_what_is_quick_to_refuse_is_fit_too(lark):
     assert why_unfit(lark, 60.0) is None
