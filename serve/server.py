@@ -146,8 +146,22 @@ class Server:
         """Runs until SIGTERM or SIGINT and the drain that follows, or until it has failed."""
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, lambda: self._begin(self.drain()))
+            loop.add_signal_handler(signum, self.end)
         await self._drained.wait()
+
+    def end(self) -> None:
+        """Begins the drain; asked once more, does not wait for what is under way."""
+        if self._draining is not None:
+            _log.warning("%d requests end at once", self.frontend.num_unfinished)
+            self.frontend.abort_all()
+            return
+        if self.frontend.num_unfinished:
+            _log.warning(
+                "%d requests have %g s to end; another signal ends them at once",
+                self.frontend.num_unfinished,
+                self._settings.drain_seconds,
+            )
+        self._begin(self.drain())
 
     def _begin_drain(self, seconds: float | None) -> int:
         self.frontend.is_draining = True

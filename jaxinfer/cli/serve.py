@@ -72,6 +72,9 @@ async def _serve(llm: "LLM", args: argparse.Namespace, settings: "ServeSettings"
     llm.engine.start()
     server = Server(ServedModel.of(llm, args.served_model_name or args.model), settings)
     await server.start()
+    # Who reads that it is there may send a signal at once.
+    serving = asyncio.ensure_future(server.serve_until_drained())
+    await asyncio.sleep(0)
     addresses = {"grpc": address_of(settings.host, server.grpc_port)}
     if server.http_port is not None:
         addresses["http"] = address_of(settings.host, server.http_port)
@@ -81,5 +84,5 @@ async def _serve(llm: "LLM", args: argparse.Namespace, settings: "ServeSettings"
         print_json({**addresses, "startup": llm.startup_seconds})
     names = {"grpc": "gRPC", "http": "HTTP", "admin": "Admin"}
     note(", ".join(f"{names[kind]} on {address}" for kind, address in addresses.items()))
-    await server.serve_until_drained()
+    await serving
     return not server.has_failed

@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from serve.proto import inference_pb2 as pb
 from serve.rpc.server import INFERENCE, NOT_SERVING, SERVING
+from serve.settings import ServeSettings
 from tests.serve.house import CANARY, in_loop, served
 
 
@@ -83,6 +84,26 @@ def unread_watch(service: str) -> bytes:
         + frame(1, 4, 1, literal)
         + frame(0, 1, 1, struct.pack(">BI", 0, len(asked)) + asked)
     )
+
+
+@in_loop
+async def test_a_second_signal_waits_for_nobody():
+    async with served(ServeSettings(grpc_port=0, drain_seconds=1000)) as tested:
+        endless = pb.GenerateRequest(
+            token_ids=pb.TokenIds(ids=[1]), stopping=pb.Stopping(ignore_eos=True, max_tokens=3900)
+        )
+        running = tested.stub.GenerateStream(endless)
+        await running.read()
+        tested.server.end()
+        await asyncio.sleep(0)
+        tested.server.end()
+        last = None
+        while (event := await running.read()) is not grpc.aio.EOF:
+            last = event
+        assert last.finished.reason == pb.ABORT
+        async with asyncio.timeout(20):
+            await tested.server.drain()
+        assert not tested.server.has_failed
 
 
 @in_loop
