@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from jaxinfer.engine.request import Request, verify_prompt
-from jaxinfer.errors import CapacityError, Unsupported
+from jaxinfer.errors import CapacityError, EngineClosed, Unsupported
 from jaxinfer.guides import CompiledGuide
 from jaxinfer.guides.compiler import COMPILE_SECONDS, late
 from jaxinfer.outputs import FinishReason
@@ -131,7 +131,8 @@ class Frontend:
         """What outputs are to match, compiled in the engine's threads for that.
 
         Raises:
-            InvalidParameter, UnsatisfiableGuide, Unsupported, CapacityError: it cannot be.
+            InvalidParameter, UnsatisfiableGuide, Unsupported, CapacityError, EngineClosed: it
+                cannot be.
         """
         if wanted is None:
             return None
@@ -143,6 +144,10 @@ class Frontend:
             )
         except TimeoutError:
             raise late(wanted.guide, future) from None
+        except asyncio.CancelledError:
+            if future.cancelled():  # not who waits for it
+                raise EngineClosed("the engine was closed: it compiles no guides") from None
+            raise
 
     async def encode(
         self,

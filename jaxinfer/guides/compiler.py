@@ -33,6 +33,9 @@ NUM_KEPT = 32
 #: States of a lexer, one to two kilobytes each, that the texts of a guide may make together; a text
 #: that finds too many there may make as many by itself.
 _MAX_LEXER_STATES = 20_000
+#: Expressions made for one token of a text, while all other requests wait. Where they are long it
+#: takes some hundred milliseconds.
+_MAX_STEP_FUEL = 50_000
 
 
 class CompiledGuide:
@@ -190,5 +193,7 @@ def late(guide: Guide, future: "Future[CompiledGuide]") -> JaxInferError:
 def _matcher(vocabulary: "LLTokenizer", lark: str) -> "LLMatcher":
     from llguidance import LLMatcher, LLParserLimits
 
-    limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
+    limits = LLParserLimits(
+        max_lexer_states=_MAX_LEXER_STATES, step_lexer_fuel=_MAX_STEP_FUEL, verbose_errors=False
+    )
     return LLMatcher(vocabulary, lark, log_level=0, limits=limits)

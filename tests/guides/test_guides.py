@@ -203,6 +203,14 @@ def test_what_is_long_is_tried_out():
     assert not needs_trial(Guide("regex", "a?" * 300))
 
 
+def test_a_token_whose_successors_take_long_to_tell_is_an_error(guides, monkeypatch):
+    monkeypatch.setattr(compiler, "_MAX_STEP_FUEL", 5_000)
+    guide = compiled(guides, regex="z{20}" + "a?" * 300)
+    with pytest.raises(UnsatisfiableGuide, match="too many expressions"):
+        matches(guide, "z" * 20 + "aaa")
+    assert matches(compiled(guides, regex="z{20}" + "a?" * 9), "z" * 20 + "aaa")
+
+
 def test_it_is_tried_out_with_the_librarys_version_that_is_used_here(monkeypatch, tmp_path):
     (tmp_path / "llguidance.py").write_text("raise SystemExit(3)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

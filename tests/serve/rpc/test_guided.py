@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from jaxinfer.guides import compiler
+from jaxinfer.structured_outputs import Guide
 from serve.proto import inference_pb2 as pb
 from tests.serve.house import CANARY, in_loop, served
 
@@ -135,3 +136,29 @@ async def test_others_are_served_while_guides_are_compiled_and_slow_ones_are_ref
         codes = [answer.code() for answer in answers]
         assert codes.count(grpc.StatusCode.INVALID_ARGUMENT) == compiler.NUM_THREADS
         assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 1
+
+
+@in_loop
+async def test_who_waits_for_a_guide_when_the_engine_is_closed_is_told_so(monkeypatch):
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def held(_):
+        begun.release()
+        assert go_on.wait(60)
+        return 'start: "b"'
+
+    monkeypatch.setattr(compiler, "lark_of", held)
+    async with served() as tested:
+        compiling = tested.engine._guides
+        for number in range(compiler.NUM_THREADS):
+            compiling.submit(Guide("regex", f"b{number}"))
+            await asyncio.to_thread(begun.acquire)
+        waiting = asyncio.create_task(tested.tokens(guided(regex="c")))
+        while compiling._num_pending <= compiler.NUM_THREADS:
+            await asyncio.sleep(0.01)
+        compiling.close()
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await waiting
+        go_on.set()
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "closed" in error.value.details()
