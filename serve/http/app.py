@@ -77,6 +77,8 @@ def routes(
     for path, get in facts.routes().items():
         said = responses(path.replace(":path", ""))
         app.add_api_route(path, get, methods=["GET"], response_model=None, responses=said)
+    # Some who balance load ask so.
+    app.add_route("/health", facts.health, methods=["HEAD"], include_in_schema=False)
     if metrics is not None:
         app.add_route("/metrics", facts.metrics, methods=["GET"])
     add_schemas(app, list(_BODIES.values()))

@@ -14,6 +14,8 @@ _MAX_LARGE_BODIES = 8
 #: Values of one body, as many as the token ids of 256 prompts of 8,191. Each takes much more memory
 #: than it has bytes, and nobody else is answered while they are made.
 MAX_VALUES = 2**21
+#: Names of fields in one body, which take more still: as many as 256 logit biases of 1,024 tokens.
+MAX_NAMES = 2**18
 
 
 class ClientGone(Exception):
@@ -91,6 +93,10 @@ def _parse(body: bytearray) -> dict[str, Any]:
     if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
         raise InvalidParameter(
             f"the body has more than {MAX_VALUES} commas and brackets: send fewer values at once"
+        )
+    if body.count(b":") > MAX_NAMES:
+        raise InvalidParameter(
+            f"the body has more than {MAX_NAMES} colons: send fewer fields at once"
         )
     try:
         value = json.loads(body.decode(), parse_constant=_refuse_constant)

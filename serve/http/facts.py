@@ -30,7 +30,7 @@ class Facts:
             "/v1/models": answers(self._models),
             "/v1/models/{model_id:path}": answers(self._model),
             "/version": answers(self._version),
-            "/health": answers(self._health),
+            "/health": answers(self.health),
         }
 
     async def metrics(self, request: Request) -> Response:
@@ -39,7 +39,8 @@ class Facts:
         text, media_type = self._metrics()
         return Response(text, media_type=media_type)
 
-    async def _health(self, request: Request) -> Response:
+    async def health(self, request: Request) -> Response:
+        """200, or 503 where another server should be asked."""
         if self._frontend.is_draining or not self._is_well():
             return refusal(Draining("the model does not answer: ask another server"))
         return document({"status": "ok"})

@@ -10,7 +10,7 @@ import pytest
 from starlette.requests import Request
 
 from jaxinfer.errors import CapacityError
-from serve.http.bodies import MAX_VALUES, BodyReader
+from serve.http.bodies import MAX_NAMES, MAX_VALUES, BodyReader
 from serve.settings import ServeSettings
 from tests.engine.house import text_of
 from tests.serve.house import in_loop, served
@@ -221,7 +221,8 @@ async def test_a_full_queue_pushes_back_before_a_stream_begins():
 @in_loop
 async def test_draining_refuses_what_is_new_and_ends_what_runs():
     async with http_served() as tested:
-        assert (await tested.client.get("/health")).status_code == 200
+        for ask in (tested.client.get, tested.client.head):
+            assert (await ask("/health")).status_code == 200
         body = CANARY | {"stream": True, "max_tokens": 200}
         async with tested.client.stream("POST", COMPLETIONS, json=body) as running:
             lines = running.aiter_lines()
@@ -230,7 +231,8 @@ async def test_draining_refuses_what_is_new_and_ends_what_runs():
             response = await tested.post(CANARY)
             assert response.status_code == 503
             assert error_of(response)["type"] == "service_unavailable_error"
-            assert (await tested.client.get("/health")).status_code == 503
+            for ask in (tested.client.get, tested.client.head):
+                assert (await ask("/health")).status_code == 503
             last = [line async for line in lines if line][-1]
             assert last == "data: [DONE]"
 
@@ -288,6 +290,15 @@ async def test_a_body_of_too_many_values_is_refused_before_they_are_made(value):
         answer = await tested.client.post(COMPLETIONS, content=content)
         assert answer.status_code == 400
         assert f"more than {MAX_VALUES} commas" in error_of(answer)["message"]
+
+
+@in_loop
+async def test_a_body_of_too_many_fields_is_refused_before_they_are_made():
+    content = b'{"metadata": {' + b",".join([b'"":1'] * (MAX_NAMES + 1)) + b"}}"
+    async with http_served() as tested:
+        answer = await tested.client.post(COMPLETIONS, content=content)
+        assert answer.status_code == 400
+        assert f"more than {MAX_NAMES} colons" in error_of(answer)["message"]
 
 
 @in_loop
