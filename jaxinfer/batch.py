@@ -128,6 +128,13 @@ def pack_decode(rows: Sequence[RowLike], num_slots: int) -> np.ndarray:
     return planned_S
 
 
+def pack_few(rows: Sequence[RowLike], num_rows: int, num_slots: int) -> np.ndarray:
+    """Int32 ``[R]``: the slots that decode in this step, then ``num_slots`` for idle rows."""
+    slots_R = np.full(num_rows, num_slots, np.int32)
+    slots_R[: len(rows)] = [row.slot for row in rows]
+    return slots_R
+
+
 def decode_ragged(kv_lens_S: jax.Array) -> Ragged:
     """One token a slot; slots whose length is 0 are idle."""
     num_slots = kv_lens_S.shape[0]

@@ -1,9 +1,9 @@
 """The jitted steps of autoregressive decoding: ``prefill``, ``decode``, and ``sample_slots``.
 
-A step is one of the first two and then the third. They are functions of values: the cache and the
-state go in and come out, donated. Row results do not depend on neighbours: an idle row has length 0
-and nothing of it is read or written. Sampling stands apart so that it is compiled once for all
-sizes of steps.
+A step is one of the first two and then the third; ``decode_few`` is ``decode`` of fewer rows than
+slots. They are functions of values: the cache and the state go in and come out, donated. Row
+results do not depend on neighbours: an idle row has length 0 and nothing of it is read or written.
+Sampling stands apart so that it is compiled once for all sizes of steps.
 """
 
 from dataclasses import dataclass, replace
@@ -73,6 +73,42 @@ def decode(
         kv_lens_S=kv_lens_S,
         has_row_S=active_S,
         samples_S=active_S,
+    )
+    return cache, logits
+
+
+def decode_few(
+    decoder: Decoder,
+    cache: Cache,
+    state: SlotState,
+    page_tables: tuple[jax.Array, ...],
+    slots_R: jax.Array,
+) -> tuple[Cache, SlotLogits]:
+    """``decode`` of the slots ``slots_R`` alone, each at most once; R rows, ``S`` for an idle one.
+
+    The model computes R rows and not S; only the logits are spread to their slots.
+    """
+    num_slots = state.live_S.shape[0]
+    slot_R = jnp.minimum(slots_R, num_slots - 1)
+    active_R = (slots_R < num_slots) & state.live_S[slot_R]
+    start_R = state.num_cached_S[slot_R]
+    kv_lens_R = jnp.where(active_R, start_R + 1, 0)
+    tables = tuple(table_SM[slot_R] for table_SM in page_tables)
+    hidden_RD, cache = decoder(
+        state.last_token_S[slot_R], start_R, cache, tables, decode_ragged(kv_lens_R)
+    )
+    place_R = jnp.where(active_R, slot_R, num_slots)
+
+    def by_slot(values_R: jax.Array) -> jax.Array:
+        blank_S = jnp.zeros((num_slots, *values_R.shape[1:]), values_R.dtype)
+        return blank_S.at[place_R].set(values_R, mode="drop")
+
+    has_row_S = by_slot(active_R)
+    logits = SlotLogits(
+        logits_SV=by_slot(decoder.logits(hidden_RD)),
+        kv_lens_S=by_slot(kv_lens_R),
+        has_row_S=has_row_S,
+        samples_S=has_row_S,
     )
     return cache, logits
 

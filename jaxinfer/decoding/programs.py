@@ -1,8 +1,8 @@
 """Every program a server will ever run, compiled ahead of time.
 
-The table follows from the shapes alone: decode in each number of micro-steps, prefill in each
-number of tokens, and the small ones beside them. After ``compile`` nothing compiles again: a step
-that fits no program raises before anything is donated.
+The table follows from the shapes alone: decode in each number of micro-steps and of rows, prefill
+in each number of tokens, and the small ones beside them. After ``compile`` nothing compiles again:
+a step that fits no program raises before anything is donated.
 """
 
 import functools
@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Compiled, Lowered
 
-from jaxinfer.batch import prefill_buffer_size
+from jaxinfer.batch import RowLike, pack_decode, pack_few, pack_prefill, prefill_buffer_size
 from jaxinfer.bits import all_ids, num_words
 from jaxinfer.cache import Cache, copy_pages, init_cache, layer_groups, page_shardings
 from jaxinfer.checkpoint.load import Progress, no_progress
@@ -25,6 +25,7 @@ from jaxinfer.decoding.autoregressive import (
     SlotLogits,
     StepOutput,
     decode,
+    decode_few,
     decode_steps,
     prefill,
     sample_slots,
@@ -48,9 +49,11 @@ _PROGRESS_SECONDS = 0.1
 class ProgramShapes:
     """All that decides which programs there are.
 
-    ``num_slots`` S; ``pages_per_sequence`` M; ``num_pages`` one a layer group; ``prefill_tokens``
-    and ``decode_steps`` ascending ladders; ``copies`` pages copied in one call, 0 for a table that
-    copies none; ``score_rows`` prompt positions scored in one call, 0 for a table that scores none.
+    ``num_slots`` S; ``pages_per_sequence`` M; ``num_pages`` one a layer group; ``prefill_tokens``,
+    ``decode_steps`` and ``decode_rows`` ascending ladders, the last of rows below S, for single
+    decode steps in which few slots have one; ``copies`` pages copied in one call, 0 for a table
+    that copies none; ``score_rows`` prompt positions scored in one call, 0 for a table that scores
+    none.
     """
 
     num_slots: int
@@ -60,6 +63,7 @@ class ProgramShapes:
     kv_dtype: str
     prefill_tokens: tuple[int, ...]
     decode_steps: tuple[int, ...] = (1,)
+    decode_rows: tuple[int, ...] = ()
     copies: int = 16
     score_rows: int = 0
 
@@ -67,8 +71,9 @@ class ProgramShapes:
 class ProgramTable:
     """The compiled programs of one model in one set of shapes, by name.
 
-    ``decode/1``, ``prefill/512``, ``sample``, ``score/512``, ``admit``, ``copy``. ``step`` runs
-    those that make a step; ``forward`` and ``sample`` are its two halves.
+    ``decode/1``, ``decode/1/8`` (of at most 8 rows), ``prefill/512``, ``sample``, ``score/512``,
+    ``admit``, ``copy``. ``step`` runs those that make a step; ``forward`` and ``sample`` are its
+    two halves.
 
     Compiling needs only the shapes of parameters: a blank model will do, until ``bind``.
     """
@@ -127,6 +132,7 @@ class ProgramTable:
         shapes = self.shapes
         most = shapes.prefill_tokens[-1]
         names = [f"prefill/{most}", f"decode/{shapes.decode_steps[-1]}", "sample"]
+        names += [f"decode/1/{num_rows}" for num_rows in shapes.decode_rows[-1:]]
         if shapes.score_rows:
             names.append(f"score/{most}")
         if shapes.copies:
@@ -141,6 +147,23 @@ class ProgramTable:
     def prefill_size(self, num_tokens: int) -> int:
         """The smallest prefill program for so many tokens."""
         return next_in(num_tokens, self.shapes.prefill_tokens)
+
+    def packed_decode(self, rows: Sequence[RowLike], num_steps: int) -> tuple[str, np.ndarray]:
+        """The smallest decode program for these rows, and what it takes."""
+        num_slots = self.shapes.num_slots
+        if num_steps == 1:
+            for num_rows in self.shapes.decode_rows:
+                if len(rows) <= num_rows:
+                    return f"decode/1/{num_rows}", pack_few(rows, num_rows, num_slots)
+        return f"decode/{num_steps}", pack_decode(rows, num_slots)
+
+    def idle_rows(self, name: str) -> np.ndarray:
+        """What the program ``name``, one of ``step_names``, takes for no rows at all."""
+        num_slots = self.shapes.num_slots
+        kind, size, *few = name.split("/")
+        if kind == "prefill":
+            return pack_prefill((), int(size), num_slots)
+        return pack_few((), int(few[0]), num_slots) if few else pack_decode((), num_slots)
 
     def empty_cache(self) -> Cache:
         """New pools."""
@@ -204,7 +227,7 @@ class ProgramTable:
     @staticmethod
     def samples_apart(name: str) -> bool:
         """Whether a step's program leaves sampling to ``sample``: all but several decode steps."""
-        return name == "decode/1" or name.startswith("prefill/")
+        return name == "decode/1" or name.startswith(("decode/1/", "prefill/"))
 
     @property
     def step_names(self) -> tuple[str, ...]:
@@ -242,6 +265,9 @@ class ProgramTable:
         for steps in shapes.decode_steps:
             if steps == 1:
                 add("decode/1", self._decode, (where_cache, whole), (1,), *step, rows)
+                for few in shapes.decode_rows:
+                    name, slots = f"decode/1/{few}", self._ints(few)
+                    add(name, self._decode_few, (where_cache, whole), (1,), *step, slots)
             else:
                 after = (where_cache, where_state, whole)
                 name, several = f"decode/{steps}", self._decode_steps(steps)
@@ -269,6 +295,9 @@ class ProgramTable:
 
     def _decode(self, params, cache, state, tables, planned_S):
         return decode(self.model.merge(params), cache, state, tables, planned_S)
+
+    def _decode_few(self, params, cache, state, tables, slots_R):
+        return decode_few(self.model.merge(params), cache, state, tables, slots_R)
 
     def _decode_steps(self, num_steps: int) -> Callable:
         def run(params, cache, state, tables, planned_S, mask_SW):

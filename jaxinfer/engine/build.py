@@ -30,6 +30,9 @@ from jaxinfer.sampling_params import RequestLimits
 from jaxinfer.tokenizer import Tokenizer
 from pallas_kernels.ragged_paged_attention import XLA_PAGE_SIZES
 
+#: Rows of the decode programs beside that of all slots. One row alone would gain little over 8.
+_DECODE_ROWS = (8, 32)
+
 
 def verify_page_size(page_size: int, allowed: Sequence[int] = XLA_PAGE_SIZES) -> None:
     """Refuses what only a plain form of attention could run, many times slower.
@@ -113,6 +116,9 @@ class EngineBuilder:
         # XLA:CPU multiplies one row with plain 16-bit weights far slower than two.
         least = 1 if not is_cpu or self._model.is_blocked or self._model.is_packed else 2
         self._num_slots = max(least, max_num_seqs)
+        # On an accelerator a step takes as long as reading the weights, whatever its rows; on a CPU
+        # it takes longer with each row, and each program a second or two to compile.
+        self._decode_rows = tuple(n for n in _DECODE_ROWS if is_cpu and n < self._num_slots)
         self._num_pages = num_pages
         self._kv_dtype = _kv_dtype(kv_cache_dtype, blank)
         with jax.set_mesh(blank.mesh):
@@ -195,6 +201,7 @@ class EngineBuilder:
             kv_dtype=self._kv_dtype,
             prefill_tokens=self._ladder,
             decode_steps=limits.decode_steps,
+            decode_rows=self._decode_rows,
             # Samples of one prompt share a partly filled page only while they run side by side.
             copies=16 if limits.max_num_seqs > 1 else 0,
             score_rows=min(64, self._ladder[0]) if self._has_prompt_logprobs else 0,

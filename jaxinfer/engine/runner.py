@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jaxinfer.batch import pack_decode, pack_prefill
+from jaxinfer.batch import pack_prefill
 from jaxinfer.cache import Cache
 from jaxinfer.decoding.autoregressive import SlotLogits, StepOutput
 from jaxinfer.decoding.programs import ProgramTable
@@ -120,7 +120,6 @@ class DeviceRunner:
 
     def warm_up(self) -> None:
         """Runs every program once, on idle rows, which leaves the cache as it is."""
-        num_slots = self._programs.shapes.num_slots
         nothing = np.zeros(0, np.int32)
         sampling = self.slot_sampling(SamplingParams(logprobs=0), index=0, max_tokens=1)
         self._admit(
@@ -129,11 +128,7 @@ class DeviceRunner:
         if self._programs.shapes.copies:
             self._copy([PageCopy(group=0, source=0, target=0)])
         for name in self._programs.step_names:
-            kind, size = name.split("/")
-            if kind == "decode":
-                rows = pack_decode((), num_slots)
-            else:
-                rows = pack_prefill((), int(size), num_slots)
+            rows = self._programs.idle_rows(name)
             pending, hidden_TD = self._start(name, rows, wants_logprobs=True)
             if hidden_TD is not None and self._programs.shapes.score_rows:
                 list(self._score_chunk(hidden_TD, 0, np.zeros(1, np.int32)))
@@ -222,10 +217,10 @@ class DeviceRunner:
         )
 
     def _launch_rows(self, plan: StepPlan) -> Pending:
-        num_slots = self._programs.shapes.num_slots
         if plan.is_decode_only:
-            name, rows = f"decode/{plan.num_steps}", pack_decode(plan.rows, num_slots)
+            name, rows = self._programs.packed_decode(plan.rows, plan.num_steps)
         else:
+            num_slots = self._programs.shapes.num_slots
             size = self._programs.prefill_size(plan.num_tokens)
             name, rows = f"prefill/{size}", pack_prefill(plan.rows, size, num_slots)
         wants_logprobs = any(row.slot in self._logprob_slots for row in plan.rows)

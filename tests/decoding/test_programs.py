@@ -45,7 +45,10 @@ def test_programs_without_a_memory_analysis_add_no_temporaries() -> None:
     assert table.temporary_bytes() == without_programs + 300
 
 
-@pytest.mark.parametrize("changed", [{"score_rows": 4, "decode_steps": (1, 2)}, {"copies": 0}])
+@pytest.mark.parametrize(
+    "changed",
+    [{"score_rows": 4, "decode_steps": (1, 2)}, {"copies": 0, "num_slots": 3, "decode_rows": (2,)}],
+)
 def test_the_largest_programs_have_the_largest_temporaries(changed: dict[str, Any]) -> None:
     programs = table_of(**changed)
     programs.compile()
