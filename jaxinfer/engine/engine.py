@@ -321,13 +321,13 @@ class Engine:
         """Looks after the first errand: False when that is over, True while it waits."""
         errand = self._errands[0]
         self._scheduler.admits_new = errand.wait_for is not WaitFor.BEGUN
-        if self._is_due(errand):
+        if errand.is_late(now):
+            errand.fail(TimeoutError(f"{errand.wait_for.value} did not end in time"))
+        elif self._is_due(errand):
             if self._in_flight is not None:
                 previous, self._in_flight = self._in_flight, None
                 self._land(*previous)
             errand.run()
-        elif errand.is_late(now):
-            errand.fail(TimeoutError(f"{errand.wait_for.value} did not end in time"))
         elif not errand.future.cancelled():
             return True
         self._errands.popleft()

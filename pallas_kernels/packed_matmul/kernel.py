@@ -20,6 +20,7 @@ from pallas_kernels.native.code import (
     NOTHING,
     POINTER,
     Code,
+    all_lanes,
     declare,
     integer,
 )
@@ -168,7 +169,7 @@ def _write_tile(module: ir.Module, panel: _Panel, num_rows: int) -> ir.Function:
             added += [product.add(sums[VECTORS * r + v], x_r, w[v]) for v in range(VECTORS)]
         return added
 
-    zero = ir.Constant(ir.VectorType(F32, lanes), [0.0] * lanes)
+    zero = all_lanes(0.0, ir.VectorType(F32, lanes))
     sums = code.repeat(integer(0), pairs, [zero] * (VECTORS * num_rows), add_pair)
 
     def place_of(r: int, column: ir.Value) -> ir.Value:
@@ -219,16 +220,11 @@ class _Product:
     def __init__(self, code: Code, lanes: int):
         self._code, self._lanes = code, lanes
         self._kind = ir.VectorType(F32, lanes)
-        self._fma = code.outside(f"llvm.fma.v{lanes}f32", *(self._kind,) * 4)
 
     def of_weights(self, pairs: ir.Value) -> tuple[ir.Value, ir.Value]:
         b = self._code.builder
-
-        def all_of(value: int) -> ir.Constant:
-            return ir.Constant(pairs.type, [value] * self._lanes)
-
-        first = b.shl(pairs, all_of(16))
-        second = b.and_(pairs, all_of(0xFFFF0000))
+        first = b.shl(pairs, all_lanes(16, pairs.type))
+        second = b.and_(pairs, all_lanes(0xFFFF0000, pairs.type))
         return b.bitcast(first, self._kind), b.bitcast(second, self._kind)
 
     def of_row(self, pair: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -238,5 +234,5 @@ class _Product:
         self, total: ir.Value, x: tuple[ir.Value, ir.Value], w: tuple[ir.Value, ir.Value]
     ) -> ir.Value:
         for one, other in zip(x, w, strict=True):
-            total = self._code.builder.call(self._fma, [one, other, total])
+            total = self._code.fma(one, other, total)
         return total
