@@ -118,6 +118,18 @@ def test_it_begins_no_more_after_its_time_and_requests_go_on():
         house.assert_as_expected(request_id)
 
 
+@pytest.mark.parametrize("wait_for", WaitFor)
+def test_one_that_is_late_is_not_begun_even_if_all_it_waits_for_has_ended(wait_for):
+    house = house_with("r")
+    house.run()
+    future = house.engine.between_steps(pytest.fail, wait_for=wait_for, timeout=5)
+    house.now = 5.0
+    house.step()
+    with pytest.raises(TimeoutError, match=f"{wait_for.value} did not end in time"):
+        future.result(timeout=0)
+    house.assert_idle()
+
+
 def test_one_that_is_cancelled_never_runs_and_holds_nobody_back():
     house = house_with("r")
     house.step()
