@@ -4,15 +4,16 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from jaxinfer.engine.bad_words import read_bad_words
-from jaxinfer.engine.constraint import Constraint, OwnIds
+from jaxinfer.engine.constraint import Constraint
+from jaxinfer.engine.constraint_maker import ConstraintMaker
 from jaxinfer.engine.errand import Errand, WaitFor
+from jaxinfer.engine.errand_queue import ErrandQueue
 from jaxinfer.engine.inbox import Inbox
 from jaxinfer.engine.job import Job
 from jaxinfer.engine.request import (
@@ -26,15 +27,13 @@ from jaxinfer.engine.scheduler import Scheduler
 from jaxinfer.engine.sequence import Family, Sequence
 from jaxinfer.engine.stats import EngineStats
 from jaxinfer.engine.step import Row, Runner, StepPlan
+from jaxinfer.engine.step_clock import StepClock
 from jaxinfer.engine.stream import LogprobTable, OutputStream
-from jaxinfer.errors import EngineClosed, InvalidParameter, StepFailed, UnsatisfiableGuide
-from jaxinfer.guides import CompiledGuide, GuideCompiler
+from jaxinfer.errors import EngineClosed, StepFailed, UnsatisfiableGuide
+from jaxinfer.guides import CompiledGuide
 from jaxinfer.outputs import FinishReason, TokenEvent
 from jaxinfer.structured_outputs import Guide
 from jaxinfer.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from jaxinfer.sampling import BadWords
 
 _log = logging.getLogger(__name__)
 
@@ -78,21 +77,23 @@ class Engine:
         self.runner = runner
         self._tokenizer = tokenizer
         self._logprobs = LogprobTable(tokenizer)
+        self._constraints = ConstraintMaker(
+            tokenizer,
+            eos_token_ids=runner.eos_token_ids,
+            vocab_size=runner.limits.vocab_size,
+        )
         self._clock = clock
         self._lookahead = lookahead
         self._debug_checks = debug_checks
         self._scheduler = Scheduler(runner.groups, runner.limits)
+        self._step_clock = StepClock(clock, self._scheduler.stats)
         self._inbox = Inbox(runner.limits)
+        self._errands = ErrandQueue(self._inbox)
         self._arrivals = itertools.count()
         self._in_flight: tuple[StepPlan, Any] | None = None
         self._outbox: dict[OnEvents, list[TokenEvent]] = {}
         self._jobs: dict[Family, Job] = {}
         self._timed: list[Job] = []
-        self._errands: deque[Errand] = deque()
-        self._launched_at: deque[float] = deque()  # of what is in flight
-        self._waited = 0.0  # for the device, in this step
-        self._landed_at = clock()
-        self._micro_step_seconds: float | None = None
         self._turn = threading.RLock()  # held by whoever takes a step
         self._in_turn = False
         self._thread: threading.Thread | None = None
@@ -125,7 +126,7 @@ class Engine:
         max_tokens = clipped_max_tokens(prompt_len, params.max_tokens, limits, self.runner.groups)
         bad_words = read_bad_words(params, self._tokenizer)
         banned = frozenset() if bad_words is None else bad_words.always
-        constraints = self._constraints(request, bad_words)
+        constraints = self._constraints.of(request, bad_words)
         family = Family(
             request,
             arrival=next(self._arrivals),
@@ -151,7 +152,7 @@ class Engine:
             InvalidParameter: there is no tokenizer.
             CapacityError, EngineClosed: as ``GuideCompiler.submit``.
         """
-        return self._guides.submit(guide)
+        return self._constraints.begin(guide)
 
     def abort(self, request_id: str) -> bool:
         """Ends a request with ABORT at the next step; False when there is none of that id."""
@@ -219,8 +220,7 @@ class Engine:
         self._inbox.close()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        if "_guides" in self.__dict__:
-            self._guides.close()
+        self._constraints.close()
         with self._turn:
             if not self._in_turn:  # else the step that called back does it
                 self._end_all()
@@ -263,10 +263,9 @@ class Engine:
             if not self._inbox.is_closed:
                 self._in_turn = True
                 try:
-                    began, self._waited = self._clock(), 0.0
-                    self._take_step()
-                    self._deliver()
-                    self.stats.host_seconds += self._clock() - began - self._waited
+                    with self._step_clock.step():
+                        self._take_step()
+                        self._deliver()
                 except BaseException as error:
                     self._die(error)
                     raise
@@ -306,8 +305,11 @@ class Engine:
         now = self._clock()
         self._receive(now)
         try:
-            while self._errands and not self._attend(now):
+            while self._errands.is_due(now, self._jobs.values()):
+                self._land_all()
+                self._errands.run_next()
                 self._receive(now)  # what it has asked for
+            self._scheduler.admits_new = not self._errands.holds_new_back
             if self._lookahead:
                 self._advance_ahead(now)
             else:
@@ -316,34 +318,6 @@ class Engine:
             self._recover(error)
         if self._debug_checks:
             self._scheduler.check()
-
-    def _attend(self, now: float) -> bool:
-        """Looks after the first errand: False when that is over, True while it waits."""
-        errand = self._errands[0]
-        self._scheduler.admits_new = errand.wait_for is not WaitFor.BEGUN
-        if errand.is_late(now):
-            errand.fail(TimeoutError(f"{errand.wait_for.value} did not end in time"))
-        elif self._is_due(errand):
-            if self._in_flight is not None:
-                previous, self._in_flight = self._in_flight, None
-                self._land(*previous)
-            errand.run()
-        elif not errand.future.cancelled():
-            return True
-        self._errands.popleft()
-        self._inbox.errand_is_over()
-        self._scheduler.admits_new = True
-        return False
-
-    def _is_due(self, errand: Errand) -> bool:
-        """What it waits for has ended, but for what is in flight."""
-        match errand.wait_for:
-            case WaitFor.FLIGHT:
-                return True
-            case WaitFor.BEGUN:
-                return not any(job.family.is_begun for job in self._jobs.values())
-            case WaitFor.ALL:
-                return not self._jobs
 
     def _advance(self, now: float) -> None:
         """The plain loop: one step, launched, sampled and read."""
@@ -371,14 +345,14 @@ class Engine:
         assert launched or previous or not self._jobs, "nothing to do, yet not done"
 
     def _launch(self, now: float) -> tuple[StepPlan, Any] | None:
-        plan = self._scheduler.plan(self._max_steps(now))
+        plan = self._scheduler.plan(self._max_steps())
         if plan is None:
             return None
         for admission in plan.admissions:
             sequence = self._scheduler.slots.owner(admission.slot, admission.generation)
             assert sequence is not None
             self._jobs[sequence.family].scheduled(now)
-        self._launched_at.append(self._clock())
+        self._step_clock.launched()
         return plan, _on_device(self.runner.launch, plan)
 
     def _sample(self, plan: StepPlan, pending: Any) -> None:
@@ -407,13 +381,10 @@ class Engine:
                 yield row, sequence.constraint, sequence
 
     def _land(self, plan: StepPlan, pending: Any) -> None:
-        asked_at = self._clock()
-        result = _on_device(self.runner.read, pending)
+        with self._step_clock.landing(plan.num_steps):
+            result = _on_device(self.runner.read, pending)
         self._num_failures = 0
         now = self._clock()
-        self._count_time(asked_at, now)
-        self._micro_step_seconds = (now - self._landed_at) / plan.num_steps
-        self._landed_at = now
         for progress in self._scheduler.commit(plan, result):
             job = self._jobs.get(progress.sequence.family)
             if job is None:  # another sample of the request has just failed
@@ -426,48 +397,19 @@ class Engine:
             if event is not None:
                 self._post(job, event)
 
-    def _count_time(self, asked_at: float, now: float) -> None:
-        """A step was read, after waiting for it since ``asked_at``."""
-        stats = self.stats
-        stats.num_read_steps += 1
-        self._waited += now - asked_at
-        stats.device_seconds += now - max(self._launched_at.popleft(), self._landed_at)
+    def _land_all(self) -> None:
+        """Reads what is in flight; nothing is, afterwards."""
+        if self._in_flight is not None:
+            previous, self._in_flight = self._in_flight, None
+            self._land(*previous)
 
-    def _max_steps(self, now: float) -> int | None:
-        """How many decode steps the nearest deadline leaves time for, with one call under way."""
+    def _max_steps(self) -> int | None:
+        """How many decode steps the nearest deadline leaves time for; None: there is none."""
         deadlines = [job.request.deadline for job in self._timed]
         nearest = min((time for time in deadlines if time is not None), default=None)
         if nearest is None:
             return None
-        if not self._micro_step_seconds:
-            return 1
-        steps = (nearest - now) / (2 * self._micro_step_seconds)
-        # Cut before it is an integer: the quotient of a far deadline may be infinite.
-        return max(1, int(min(steps, self.runner.limits.decode_steps[-1])))
-
-    def _constraints(self, request: Request, bad_words: "BadWords | None") -> list[Constraint]:
-        """For each sample how its next token depends on those before; none: not at all."""
-        params, guide = request.params, request.guide
-        if guide is None and params.structured_outputs is not None:
-            guide = self._guides.compile(params.structured_outputs.guide)
-        if guide is None and (bad_words is None or not bad_words.needs_history):
-            return []
-        own = OwnIds(
-            params,
-            bad_words,
-            eos_token_ids=self.runner.eos_token_ids,
-            vocab_size=self.runner.limits.vocab_size,
-        )
-        if guide is not None and not own.are_all:
-            Constraint(own, bad_words, guide).allowed(())  # raises what would come too late
-        return [Constraint(own, bad_words, guide) for _ in range(params.n)]
-
-    @cached_property
-    def _guides(self) -> GuideCompiler:
-        if self._tokenizer is None:
-            raise InvalidParameter("structured_outputs need a tokenizer: this engine has none")
-        vocab_size = self.runner.limits.vocab_size
-        return GuideCompiler(self._tokenizer, vocab_size, self.runner.eos_token_ids)
+        return self._step_clock.steps_until(nearest, most=self.runner.limits.decode_steps[-1])
 
     # What happens to requests.
 
@@ -475,7 +417,7 @@ class Engine:
         mail = self._inbox.take()
         if mail.forget_prefixes:
             self._scheduler.tables.forget_prefixes()
-        self._errands += mail.errands
+        self._errands.extend(mail.errands)
         for job in mail.submitted:
             self._jobs[job.family] = job
             for sequence in job.family.sequences:
@@ -494,7 +436,7 @@ class Engine:
         """
         self._num_failures += 1
         self._in_flight = None
-        self._launched_at.clear()
+        self._step_clock.forget_launched()
         if self._num_failures >= MAX_FAILURES:
             raise error
         _log.error("a step failed, the cache is rebuilt: %s", error, exc_info=error.__cause__)
@@ -539,15 +481,12 @@ class Engine:
             self._inbox.remove(job)
         self._jobs.clear()
         self._timed.clear()
-        self._errands += self._inbox.take().errands
+        self._errands.extend(self._inbox.take().errands)
         self._drop_errands()
         self._deliver()
 
     def _drop_errands(self) -> None:
-        while self._errands:
-            errand = self._errands.popleft()
-            errand.fail(EngineClosed("the engine was closed before this could run"))
-            self._inbox.errand_is_over()
+        self._errands.fail_all(EngineClosed("the engine was closed before this could run"))
 
     def _post(self, job: Job, event: TokenEvent) -> None:
         """Puts an event into the outbox; an output's last one ends its sequence."""

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from jaxinfer.engine import Engine, Request
 from jaxinfer.errors import InvalidParameter, UnsatisfiableGuide
 from jaxinfer.guides import GuideMatcher
 from jaxinfer.outputs import FinishReason
@@ -250,11 +251,15 @@ def test_a_guide_that_allows_nothing_is_refused_on_submission(params, message):
 
 
 def test_a_guide_without_a_tokenizer_is_refused():
-    house = House()
-    house.engine._tokenizer = None
+    engine = Engine(House().runner)
+    request = Request(
+        request_id="r",
+        prompt_token_ids=(3,),
+        params=SamplingParams(structured_outputs=regex("b")),
+    )
     with pytest.raises(InvalidParameter, match="need a tokenizer"):
-        house.submit("r", [3], structured_outputs=regex("b"))
-    house.assert_idle()
+        engine.submit(request, pytest.fail)
+    assert not engine.num_unfinished
 
 
 def test_what_was_compiled_before_is_not_compiled_again(monkeypatch):
@@ -262,7 +267,7 @@ def test_what_was_compiled_before_is_not_compiled_again(monkeypatch):
     compiled = house.engine.begin_guide(guide).result()
     monkeypatch.setattr("jaxinfer.guides.compiler.LLMatcher", None, raising=False)
     assert house.engine.begin_guide(guide).result() is compiled
-    house.engine._guides.close()
+    house.engine._constraints.close()
     house.submit("r", [3], structured_outputs=GUIDES["words"], guide=compiled, max_tokens=9)
     house.run()
     house.assert_as_expected("r")

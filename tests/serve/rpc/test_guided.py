@@ -149,7 +149,7 @@ async def test_who_waits_for_a_guide_when_the_engine_is_closed_is_told_so(monkey
 
     monkeypatch.setattr(compiler, "lark_of", held)
     async with served() as tested:
-        compiling = tested.engine._guides
+        compiling = tested.engine._constraints.guides
         for number in range(compiler.NUM_THREADS):
             compiling.submit(Guide("regex", f"b{number}"))
             await asyncio.to_thread(begun.acquire)

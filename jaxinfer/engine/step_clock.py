@@ -1,0 +1,59 @@
+"""How long the steps of an engine take."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from jaxinfer.engine.stats import EngineStats
+
+
+class StepClock:
+    """Tells the host's seconds from the device's, and how many steps a deadline leaves time for.
+
+    Attributes:
+        now: seconds; what deadlines are on.
+    """
+
+    def __init__(self, now: Callable[[], float], stats: EngineStats):
+        """``stats``: where the seconds are counted."""
+        self.now = now
+        self._stats = stats
+        self._launched_at: deque[float] = deque()  # of what is in flight
+        self._waited = 0.0  # for the device, in this step
+        self._landed_at = now()
+        self._decode_seconds: float | None = None  # of one decode step
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """The host takes a step."""
+        began, self._waited = self.now(), 0.0
+        yield
+        self._stats.host_seconds += self.now() - began - self._waited
+
+    def launched(self) -> None:
+        """A step goes to the device."""
+        self._launched_at.append(self.now())
+
+    @contextmanager
+    def landing(self, num_steps: int) -> Iterator[None]:
+        """The host waits for the oldest of those that were launched, of so many decode steps."""
+        asked_at = self.now()
+        yield
+        now = self.now()
+        self._waited += now - asked_at
+        self._stats.num_read_steps += 1
+        self._stats.device_seconds += now - max(self._launched_at.popleft(), self._landed_at)
+        self._decode_seconds = (now - self._landed_at) / num_steps
+        self._landed_at = now
+
+    def forget_launched(self) -> None:
+        """What is in flight will not land."""
+        self._launched_at.clear()
+
+    def steps_until(self, deadline: float, *, most: int) -> int:
+        """How many decode steps there is time for, with one call under way; at least one."""
+        if not self._decode_seconds:
+            return 1
+        steps = (deadline - self.now()) / (2 * self._decode_seconds)
+        # Cut before it is an integer: the quotient of a far deadline may be infinite.
+        return max(1, int(min(steps, most)))
