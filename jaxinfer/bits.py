@@ -15,14 +15,17 @@ def num_words(vocab_size: int) -> int:
 def pack_ids(ids: Iterable[int] | np.ndarray, vocab_size: int) -> np.ndarray:
     """uint32 ``[W]`` with the bits of ``ids`` set. Ids outside the vocabulary are left out."""
     ids = ids if isinstance(ids, np.ndarray) else np.fromiter(ids, np.int64)
-    is_member = np.zeros(num_words(vocab_size) * BITS, np.bool_)
-    is_member[ids[(ids >= 0) & (ids < vocab_size)]] = True
-    return np.packbits(is_member, bitorder="little").view("<u4").astype(np.uint32)
+    ids = ids[(ids >= 0) & (ids < vocab_size)]
+    words_W = np.zeros(num_words(vocab_size), np.uint32)
+    np.bitwise_or.at(words_W, ids // BITS, np.uint32(1) << (ids % BITS).astype(np.uint32))
+    return words_W
 
 
 def all_ids(vocab_size: int) -> np.ndarray:
     """uint32 ``[W]`` with every id's bit set, and those beyond the vocabulary clear."""
-    return pack_ids(np.arange(vocab_size), vocab_size)
+    words_W = np.full(num_words(vocab_size), 2**BITS - 1, np.uint32)
+    words_W[-1] >>= len(words_W) * BITS - vocab_size
+    return words_W
 
 
 def unpack_ids(words_W: np.ndarray) -> np.ndarray:
