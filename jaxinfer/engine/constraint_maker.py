@@ -1,14 +1,12 @@
 """From what a request asks for to the constraints of its samples."""
 
 from collections.abc import Collection
-from concurrent.futures import Future
 from functools import cached_property
 
 from jaxinfer.engine.constraint import BadWordsLike, Constraint, OwnIds
 from jaxinfer.engine.request import Request
 from jaxinfer.errors import InvalidParameter
-from jaxinfer.guides import CompiledGuide, GuideCompiler
-from jaxinfer.structured_outputs import Guide
+from jaxinfer.guides import GuideCompiler
 from jaxinfer.tokenizer import Tokenizer
 
 
@@ -31,10 +29,6 @@ class ConstraintMaker:
         if self._tokenizer is None:
             raise InvalidParameter("structured_outputs need a tokenizer: this engine has none")
         return GuideCompiler(self._tokenizer, self._vocab_size, self._eos_token_ids)
-
-    def begin(self, guide: Guide) -> "Future[CompiledGuide]":
-        """See ``Engine.begin_guide``."""
-        return self.guides.submit(guide)
 
     def of(self, request: Request, bad_words: BadWordsLike | None) -> list[Constraint]:
         """For each sample how its next token depends on those before; none: not at all.

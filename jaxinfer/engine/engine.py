@@ -152,7 +152,7 @@ class Engine:
             InvalidParameter: there is no tokenizer.
             CapacityError, EngineClosed: as ``GuideCompiler.submit``.
         """
-        return self._constraints.begin(guide)
+        return self._constraints.guides.submit(guide)
 
     def abort(self, request_id: str) -> bool:
         """Ends a request with ABORT at the next step; False when there is none of that id."""

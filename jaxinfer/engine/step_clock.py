@@ -8,15 +8,11 @@ from jaxinfer.engine.stats import EngineStats
 
 
 class StepClock:
-    """Tells the host's seconds from the device's, and how many steps a deadline leaves time for.
-
-    Attributes:
-        now: seconds; what deadlines are on.
-    """
+    """Tells the host's seconds from the device's, and how many steps a deadline leaves time for."""
 
     def __init__(self, now: Callable[[], float], stats: EngineStats):
-        """``stats``: where the seconds are counted."""
-        self.now = now
+        """``now``: seconds, what deadlines are on. ``stats``: where the seconds are counted."""
+        self._now = now
         self._stats = stats
         self._launched_at: deque[float] = deque()  # of what is in flight
         self._waited = 0.0  # for the device, in this step
@@ -26,20 +22,20 @@ class StepClock:
     @contextmanager
     def step(self) -> Iterator[None]:
         """The host takes a step."""
-        began, self._waited = self.now(), 0.0
+        began, self._waited = self._now(), 0.0
         yield
-        self._stats.host_seconds += self.now() - began - self._waited
+        self._stats.host_seconds += self._now() - began - self._waited
 
     def launched(self) -> None:
         """A step goes to the device."""
-        self._launched_at.append(self.now())
+        self._launched_at.append(self._now())
 
     @contextmanager
     def landing(self, num_steps: int) -> Iterator[None]:
         """The host waits for the oldest of those that were launched, of so many decode steps."""
-        asked_at = self.now()
+        asked_at = self._now()
         yield
-        now = self.now()
+        now = self._now()
         self._waited += now - asked_at
         self._stats.num_read_steps += 1
         self._stats.device_seconds += now - max(self._launched_at.popleft(), self._landed_at)
@@ -54,6 +50,6 @@ class StepClock:
         """How many decode steps there is time for, with one call under way; at least one."""
         if not self._decode_seconds:
             return 1
-        steps = (deadline - self.now()) / (2 * self._decode_seconds)
+        steps = (deadline - self._now()) / (2 * self._decode_seconds)
         # Cut before it is an integer: the quotient of a far deadline may be infinite.
         return max(1, int(min(steps, most)))
