@@ -1,4 +1,4 @@
-"""Rows with one new token on the CPU: machine code where the CPU that is here can run it."""
+"""The parts of ``xla`` as machine code, where the CPU that is here can run it."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,20 @@ import jax.numpy as jnp
 from pallas_kernels import dispatch, native
 from pallas_kernels.nonnegative import take
 from pallas_kernels.paging.softmax import NO_TOP
+from pallas_kernels.paging.tiles import list_tiles
 from pallas_kernels.ragged_paged_attention.xla_call import Call
+
+MOST_QUERIES = 32
+"""Tokens of a tile."""
+
+MOST_POSITIONS = 64
+"""Positions of a page that a tile takes at once."""
 
 LEAST_LANES = 4
 """Heads are cut into vectors of at least so many numbers."""
 
-MOST_LOGITS = 1 << 14
-"""Of a page and the query heads of a kv head: they lie on a thread's stack."""
+MOST_NUMBERS = 1 << 16
+"""That lie on a thread's stack."""
 
 
 def refuse(call: Call) -> str | None:
@@ -26,10 +33,18 @@ def refuse(call: Call) -> str | None:
         return "the logits are capped"
     if call.pages.head_dim % LEAST_LANES:
         return f"head_dim = {call.pages.head_dim} is not a multiple of {LEAST_LANES}"
-    num_logits = call.q_TKGH.shape[2] * call.pages.page_size
-    if num_logits > MOST_LOGITS:
-        return f"{num_logits:,} logits of a page are more than {MOST_LOGITS:,}"
+    if (needed := _stack_numbers(call)) > MOST_NUMBERS:
+        return f"{needed:,} numbers on a thread's stack are more than {MOST_NUMBERS:,}"
     return native.missing()
+
+
+def _stack_numbers(call: Call) -> int:
+    """The most that a part of a call keeps to itself, in float32."""
+    group_size, page_size = call.q_TKGH.shape[2], call.pages.page_size
+    block = min(page_size, MOST_POSITIONS)
+    of_row = group_size * (page_size + 2)
+    of_tile = 2 * group_size * MOST_QUERIES + 2 * block * call.pages.head_dim
+    return max(of_row, of_tile)
 
 
 def attend_single_rows(call: Call, is_single_S: jax.Array) -> jax.Array:
@@ -37,17 +52,55 @@ def attend_single_rows(call: Call, is_single_S: jax.Array) -> jax.Array:
     from pallas_kernels.ragged_paged_attention.cpu_kernel import register_kernel
 
     rows, pages = call.rows, call.pages
-    num_kv_heads, group_size, head_dim = call.q_TKGH.shape[1:]
+    group_size, head_dim = call.q_TKGH.shape[2:]
     name = register_kernel(group_size, head_dim, pages.page_size)
-    sinks_KG = call.sinks_KG
-    if sinks_KG is None:
-        sinks_KG = jnp.full((num_kv_heads, group_size), NO_TOP, jnp.float32)
     last_S = jnp.where(is_single_S, rows.kv_lens_S, 0)
     first_S = call.first_seen(rows.kv_lens_S - 1)
     q_SKGH = call.scaled(take(call.q_TKGH, rows.q_starts_S))
     out = jax.ShapeDtypeStruct(q_SKGH.shape, jnp.float32)
     out_SKGH = jax.ffi.ffi_call(name, out)(
-        q_SKGH, pages.keys_PKHp, pages.values_PKpH, rows.page_table_SM, first_S, last_S, sinks_KG
+        q_SKGH,
+        pages.keys_PKHp,
+        pages.values_PKpH,
+        rows.page_table_SM,
+        first_S,
+        last_S,
+        _sinks(call),
     )
     is_single_T = rows.is_token_T & take(is_single_S, rows.row_T)
     return jnp.where(is_single_T[:, None, None, None], take(out_SKGH, rows.row_T), 0.0)
+
+
+def attend_tiles(call: Call, is_tiled_S: jax.Array, out_TKGH: jax.Array) -> jax.Array:
+    """As ``xla_tiles.attend_tiles`` where all keys and values are in pages, for what ``refuse`` has
+    no reason against."""
+    from pallas_kernels.ragged_paged_attention.cpu_tile_kernel import register_kernel
+
+    rows, pages = call.rows, call.pages
+    group_size, head_dim = call.q_TKGH.shape[2:]
+    name = register_kernel(group_size, head_dim, pages.page_size)
+    num_tiles, tiles = list_tiles(rows, is_tiled_S, MOST_QUERIES)
+    last_T = rows.position_T + 1 if call.options.causal else take(rows.kv_lens_S, rows.row_T)
+    q_KTGH = call.scaled(call.q_TKGH).swapaxes(0, 1)
+    out_KTGH = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(q_KTGH.shape, jnp.float32))(
+        q_KTGH,
+        pages.keys_PKHp,
+        pages.values_PKpH,
+        rows.page_table_SM,
+        tiles.row_J,
+        tiles.token_J,
+        tiles.num_queries_J,
+        num_tiles,
+        call.first_seen(rows.position_T),
+        last_T,
+        _sinks(call),
+    )
+    is_tiled_T = rows.is_token_T & take(is_tiled_S, rows.row_T)
+    return jnp.where(is_tiled_T[:, None, None, None], out_KTGH.swapaxes(0, 1), out_TKGH)
+
+
+def _sinks(call: Call) -> jax.Array:
+    """Those of the call, or such as weigh nothing."""
+    if call.sinks_KG is not None:
+        return call.sinks_KG
+    return jnp.full(call.q_TKGH.shape[1:3], NO_TOP, jnp.float32)

@@ -1,12 +1,10 @@
 """The machine code for rows with one new token.
 
 A part is one kv head of one row, with the query heads that share it: it goes through the row's
-pages with a running maximum (online softmax, arXiv 1805.02867). What it makes depends on nothing
-but the row.
+pages, fetching ahead, and makes the same of them whatever other rows there are.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -22,12 +20,16 @@ from pallas_kernels.native.code import (
     Code,
     all_lanes,
     declare,
-    float32,
     integer,
 )
 from pallas_kernels.native.handler import declare_kernel, write_handler
 from pallas_kernels.native.machine import VectorUnit, register, vector_unit
-from pallas_kernels.paging.softmax import NO_TOP
+from pallas_kernels.ragged_paged_attention.cpu_softmax import (
+    Block,
+    write_begin,
+    write_finish,
+    write_weights,
+)
 
 _NUM_ARGUMENTS = 7
 
@@ -56,12 +58,9 @@ class Sizes:
     unit: VectorUnit
 
     @property
-    def head_lanes(self) -> int:
-        return math.gcd(self.head_dim, self.unit.lanes)
-
-    @property
-    def page_lanes(self) -> int:
-        return math.gcd(self.page_size, self.unit.lanes)
+    def block(self) -> Block:
+        """A page."""
+        return Block(self.page_size, self.head_dim, self.unit)
 
     @property
     def most_sums(self) -> int:
@@ -99,7 +98,7 @@ class _Parts:
         counts = {size for _, size in sizes.tiles}
         self.logits = {n: self._write_logits(n) for n in counts}
         self.values = {n: self._write_values(n) for n in counts}
-        self.weights = self._write_weights()
+        self.weights = write_weights(module, sizes.block)
 
     def _write_logits(self, num_queries: int) -> ir.Function:
         """``logits(q [n, H], keys [H, p], ahead [H, p], logits [n, p])``. What lies ahead is only
@@ -111,7 +110,7 @@ class _Parts:
         function.attributes.add("noinline")
         q, keys, ahead, logits = function.args
         code = Code.of(function)
-        lanes, page_size = sizes.page_lanes, sizes.page_size
+        lanes, page_size = sizes.block.lanes, sizes.page_size
         vectors = math.gcd(page_size // lanes, sizes.most_sums // num_queries & ~1 or 1)
         kind = ir.VectorType(F32, lanes)
 
@@ -143,55 +142,6 @@ class _Parts:
         code.builder.ret_void()
         return function
 
-    def _write_weights(self) -> ir.Function:
-        """``weights(logits [p], first, last, top, total, sums [H])``: logits become weights, and
-        what was summed up is brought to the new top."""
-        sizes = self._sizes
-        kinds = (POINTER, I64, I64, POINTER, POINTER, POINTER)
-        function = declare(self._module, "weights", NOTHING, *kinds, internal=True)
-        function.attributes.add("noinline")
-        logits, first, last, top, total, sums = function.args
-        code = Code.of(function)
-        b = code.builder
-        lanes = sizes.page_lanes
-        kind, places = ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
-        lane = ir.Constant(places, list(range(lanes)))
-
-        def seen(start: ir.Value) -> tuple[ir.Value, ir.Value]:
-            """The logits of some positions, and which of them the row sees."""
-            x = code.load(kind, code.at(F32, logits, start), align=4)
-            place = b.add(code.spread(b.trunc(start, I32), lanes), lane)
-            low, high = (code.spread(b.trunc(border, I32), lanes) for border in (first, last))
-            is_seen = b.and_(b.icmp_signed(">=", place, low), b.icmp_signed("<", place, high))
-            return x, is_seen
-
-        def find_top(start: ir.Value, highest: ir.Value) -> list[ir.Value]:
-            x, is_seen = seen(start)
-            return [code.larger(b.select(is_seen, x, highest), highest)]
-
-        page, step = integer(sizes.page_size), integer(lanes)
-        nothing = all_lanes(NO_TOP, kind)
-        (highest,) = code.repeat(integer(0), page, [nothing], find_top, step=step)
-        old = code.load(F32, top)
-        new = code.larger(old, code.largest_lane(highest))
-        b.store(new, top)
-        news = code.spread(new, lanes)
-
-        def weigh(start: ir.Value, added: ir.Value) -> list[ir.Value]:
-            x, is_seen = seen(start)
-            weight = code.exp(b.fsub(b.select(is_seen, x, nothing), news))
-            b.store(weight, code.at(F32, logits, start), align=4)
-            return [b.fadd(added, weight)]
-
-        (added,) = code.repeat(integer(0), page, [all_lanes(0.0, kind)], weigh, step=step)
-        factor = code.exp(code.spread(b.fsub(old, new), sizes.head_lanes))
-        one_factor = b.extract_element(factor, integer(0, I32))
-        before = b.fmul(code.load(F32, total), one_factor)
-        b.store(b.fadd(before, code.sum_lanes(added)), total)
-        _change(code, sizes, sums, lambda x: b.fmul(x, factor))
-        b.ret_void()
-        return function
-
     def _write_values(self, num_queries: int) -> ir.Function:
         """``values(weights [n, p], values [p, H], ahead [p, H], first, last, sums [n, H])``."""
         sizes = self._sizes
@@ -200,7 +150,7 @@ class _Parts:
         function.attributes.add("noinline")
         weights, values, ahead, first, last, sums = function.args
         code = Code.of(function)
-        lanes, head_dim = sizes.head_lanes, sizes.head_dim
+        lanes, head_dim = sizes.block.head_lanes, sizes.head_dim
         vectors = math.gcd(head_dim // lanes, max(sizes.most_sums // num_queries & ~1, 1))
         kind = ir.VectorType(F32, lanes)
 
@@ -237,20 +187,6 @@ class _Parts:
         return function
 
 
-def _change(
-    code: Code, sizes: Sizes, sums: ir.Value, change: Callable[[ir.Value], ir.Value]
-) -> None:
-    """Changes all vectors of ``sums [H]``."""
-    kind = ir.VectorType(F32, sizes.head_lanes)
-
-    def change_one(h: ir.Value) -> None:
-        place = code.at(F32, sums, h)
-        code.builder.store(change(code.load(kind, place, align=4)), place, align=4)
-
-    step = integer(sizes.head_lanes)
-    code.repeat_plainly(integer(0), integer(sizes.head_dim), change_one, step=step)
-
-
 def _write_work(work: ir.Function, sizes: Sizes, parts: _Parts) -> None:
     code = Code.of(work)
     b = code.builder
@@ -269,14 +205,13 @@ def _write_work(work: ir.Function, sizes: Sizes, parts: _Parts) -> None:
     tops, totals = (code.room(ir.ArrayType(F32, group)) for _ in range(2))
     logits = code.room(ir.ArrayType(F32, group * page_size))
 
+    def state_of(g: ir.Value) -> list[ir.Value]:
+        sums = code.at(F32, out, code.mul(g, integer(head_dim)))
+        return [code.at(F32, tops, g), code.at(F32, totals, g), sums]
+
     def begin(g: ir.Value) -> None:
         sink = code.load(F32, code.at(F32, sinks, code.add(code.mul(kv_head, integer(group)), g)))
-        is_sink = b.fcmp_ordered(">", sink, float32(NO_TOP))
-        b.store(sink, code.at(F32, tops, g))
-        one, zero = float32(1.0), float32(0.0)
-        b.store(b.select(is_sink, one, zero), code.at(F32, totals, g))
-        zeros = all_lanes(0.0, ir.VectorType(F32, sizes.head_lanes))
-        _change(code, sizes, code.at(F32, out, code.mul(g, integer(head_dim))), lambda _: zeros)
+        write_begin(code, sizes.block, sink, *state_of(g))
 
     code.repeat_plainly(integer(0), integer(group), begin)
 
@@ -316,9 +251,7 @@ def _write_work(work: ir.Function, sizes: Sizes, parts: _Parts) -> None:
 
             def weigh(g: ir.Value) -> None:
                 given = [code.at(F32, logits, code.mul(g, integer(page_size))), low, high]
-                sums = [code.at(F32, array, g) for array in (tops, totals)]
-                sums.append(code.at(F32, out, code.mul(g, integer(head_dim))))
-                b.call(parts.weights, [*given, *sums])
+                b.call(parts.weights, [*given, *state_of(g)])
 
             code.repeat_plainly(integer(0), integer(group), weigh)
             for g, size in sizes.tiles:
@@ -328,13 +261,9 @@ def _write_work(work: ir.Function, sizes: Sizes, parts: _Parts) -> None:
 
     code.repeat_plainly(first_page, last_page, add_page)
 
-    def finish(g: ir.Value) -> None:
-        total = code.load(F32, code.at(F32, totals, g))
-        one, zero = float32(1.0), float32(0.0)
-        total = b.select(b.fcmp_ordered("==", total, zero), one, total)
-        totals_g = code.spread(total, sizes.head_lanes)
-        sums = code.at(F32, out, code.mul(g, integer(head_dim)))
-        _change(code, sizes, sums, lambda x: b.fdiv(x, totals_g))
-
-    code.repeat_plainly(integer(0), integer(group), finish)
+    code.repeat_plainly(
+        integer(0),
+        integer(group),
+        lambda g: write_finish(code, sizes.block, *state_of(g)[1:]),
+    )
     b.ret_void()

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.pool import stored_tokens
 from pallas_kernels.paging.rows import describe_rows, needed_parts, token_pages
-from pallas_kernels.ragged_paged_attention import cpu, xla_items
+from pallas_kernels.ragged_paged_attention import cpu, xla_items, xla_tiles
 from pallas_kernels.ragged_paged_attention.pages import KVPages, write_tokens
 from pallas_kernels.ragged_paged_attention.xla_call import Call
-from pallas_kernels.ragged_paged_attention.xla_tiles import Unwritten, attend_tiles
+from pallas_kernels.ragged_paged_attention.xla_tiles import Unwritten
 
 
 def ragged_paged_attention(
@@ -65,11 +65,14 @@ def ragged_paged_attention(
     has_singles, has_tiles = needed_parts(distribution_3) if unwritten is None else (False, True)
     is_single_S = (rows.q_lens_S == 1) & has_singles
     out_TKGH = jnp.zeros(call.q_TKGH.shape, jnp.float32)
+    has_code = cpu.refuse(call) is None
     if has_singles:
-        attend = xla_items if cpu.refuse(call) else cpu
+        attend = cpu if has_code else xla_items
         out_TKGH = attend.attend_single_rows(call, is_single_S)
-    if has_tiles:
-        out_TKGH = attend_tiles(call, ~is_single_S, out_TKGH, unwritten)
+    if has_tiles and has_code and unwritten is None:
+        out_TKGH = cpu.attend_tiles(call, ~is_single_S, out_TKGH)
+    elif has_tiles:
+        out_TKGH = xla_tiles.attend_tiles(call, ~is_single_S, out_TKGH, unwritten)
     if v_scale_K is not None:
         out_TKGH *= v_scale_K.astype(jnp.float32)[None, :, None, None]
     return out_TKGH.astype(q_TNH.dtype).reshape(q_TNH.shape), kv_pages

@@ -102,7 +102,7 @@ def test_narrower_vectors(batch_of, assert_close, monkeypatch: pytest.MonkeyPatc
         ({"pages_dtype": "float32"}, {}),
         ({"pages_dtype": "bfloat16"}, {"logit_softcap": 2.0}),
         ({"pages_dtype": "bfloat16", "head_dim": 18}, {}),
-        ({"pages_dtype": "bfloat16", "group_size": 80, "page_size": 256, "pages_per_row": 1}, {}),
+        ({"pages_dtype": "bfloat16", "group_size": 260, "page_size": 256, "pages_per_row": 1}, {}),
     ],
     ids=str,
 )
