@@ -42,6 +42,11 @@ class Ragged:
     distribution_3: jax.Array | None
     fixed_distribution: tuple[int, int, int] | None = field(default=None, metadata={"static": True})
 
+    @property
+    def is_decode(self) -> bool:
+        """Whether every row of the program has one token."""
+        return self.fixed_distribution == (self.kv_lens_S.shape[0],) * 3
+
     def live_tokens(self, num_tokens: int) -> jax.Array:
         """Bool ``[T]``: which of the flat tokens belong to a row that is not idle."""
         num_slots = self.kv_lens_S.shape[0]

@@ -18,6 +18,7 @@ from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.parameter import KeySource
 from jaxinfer.ops.linear import tied_head
+from jaxinfer.ops.packed import LiveRows, for_live_rows
 from jaxinfer.ops.query_scale import query_scale
 from jaxinfer.ops.rope import RopeTable, rope_table
 from sharding import DEFAULT_RULES
@@ -84,6 +85,9 @@ class Decoder(nnx.Module):
             x = self.altup.spread(x_TD)
         pools = list(cache)
         groups = group_of_layer(config)
+        # Of a step's tokens, what comes after the last row is padding.
+        num_tokens = ragged.cu_q_lens_S1[-1]
+        live = None if ragged.is_decode else LiveRows(num_tokens, tokens_T.size)
         for i, (block, spec, group) in enumerate(
             zip(self.layers, config.layers, groups, strict=True)
         ):
@@ -95,6 +99,8 @@ class Decoder(nnx.Module):
             query_scale_T = None if temperature is None else query_scales[temperature]
             input_TI = None if inputs_TLI is None else inputs_TLI[:, i]
             graph, params = nnx.split(block)
+            if live is not None:
+                params = for_live_rows(params, live)
             x, pools[owner] = _run_block(
                 graph,
                 params,

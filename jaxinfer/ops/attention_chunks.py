@@ -39,7 +39,7 @@ def rows_of_chunks(
     num_parts_S = jnp.where(is_live_S, last_S - first_S + 1, 1)
     ends_S = jnp.cumsum(num_parts_S, dtype=jnp.int32)
 
-    is_decode = ragged.fixed_distribution == (num_slots,) * 3
+    is_decode = ragged.is_decode
     # A row of q tokens falls into at most q chunks, and (q - 1) // chunk + 2.
     most = num_slots + min(num_slots + num_tokens // chunk, num_tokens)
     part_C = jnp.arange(num_slots if is_decode else most, dtype=jnp.int32)

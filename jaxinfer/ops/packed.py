@@ -1,7 +1,8 @@
 """Kernels packed for the CPU that is here, see ``pallas_kernels.packed_matmul``: one copy for all
 programs, from one row to whole prompts."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,21 @@ from pallas_kernels.packed_matmul import pack, packed_matmul, refuse, unpack, un
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class LiveRows:
+    """How many (an int32) of ``num_rows`` rows are no padding: the first ones."""
+
+    num_live: jax.Array
+    num_rows: int = field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class PackedKernel:
-    """A kernel ``[in, out]`` in panels."""
+    """A kernel ``[in, out]`` in panels; ``live``: which rows of the tokens' products are needed."""
 
     panels_njop: jax.Array
     size_out: int = field(metadata={"static": True})
+    live: LiveRows | None = None
 
     @property
     def shape(self) -> Shape:
@@ -53,12 +64,24 @@ def pack_embedding(embedding_VD: jax.Array) -> PackedEmbedding:
     )
 
 
+def for_live_rows(params: Any, live: LiveRows) -> Any:
+    """A tree of parameters whose packed kernels take rows that are not live for padding: their
+    products are zeros, at no cost."""
+
+    def mark(leaf: Any) -> Any:
+        return replace(leaf, live=live) if isinstance(leaf, PackedKernel) else leaf
+
+    return jax.tree.map(mark, params, is_leaf=lambda leaf: isinstance(leaf, PackedKernel))
+
+
 def multiply_packed(x: jax.Array, kernel: PackedKernel) -> jax.Array:
     """Float32 ``[..., out]`` of ``x [..., in]``."""
     if x.dtype != jnp.bfloat16:
         weights_IO = unpack(kernel.panels_njop, kernel.size_out)
         return jnp.matmul(x, weights_IO, preferred_element_type=jnp.float32)
-    y = packed_matmul(x.reshape(-1, x.shape[-1]), kernel.panels_njop, kernel.size_out)
+    live, rows = kernel.live, x.reshape(-1, x.shape[-1])
+    num_live = live.num_live if live is not None and x.shape[:-1] == (live.num_rows,) else None
+    y = packed_matmul(rows, kernel.panels_njop, kernel.size_out, num_live)
     return y.reshape(*x.shape[:-1], -1)
 
 

@@ -216,6 +216,9 @@ class Code:
     def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
         return self.builder.select(self.is_less(a, b), a, b)
 
+    def larger_count(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.builder.select(self.is_less(a, b), b, a)
+
     # Flow
 
     def repeat(

@@ -80,8 +80,16 @@ def unpack_columns(panels_njop: jax.Array, columns_T: jax.Array) -> jax.Array:
     return parts_Tjp.reshape(columns_T.size, -1)
 
 
-def packed_matmul(x_RI: jax.Array, panels_njop: jax.Array, size_out: int) -> jax.Array:
+def packed_matmul(
+    x_RI: jax.Array,
+    panels_njop: jax.Array,
+    size_out: int,
+    num_live: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
     """Float32 ``[R, out]`` of bfloat16 rows times the weights in panels.
+
+    ``num_live``: an int32; rows from there on are padding, of which nothing is read, and come out
+    as zeros at no cost. None: all rows are live.
 
     Each number is summed in float32 in the order of ``in``, whatever R is, so a row's result does
     not depend on other rows. Where the CPU multiplies bfloat16 itself, it takes numbers below
@@ -104,7 +112,8 @@ def packed_matmul(x_RI: jax.Array, panels_njop: jax.Array, size_out: int) -> jax
             f" {panel_width()} on this CPU"
         )
     shape = jax.ShapeDtypeStruct((num_rows, size_out), jnp.float32)
-    return jax.ffi.ffi_call(_target(), shape)(x_RI, panels_njop)
+    live = jnp.asarray(num_rows if num_live is None else num_live, jnp.int32)
+    return jax.ffi.ffi_call(_target(), shape)(x_RI, panels_njop, live)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from pallas_kernels.native.code import (
     Code,
     all_lanes,
     declare,
+    float32,
     integer,
 )
 from pallas_kernels.native.handler import declare_kernel, write_handler
@@ -40,7 +41,7 @@ def register_kernel() -> str:
     """The name of the kernel, of which XLA knows from now on."""
     unit = vector_unit()
     assert unit is not None
-    name = f"jaxinfer.packed_matmul.1.{unit.lanes}"
+    name = f"jaxinfer.packed_matmul.2.{unit.lanes}"
     register(name, lambda module, name: build(module, name, unit))
     return name
 
@@ -52,7 +53,7 @@ def build(module: ir.Module, name: str, unit: VectorUnit) -> None:
     tiles = {size: _write_tile(module, panel, size) for size in range(1, panel.most_rows + 1)}
     _write_count(count)
     _write_work(work, panel, tiles)
-    write_handler(module, name, num_arguments=2, num_results=1, count=count, work=work)
+    write_handler(module, name, num_arguments=3, num_results=1, count=count, work=work)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class _Call:
         self.num_rows, self.num_pairs = self.x_RI.size(0), self.panels_njop.size(1)
         self.num_blocks = code.divide_up(self.num_rows, integer(ROW_BLOCK))
         self.num_parts = code.mul(self.panels_njop.size(0), self.num_blocks)
+        live = code.builder.sext(code.load(I32, Buffer(code, arguments, 2).data), I64)
+        self.num_live = code.larger_count(integer(0), code.smaller(live, self.num_rows))
 
 
 def _write_count(count: ir.Function) -> None:
@@ -101,14 +104,15 @@ def _write_work(work: ir.Function, panel: _Panel, tiles: dict[int, ir.Function])
     x, panels, y, size_out = call.x_RI.data, call.panels_njop.data, y_RO.data, y_RO.size(1)
     index, block = code.divide(part, call.num_blocks), code.remainder(part, call.num_blocks)
     start = code.mul(block, integer(ROW_BLOCK))
-    stop = code.smaller(code.add(start, integer(ROW_BLOCK)), call.num_rows)
+    end = code.smaller(code.add(start, integer(ROW_BLOCK)), call.num_rows)
+    stop = code.larger_count(start, code.smaller(end, call.num_live))
     column = code.mul(index, integer(panel.width))
     num_columns = code.smaller(code.sub(size_out, column), integer(panel.width))
     panel_bytes = code.mul(call.num_pairs, integer(panel.pair_bytes))
     weights = code.at(I8, panels, code.mul(index, panel_bytes))
 
     num_tiles = code.divide_up(code.sub(stop, start), integer(panel.most_rows))
-    all_tiles = code.mul(num_tiles, call.num_blocks)
+    all_tiles = code.larger_count(integer(1), code.mul(num_tiles, call.num_blocks))
     tiles_before = code.mul(num_tiles, block)
     ahead_step = code.divide(integer(panel.pair_bytes), all_tiles)
     ahead_bytes = b.select(code.is_less(all_tiles, integer(2)), integer(_BYTES_AHEAD), panel_bytes)
@@ -131,6 +135,22 @@ def _write_work(work: ir.Function, panel: _Panel, tiles: dict[int, ir.Function])
         return [code.add(row, size)]
 
     code.repeat(integer(0), num_tiles, [start], multiply_tile)
+
+    def clear_row(row: ir.Value) -> None:
+        y_row = code.at(F32, y, code.add(code.mul(row, size_out), column))
+        zero = all_lanes(0.0, ir.VectorType(F32, panel.unit.lanes))
+
+        def clear(i: ir.Value) -> None:
+            b.store(float32(0.0), code.at(F32, y_row, i))
+
+        with b.if_else(code.is_less(num_columns, integer(panel.width))) as (is_narrow, is_whole):
+            with is_whole:
+                for v in range(VECTORS):
+                    b.store(zero, code.at(zero.type, y_row, integer(v)), align=4)
+            with is_narrow:
+                code.repeat_plainly(integer(0), num_columns, clear)
+
+    code.repeat_plainly(stop, end, clear_row)
     b.ret_void()
 
 

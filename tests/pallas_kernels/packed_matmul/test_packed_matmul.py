@@ -103,6 +103,19 @@ def test_numbers_that_are_none_stay_in_their_row() -> None:
 
 
 @needs_code
+@pytest.mark.parametrize("num_live", [-3, 0, 1, 13, 95, 96, 97, 199, 200, 2**31 - 1])
+def test_padding_is_not_read_and_comes_out_as_zeros(num_live: int) -> None:
+    x, weights = random_bf16(200, 64, seed=1), random_bf16(64, 70)
+    expected = multiply(x, weights).copy()
+    is_padding = np.arange(200) >= num_live
+    expected[is_padding] = 0.0
+    poisoned = jnp.where(is_padding[:, None], jnp.nan, x)
+    program = jax.jit(packed_matmul, static_argnums=2)
+    result = program(poisoned, pack(weights), 70, jnp.int32(num_live))
+    np.testing.assert_array_equal(result, expected)
+
+
+@needs_code
 def test_many_calls_at_once_do_not_meet() -> None:
     x, weights = random_bf16(24, 576), random_bf16(576, 2000)
     panels, expected = pack(weights), multiply(x, weights)
@@ -118,7 +131,7 @@ def test_a_call_with_other_arrays_is_an_error_and_no_crash() -> None:
 
     x = random_bf16(2, 64)
     call = jax.ffi.ffi_call(register_kernel(), jax.ShapeDtypeStruct((2, 32), jnp.float32))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="takes 2 arrays and gives 1"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="takes 3 arrays and gives 1"):
         jax.block_until_ready(jax.jit(call)(x))
 
 

@@ -1,4 +1,4 @@
-"""Rows with one new token as machine code, against the meaning, and what is left to plain XLA."""
+"""The parts of ``xla`` as machine code, against the meaning, and what is left to plain XLA."""
 
 from typing import Any
 
@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from pallas_kernels import native, ragged_paged_attention
-from pallas_kernels.ragged_paged_attention import cpu, xla_items
+from pallas_kernels.ragged_paged_attention import cpu, xla_items, xla_tiles
 
 needs_code = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 
 ROWS = [(1, 77), (1, 1), (1, 0), (1, 64), (1, 96), (1, 33)]
+LONG_ROWS = [(77, 77), (1, 80), (0, 0), (2, 2), (33, 96), (7, 70)]
 SINKS = (0.5, -1.0, 3.0, 0.0, 1.0, 2.0)
 
 
@@ -20,13 +21,23 @@ SINKS = (0.5, -1.0, 3.0, 0.0, 1.0, 2.0)
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The forms that calls took, as they were traced."""
     names: list[str] = []
-    for form in (cpu, xla_items):
 
-        def spy(*args: Any, form: Any = form, attend: Any = form.attend_single_rows) -> jax.Array:
+    def watch(form: Any, function: str) -> None:
+        attend = getattr(form, function)
+
+        def spy(*args: Any) -> jax.Array:
             names.append(form.__name__.rpartition(".")[2])
             return attend(*args)
 
-        monkeypatch.setattr(form, "attend_single_rows", spy)
+        monkeypatch.setattr(form, function, spy)
+
+    for form, function in (
+        (cpu, "attend_single_rows"),
+        (cpu, "attend_tiles"),
+        (xla_items, "attend_single_rows"),
+        (xla_tiles, "attend_tiles"),
+    ):
+        watch(form, function)
     return names
 
 
@@ -40,16 +51,21 @@ def attend_anew(implementation: str, batch: Any, **options: Any) -> np.ndarray:
     return np.asarray(jax.jit(call)(*batch.arguments))
 
 
+both_kinds = pytest.mark.parametrize("rows", [ROWS, LONG_ROWS], ids=["single", "long"])
+
+
 @needs_code
+@both_kinds
 @pytest.mark.parametrize(
     "sizes", [(3, 3, 64, 64), (1, 1, 64, 8), (2, 5, 80, 16), (1, 32, 20, 256), (4, 1, 256, 32)]
 )
 def test_heads_and_pages_of_any_size(
-    sizes: tuple[int, int, int, int], batch_of, assert_close, taken
+    sizes: tuple[int, int, int, int], rows: list, batch_of, assert_close, taken
 ) -> None:
     num_kv_heads, group_size, head_dim, page_size = sizes
     batch = batch_of(
-        ROWS,
+        rows,
+        num_tokens=128,
         num_kv_heads=num_kv_heads,
         group_size=group_size,
         head_dim=head_dim,
@@ -63,14 +79,22 @@ def test_heads_and_pages_of_any_size(
 
 
 @needs_code
+@both_kinds
 @pytest.mark.parametrize(
     "options",
-    [{"sliding_window": 5}, {"sliding_window": 40}, {"sinks_N": SINKS}, {"scale": 3.0}],
+    [
+        {"sliding_window": 5},
+        {"sliding_window": 40},
+        {"sinks_N": SINKS},
+        {"scale": 3.0},
+        {"causal": False},
+        {"causal": False, "sliding_window": 40},
+    ],
     ids=str,
 )
-def test_every_option(options: dict, batch_of, assert_close, taken) -> None:
+def test_every_option(options: dict, rows: list, batch_of, assert_close, taken) -> None:
     options = {name: jnp.asarray(x) if name == "sinks_N" else x for name, x in options.items()}
-    batch = batch_of(ROWS, pages_dtype="bfloat16")
+    batch = batch_of(rows, num_tokens=128, pages_dtype="bfloat16")
     out = attend_anew("xla", batch, **options)
     assert set(taken) == {"cpu"}
     assert_close(out, attend_anew("reference", batch, **options), "float32")
@@ -85,13 +109,34 @@ def test_a_row_comes_out_the_same_bit_for_bit_alone_and_among_others(batch_of) -
 
 
 @needs_code
-def test_narrower_vectors(batch_of, assert_close, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 40}], ids=str)
+def test_a_token_comes_out_the_same_bit_for_bit_whatever_is_computed_with_it(
+    options: dict, batch_of, taken
+) -> None:
+    """With all of its row, with a part, and alone."""
+
+    def last_token(num_new: int) -> np.ndarray:
+        batch = batch_of([(num_new, 90)], pages_dtype="bfloat16", num_tokens=96)
+        return attend_anew("xla", batch, **options)[num_new - 1]
+
+    whole = last_token(90)
+    for num_new in (1, 2, 37):
+        np.testing.assert_array_equal(last_token(num_new), whole)
+    assert set(taken) == {"cpu"}
+
+
+@needs_code
+@both_kinds
+def test_narrower_vectors(
+    rows: list, batch_of, assert_close, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pallas_kernels.native.machine import VectorUnit
-    from pallas_kernels.ragged_paged_attention import cpu_kernel
+    from pallas_kernels.ragged_paged_attention import cpu_kernel, cpu_tile_kernel
 
     unit = VectorUnit(8, 16, has_bfloat16=False)
-    monkeypatch.setattr(cpu_kernel, "vector_unit", lambda: unit)
-    batch = batch_of(ROWS, pages_dtype="bfloat16", head_dim=48, page_size=32)
+    for kernel in (cpu_kernel, cpu_tile_kernel):
+        monkeypatch.setattr(kernel, "vector_unit", lambda: unit)
+    batch = batch_of(rows, num_tokens=128, pages_dtype="bfloat16", head_dim=48, page_size=32)
     assert_close(attend_anew("xla", batch), attend_anew("reference", batch), "float32")
 
 
@@ -111,7 +156,7 @@ def test_what_the_code_is_not_written_for_is_left_to_xla(
 ) -> None:
     batch = batch_of(ROWS, **sizes)
     out = attend_anew("xla", batch, **options)
-    assert set(taken) == {"xla_items"}
+    assert set(taken) == {"xla_items", "xla_tiles"}
     assert_close(out, attend_anew("reference", batch, **options), "float32")
 
 
@@ -121,5 +166,5 @@ def test_without_the_package_all_is_left_to_xla(
     monkeypatch.setattr(native, "missing", lambda: "llvmlite is not installed")
     batch = batch_of(ROWS, pages_dtype="bfloat16")
     out = attend_anew("xla", batch)
-    assert set(taken) == {"xla_items"}
+    assert set(taken) == {"xla_items", "xla_tiles"}
     assert_close(out, attend_anew("reference", batch), "float32")
