@@ -77,7 +77,9 @@ class Scheduler:
             self._yield_to_priority()
         draft = PlanDraft(self._num_steps(max_steps), self._unsent_pages)
         num_preemptions = self.stats.num_preemptions
-        num_decoding = sum(not sequence.is_prefilling for sequence in self.running)
+        num_decoding = sum(
+            sequence.can_decode and not sequence.is_prefilling for sequence in self.running
+        )
         budget = self.limits.max_num_batched_tokens - num_decoding
 
         for sequence in self.running:

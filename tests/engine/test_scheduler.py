@@ -26,6 +26,15 @@ def test_decode_rows_come_first_and_prompts_fill_the_budget():
     ]
 
 
+def test_who_ends_with_the_step_in_flight_takes_no_token_of_the_budget():
+    house = House(max_num_batched_tokens=6)
+    house.submit("a", [1] * 3, max_tokens=1)
+    house.submit("b", [2] * 3, max_tokens=1)
+    house.submit("c", [3] * 6, max_tokens=1)
+    house.run()
+    assert [shapes(plan) for plan in house.runner.plans] == [[(0, 3), (0, 3)], [(0, 6)]]
+
+
 def test_rows_are_ordered_by_zone_and_only_last_chunks_sample():
     house = House(max_num_batched_tokens=6)
     house.submit("a", [1] * 9, max_tokens=2)
