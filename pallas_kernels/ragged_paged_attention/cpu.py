@@ -54,21 +54,17 @@ def attend_single_rows(call: Call, is_single_S: jax.Array) -> jax.Array:
     rows, pages = call.rows, call.pages
     group_size, head_dim = call.q_TKGH.shape[2:]
     name = register_kernel(group_size, head_dim, pages.page_size)
-    last_S = jnp.where(is_single_S, rows.kv_lens_S, 0)
-    first_S = call.first_seen(rows.kv_lens_S - 1)
-    q_SKGH = call.scaled(take(call.q_TKGH, rows.q_starts_S))
-    out = jax.ShapeDtypeStruct(q_SKGH.shape, jnp.float32)
-    out_SKGH = jax.ffi.ffi_call(name, out)(
-        q_SKGH,
+    out_TKGH = jax.ffi.ffi_call(name, _result(call))(
+        call.scaled(call.q_TKGH),
         pages.keys_PKHp,
         pages.values_PKpH,
         rows.page_table_SM,
-        first_S,
-        last_S,
+        rows.q_starts_S,
+        call.first_seen(rows.kv_lens_S - 1),
+        jnp.where(is_single_S, rows.kv_lens_S, 0),
         _sinks(call),
     )
-    is_single_T = rows.is_token_T & take(is_single_S, rows.row_T)
-    return jnp.where(is_single_T[:, None, None, None], take(out_SKGH, rows.row_T), 0.0)
+    return _only_of(call, is_single_S, out_TKGH, 0.0)
 
 
 def attend_tiles(call: Call, is_tiled_S: jax.Array, out_TKGH: jax.Array) -> jax.Array:
@@ -81,9 +77,8 @@ def attend_tiles(call: Call, is_tiled_S: jax.Array, out_TKGH: jax.Array) -> jax.
     name = register_kernel(group_size, head_dim, pages.page_size)
     num_tiles, tiles = list_tiles(rows, is_tiled_S, MOST_QUERIES)
     last_T = rows.position_T + 1 if call.options.causal else take(rows.kv_lens_S, rows.row_T)
-    q_KTGH = call.scaled(call.q_TKGH).swapaxes(0, 1)
-    out_KTGH = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(q_KTGH.shape, jnp.float32))(
-        q_KTGH,
+    new_TKGH = jax.ffi.ffi_call(name, _result(call))(
+        call.scaled(call.q_TKGH),
         pages.keys_PKHp,
         pages.values_PKpH,
         rows.page_table_SM,
@@ -95,8 +90,20 @@ def attend_tiles(call: Call, is_tiled_S: jax.Array, out_TKGH: jax.Array) -> jax.
         last_T,
         _sinks(call),
     )
-    is_tiled_T = rows.is_token_T & take(is_tiled_S, rows.row_T)
-    return jnp.where(is_tiled_T[:, None, None, None], out_KTGH.swapaxes(0, 1), out_TKGH)
+    return _only_of(call, is_tiled_S, new_TKGH, out_TKGH)
+
+
+def _result(call: Call) -> jax.ShapeDtypeStruct:
+    """Of a kernel, which writes nothing for tokens of other rows."""
+    return jax.ShapeDtypeStruct(call.q_TKGH.shape, jnp.float32)
+
+
+def _only_of(
+    call: Call, is_taken_S: jax.Array, new_TKGH: jax.Array, other_TKGH: jax.Array | float
+) -> jax.Array:
+    """What is new for the tokens of these rows, and the other for all other tokens."""
+    is_taken_T = call.rows.is_token_T & take(is_taken_S, call.rows.row_T)
+    return jnp.where(is_taken_T[:, None, None, None], new_TKGH, other_TKGH)
 
 
 def _sinks(call: Call) -> jax.Array:

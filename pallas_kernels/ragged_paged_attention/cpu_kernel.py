@@ -31,7 +31,7 @@ from pallas_kernels.ragged_paged_attention.cpu_softmax import (
     write_weights,
 )
 
-_NUM_ARGUMENTS = 7
+_NUM_ARGUMENTS = 8
 
 LINE_NUMBERS = 32
 """Numbers of 16 bits in what the CPU fetches at once."""
@@ -42,7 +42,7 @@ def register_kernel(group_size: int, head_dim: int, page_size: int) -> str:
     unit = vector_unit()
     assert unit is not None
     sizes = Sizes(group_size, head_dim, page_size, unit)
-    name = f"jaxinfer.paged_attention.1.{group_size}.{head_dim}.{page_size}.{unit.lanes}"
+    name = f"jaxinfer.paged_attention.2.{group_size}.{head_dim}.{page_size}.{unit.lanes}"
     register(name, lambda module, name: build(module, name, sizes))
     return name
 
@@ -83,8 +83,8 @@ class Sizes:
 def build(module: ir.Module, name: str, sizes: Sizes) -> None:
     count, work = declare_kernel(module)
     code = Code.of(count)
-    q_SKGH = Buffer(code, count.args[0], 0)
-    code.builder.ret(code.mul(q_SKGH.size(0), q_SKGH.size(1)))
+    q_TKGH, page_table_SM = (Buffer(code, count.args[0], i) for i in (0, 3))
+    code.builder.ret(code.mul(page_table_SM.size(0), q_TKGH.size(1)))
     parts = _Parts(module, sizes)
     _write_work(work, sizes, parts)
     write_handler(module, name, num_arguments=_NUM_ARGUMENTS, num_results=1, count=count, work=work)
@@ -193,15 +193,18 @@ def _write_work(work: ir.Function, sizes: Sizes, parts: _Parts) -> None:
     arguments, results, part, num_parts = work.args
     buffers = [Buffer(code, arguments, i) for i in range(_NUM_ARGUMENTS)]
     num_kv_heads, pages_per_row = buffers[0].size(1), buffers[3].size(1)
-    q, keys, values, table, firsts, lasts, sinks = (buffer.data for buffer in buffers)
+    q, keys, values, table, tokens, firsts, lasts, sinks = (buffer.data for buffer in buffers)
     out = Buffer(code, results, 0).data
     row, kv_head = code.divide(part, num_kv_heads), code.remainder(part, num_kv_heads)
-    first, last = (
-        b.sext(code.load(I32, code.at(I32, borders, row)), I64) for borders in (firsts, lasts)
+    token, first, last = (
+        b.sext(code.load(I32, code.at(I32, array, row)), I64) for array in (tokens, firsts, lasts)
     )
+    with b.if_then(code.is_less(last, integer(1))):
+        b.ret_void()  # not a row with one new token
     group, head_dim, page_size = sizes.group_size, sizes.head_dim, sizes.page_size
-    heads_before = code.mul(part, integer(group * head_dim))
-    q, out = code.at(F32, q, heads_before), code.at(F32, out, heads_before)
+    heads_before = code.add(code.mul(token, num_kv_heads), kv_head)
+    numbers_before = code.mul(heads_before, integer(group * head_dim))
+    q, out = code.at(F32, q, numbers_before), code.at(F32, out, numbers_before)
     tops, totals = (code.room(ir.ArrayType(F32, group)) for _ in range(2))
     logits = code.room(ir.ArrayType(F32, group * page_size))
 

@@ -5,6 +5,7 @@ sees (FlashAttention-2, arXiv 2307.08691): keys and values become float32 once, 
 at a time are multiplied with them, their sums in registers.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,77 +58,9 @@ class Sizes:
     block: Block
 
 
-@dataclass(frozen=True)
-class _Product:
-    """``c = a @ b``, or what is added to c: the length of a row of each, and vectors of a row of c
-    that are summed up at once."""
-
-    name: str
-    a_stride: int
-    bc_stride: int
-    lanes: int
-    adds: bool
-
-    def num_vectors(self, unit: VectorUnit) -> int:
-        all_vectors = self.bc_stride // self.lanes
-        most = (unit.num_registers - 4) // (_ROWS + 1)
-        return max(n for n in range(1, most + 1) if all_vectors % n == 0)
-
-    def write(self, module: ir.Module, unit: VectorUnit, num_rows: int) -> ir.Function:
-        """``product(a, b, c, first, last, columns)`` of ``num_rows`` rows: of numbers
-        ``first <= i < last`` of a row of a, and of whole vectors up to column ``columns`` of c."""
-        name = f"{self.name}_{num_rows}"
-        function = declare(module, name, NOTHING, *(POINTER,) * 3, *(I64,) * 3, internal=True)
-        function.attributes.add("noinline")
-        a, b, c, first, last, num_columns = function.args
-        code = Code.of(function)
-        vectors, kind = self.num_vectors(unit), ir.VectorType(F32, self.lanes)
-
-        def at_column(column: ir.Value) -> None:
-            def add_number(i: ir.Value, *sums: ir.Value) -> list[ir.Value]:
-                row = code.add(code.mul(i, integer(self.bc_stride)), column)
-                b_i = [
-                    code.load(
-                        kind, code.at(F32, b, code.add(row, integer(v * self.lanes))), align=4
-                    )
-                    for v in range(vectors)
-                ]
-                new = []
-                for r in range(num_rows):
-                    place = code.at(F32, a, code.add(i, integer(r * self.a_stride)))
-                    a_ri = code.spread(code.load(F32, place), self.lanes)
-                    new += [code.fma(a_ri, b_i[v], sums[r * vectors + v]) for v in range(vectors)]
-                return new
-
-            places = [
-                code.at(F32, c, code.add(column, integer(r * self.bc_stride + v * self.lanes)))
-                for r in range(num_rows)
-                for v in range(vectors)
-            ]
-            zero = all_lanes(0.0, kind)
-            before = [code.load(kind, p, align=4) if self.adds else zero for p in places]
-            for total, place in zip(
-                code.repeat(first, last, before, add_number), places, strict=True
-            ):
-                code.builder.store(total, place, align=4)
-
-        step = integer(vectors * self.lanes)
-        code.repeat_plainly(integer(0), num_columns, at_column, step=step)
-        code.builder.ret_void()
-        return function
-
-
 def build(module: ir.Module, name: str, sizes: Sizes) -> None:
-    block = sizes.block
-    logits = _Product("logits", block.head_dim, block.num_positions, block.lanes, adds=False)
-    values = _Product("values", block.num_positions, block.head_dim, block.head_lanes, adds=True)
-    weights = write_weights(module, block)
-    add_rows = {
-        n: _write_add_rows(
-            module, sizes, n, weights, *(p.write(module, block.unit, n) for p in (logits, values))
-        )
-        for n in range(1, _ROWS + 1)
-    }
+    weights = write_weights(module, sizes.block)
+    add_rows = {n: _write_add_rows(module, sizes, n, weights) for n in range(1, _ROWS + 1)}
     count, work = declare_kernel(module)
     _write_count(count)
     _write_work(work, sizes, add_rows)
@@ -141,51 +74,118 @@ def _write_count(count: ir.Function) -> None:
     code.builder.ret(code.mul(tiles, sinks_KG.size(0)))
 
 
+def _write_product(
+    code: Code,
+    a: list[ir.Value],
+    b: ir.Value,
+    c: list[ir.Value],
+    *,
+    first: ir.Value,
+    last: ir.Value,
+    num_columns: ir.Value,
+    width: int,
+    unit: VectorUnit,
+    adds: bool,
+) -> None:
+    """``c = a @ b``, or what is added to c, of a few rows by their addresses.
+
+    Of the numbers ``first <= i < last`` of a row of a, and of whole vectors up to column
+    ``num_columns`` of c; b and c have rows of ``width``.
+    """
+    lanes = math.gcd(width, unit.lanes)
+    kind = ir.VectorType(F32, lanes)
+    most_vectors = (unit.num_registers - 4) // (_ROWS + 1)
+    vectors = max(n for n in range(1, most_vectors + 1) if width // lanes % n == 0)
+
+    def add_columns(column: ir.Value) -> None:
+        def columns_of(row: ir.Value) -> list[ir.Value]:
+            places = (code.add(column, integer(v * lanes)) for v in range(vectors))
+            return [code.at(F32, row, place) for place in places]
+
+        def add_number(i: ir.Value, *sums: ir.Value) -> list[ir.Value]:
+            b_row = code.at(F32, b, code.mul(i, integer(width)))
+            b_i = [code.load(kind, place, align=4) for place in columns_of(b_row)]
+            added = []
+            for r, a_row in enumerate(a):
+                a_ri = code.spread(code.load(F32, code.at(F32, a_row, i)), lanes)
+                added += [code.fma(a_ri, b_i[v], sums[r * vectors + v]) for v in range(vectors)]
+            return added
+
+        places = [place for c_row in c for place in columns_of(c_row)]
+        zero = all_lanes(0.0, kind)
+        before = [code.load(kind, p, align=4) if adds else zero for p in places]
+        after = code.repeat(first, last, before, add_number)
+        for total, place in zip(after, places, strict=True):
+            code.builder.store(total, place, align=4)
+
+    code.repeat_plainly(integer(0), num_columns, add_columns, step=integer(vectors * lanes))
+
+
+def _place_of_row(code: Code, sizes: Sizes, row: ir.Value, stride: ir.Value) -> ir.Value:
+    """Where a row of a tile lies, from its first token on, if tokens lie ``stride`` apart."""
+    group = integer(sizes.group_size)
+    head = code.mul(code.remainder(row, group), integer(sizes.block.head_dim))
+    return code.add(code.mul(code.divide(row, group), stride), head)
+
+
 def _write_add_rows(
-    module: ir.Module,
-    sizes: Sizes,
-    num_rows: int,
-    weights: ir.Function,
-    logits_product: ir.Function,
-    values_product: ir.Function,
+    module: ir.Module, sizes: Sizes, num_rows: int, weights: ir.Function
 ) -> ir.Function:
-    """``add_rows(q, keys, values, tops, totals, sums, firsts, lasts, row, start)``.
+    """``add_rows(q, keys, values, tops, totals, sums, firsts, lasts, row, start, stride)``.
 
     Adds a block, whose first position is ``start``, to some rows of a tile, of which ``row`` is the
-    first. A row is a query head of a token; addresses are those of the whole tile.
+    first. A row is a query head of a token; addresses are those of the whole tile. Queries and sums
+    of tokens lie ``stride`` numbers apart.
     """
-    kinds = (*(POINTER,) * 8, I64, I64)
+    kinds = (*(POINTER,) * 8, I64, I64, I64)
     function = declare(module, f"add_{num_rows}", NOTHING, *kinds, internal=True)
-    q, keys, values, tops, totals, sums, firsts, lasts, row, start = function.args
+    function.attributes.add("noinline")
+    q, keys, values, tops, totals, sums, firsts, lasts, row, start, stride = function.args
     code = Code.of(function)
     b = code.builder
     block, group = sizes.block, integer(sizes.group_size)
     head_dim, positions = integer(block.head_dim), integer(block.num_positions)
     logits = code.room(ir.ArrayType(F32, num_rows * block.num_positions))
+    logits_rows = [code.at(F32, logits, integer(r * block.num_positions)) for r in range(num_rows)]
 
     def border(borders: ir.Value, row: ir.Value) -> ir.Value:
         """One that a row has, in the block."""
         position = _load_index(code, borders, code.divide(row, group))
         place = code.smaller(code.sub(position, start), positions)
-        return b.select(code.is_less(place, integer(0)), integer(0), place)
+        return code.larger_count(integer(0), place)
 
-    first = border(firsts, row)
-    last = border(lasts, code.add(row, integer(num_rows - 1)))
+    rows = [code.add(row, integer(r)) for r in range(num_rows)]
+    first, last = border(firsts, rows[0]), border(lasts, rows[-1])
     with b.if_then(code.is_less(first, last)):
-        skipped = code.mul(row, head_dim)
-        sums = code.at(F32, sums, skipped)
-        given = [code.at(F32, q, skipped), keys, logits, integer(0), head_dim, last]
-        b.call(logits_product, given)
-
-        def weigh(r: ir.Value) -> None:
-            in_tile = code.add(row, r)
-            state = [code.at(F32, array, in_tile) for array in (tops, totals)]
-            state.append(code.at(F32, sums, code.mul(r, head_dim)))
-            borders = [border(firsts, in_tile), border(lasts, in_tile)]
-            b.call(weights, [code.at(F32, logits, code.mul(r, positions)), *borders, *state])
-
-        code.repeat_plainly(integer(0), integer(num_rows), weigh)
-        b.call(values_product, [logits, values, sums, first, last, head_dim])
+        places = [_place_of_row(code, sizes, r, stride) for r in rows]
+        q_rows, sums_rows = ([code.at(F32, array, p) for p in places] for array in (q, sums))
+        _write_product(
+            code,
+            q_rows,
+            keys,
+            logits_rows,
+            first=integer(0),
+            last=head_dim,
+            num_columns=last,
+            width=block.num_positions,
+            unit=block.unit,
+            adds=False,
+        )
+        for r, logits_row, sums_row in zip(rows, logits_rows, sums_rows, strict=True):
+            state = [code.at(F32, tops, r), code.at(F32, totals, r), sums_row]
+            b.call(weights, [logits_row, border(firsts, r), border(lasts, r), *state])
+        _write_product(
+            code,
+            logits_rows,
+            values,
+            sums_rows,
+            first=first,
+            last=last,
+            num_columns=head_dim,
+            width=block.head_dim,
+            unit=block.unit,
+            adds=True,
+        )
     b.ret_void()
     return function
 
@@ -203,11 +203,7 @@ def _write_work(work: ir.Function, sizes: Sizes, add_rows: dict[int, ir.Function
     q, keys, values, table, rows, tokens, counts, _, firsts, lasts, sinks = (
         x.data for x in buffers
     )
-    num_kv_heads, num_tokens, pages_per_row = (
-        buffers[0].size(0),
-        buffers[0].size(1),
-        buffers[3].size(1),
-    )
+    num_kv_heads, pages_per_row = buffers[0].size(1), buffers[3].size(1)
     block, group, page_size = sizes.block, sizes.group_size, integer(sizes.page_size)
     head_dim, positions = integer(block.head_dim), integer(block.num_positions)
 
@@ -217,15 +213,17 @@ def _write_work(work: ir.Function, sizes: Sizes, add_rows: dict[int, ir.Function
     firsts, lasts = code.at(I32, firsts, token), code.at(I32, lasts, token)
     first = _load_index(code, firsts, integer(0))
     last = _load_index(code, lasts, code.sub(num_queries, integer(1)))
-    heads_before = code.mul(code.add(code.mul(kv_head, num_tokens), token), integer(group))
-    numbers_before = code.mul(heads_before, head_dim)
-    q, out = (code.at(F32, x, numbers_before) for x in (q, Buffer(code, results, 0).data))
+    # Of the query heads that share a kv head, and of all that a token has.
+    head_stride = integer(group * block.head_dim)
+    stride = code.mul(num_kv_heads, head_stride)
+    before = code.add(code.mul(token, stride), code.mul(kv_head, head_stride))
+    q, out = (code.at(F32, x, before) for x in (q, Buffer(code, results, 0).data))
     tops, totals = (code.room(ir.ArrayType(F32, MOST_QUERIES * group)) for _ in range(2))
     size = block.head_dim * block.num_positions
     block_keys, block_values = (code.room(ir.ArrayType(F32, size)) for _ in range(2))
 
     def state_of(r: ir.Value) -> list[ir.Value]:
-        sums = code.at(F32, out, code.mul(r, head_dim))
+        sums = code.at(F32, out, _place_of_row(code, sizes, r, stride))
         return [code.at(F32, tops, r), code.at(F32, totals, r), sums]
 
     def begin(r: ir.Value) -> None:
@@ -266,7 +264,8 @@ def _write_work(work: ir.Function, sizes: Sizes, add_rows: dict[int, ir.Function
 
             def add_some(turn: ir.Value, r: ir.Value) -> list[ir.Value]:
                 size = code.divide_up(code.sub(num_rows, r), code.sub(num_turns, turn))
-                given = [q, block_keys, block_values, tops, totals, out, firsts, lasts, r, start]
+                given = [q, block_keys, block_values, tops, totals, out, firsts, lasts]
+                given += [r, start, stride]
                 code.switch(size, {n: partial(b.call, add, given) for n, add in add_rows.items()})
                 return [code.add(r, size)]
 
