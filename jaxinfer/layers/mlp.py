@@ -8,6 +8,7 @@ from jaxinfer.config import MlpSpec
 from jaxinfer.layers.linear import Linear, apply_each
 from jaxinfer.layers.parameter import KeySource
 from jaxinfer.ops.activation import activate, activate_gate
+from jaxinfer.ops.gated import gate_in_product
 
 
 class Mlp(nnx.Module):
@@ -30,6 +31,9 @@ class Mlp(nnx.Module):
             if self.gate is None:
                 hidden_TF = activate(self.spec.activation, self.up(x_TD))
             else:
-                gate_TF, up_TF = apply_each((self.gate, self.up), x_TD)
-                hidden_TF = activate_gate(self.spec, gate_TF, up_TF)
+                hidden = gate_in_product(self.spec, x_TD, self.gate.kernel.get_value())
+                if hidden is None:
+                    gate_TF, up_TF = apply_each((self.gate, self.up), x_TD)
+                    hidden = activate_gate(self.spec, gate_TF, up_TF)
+                hidden_TF = hidden
             return self.down(hidden_TF.astype(x_TD.dtype))

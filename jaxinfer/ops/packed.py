@@ -9,7 +9,14 @@ import jax.numpy as jnp
 
 from jaxinfer.shapes import Shape
 from pallas_kernels import native
-from pallas_kernels.packed_matmul import pack, packed_matmul, refuse, unpack, unpack_columns
+from pallas_kernels.packed_matmul import (
+    pack,
+    packed_matmul,
+    packed_silu_gate,
+    refuse,
+    unpack,
+    unpack_columns,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -79,10 +86,23 @@ def multiply_packed(x: jax.Array, kernel: PackedKernel) -> jax.Array:
     if x.dtype != jnp.bfloat16:
         weights_IO = unpack(kernel.panels_njop, kernel.size_out)
         return jnp.matmul(x, weights_IO, preferred_element_type=jnp.float32)
-    live, rows = kernel.live, x.reshape(-1, x.shape[-1])
-    num_live = live.num_live if live is not None and x.shape[:-1] == (live.num_rows,) else None
-    y = packed_matmul(rows, kernel.panels_njop, kernel.size_out, num_live)
+    rows = x.reshape(-1, x.shape[-1])
+    y = packed_matmul(rows, kernel.panels_njop, kernel.size_out, _num_live(x, kernel))
     return y.reshape(*x.shape[:-1], -1)
+
+
+def silu_gate_packed(x: jax.Array, kernel: PackedKernel) -> jax.Array:
+    """``silu(gate) * up`` in bfloat16 of bfloat16 ``x [..., in]``; the halves of the kernel are
+    those of gate and up, in whole panels."""
+    rows = x.reshape(-1, x.shape[-1])
+    y = packed_silu_gate(rows, kernel.panels_njop, _num_live(x, kernel))
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def _num_live(x: jax.Array, kernel: PackedKernel) -> jax.Array | None:
+    """Of the rows of x, if it has one for each token of the step."""
+    live = kernel.live
+    return live.num_live if live is not None and x.shape[:-1] == (live.num_rows,) else None
 
 
 def look_up_packed(embedding: PackedEmbedding, ids_T: jax.Array) -> jax.Array:

@@ -145,6 +145,18 @@ class Code:
         upper = self.builder.shl(wide, all_lanes(16, wide.type))
         return self.builder.bitcast(upper, ir.VectorType(F32, lanes))
 
+    def to_bfloat16(self, x: ir.Value) -> ir.Value:
+        """The bits of a vector of float32, rounded to the nearest bfloat16, or to the even one."""
+        b, lanes = self.builder, x.type.count
+        whole = ir.VectorType(I32, lanes)
+        bits, half, one = b.bitcast(x, whole), all_lanes(16, whole), all_lanes(1, whole)
+        upper = b.lshr(bits, half)
+        odd = b.and_(upper, one)
+        rounded = b.lshr(b.add(b.add(bits, all_lanes(0x7FFF, whole)), odd), half)
+        quiet = b.or_(upper, all_lanes(0x40, whole))
+        is_number = b.fcmp_ordered("ord", x, x)
+        return b.trunc(b.select(is_number, rounded, quiet), ir.VectorType(I16, lanes))
+
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """``a * b + c``, rounded once."""
         kind = a.type

@@ -6,6 +6,7 @@ rows lie side by side, as the CPU multiplies them.
 """
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -88,39 +89,71 @@ def packed_matmul(
 ) -> jax.Array:
     """Float32 ``[R, out]`` of bfloat16 rows times the weights in panels.
 
-    ``num_live``: an int32; rows from there on are padding, of which nothing is read, and come out
-    as zeros at no cost. None: all rows are live.
-
     Each number is summed in float32 in the order of ``in``, whatever R is, so a row's result does
     not depend on other rows. Where the CPU multiplies bfloat16 itself, it takes numbers below
     2**-126 as zero.
 
+    ``num_live``: an int32; rows from there on are padding, of which nothing is read, and come out
+    as zeros at no cost. None: all rows are live.
+
     Raises ``ValueError`` for rows of another dtype or length, and ``NoImplementation`` where
     nothing can run it.
     """
+    live = _verified(x_RI, panels_njop, num_live)
+    num_panels, _, width, _ = panels_njop.shape
+    if not width * (num_panels - 1) < size_out <= width * num_panels:
+        raise ValueError(f"{num_panels} panels of {width} columns do not hold {size_out}")
+    shape = jax.ShapeDtypeStruct((x_RI.shape[0], size_out), jnp.float32)
+    return jax.ffi.ffi_call(_target("kernel"), shape)(x_RI, panels_njop, live)
+
+
+def packed_silu_gate(
+    x_RI: jax.Array, panels_njop: jax.Array, num_live: jax.typing.ArrayLike | None = None
+) -> jax.Array:
+    """Bfloat16 ``silu(gate) * up`` (``[R, n / 2 * o]``), of which the first half of the panels
+    gives the gate and the second half what it lets through.
+
+    Both are summed as by ``packed_matmul`` and rounded once, at the end. Errors as there, and
+    ``ValueError`` for an odd number of panels.
+    """
+    live = _verified(x_RI, panels_njop, num_live)
+    num_panels, _, width, _ = panels_njop.shape
+    if num_panels % 2:
+        raise ValueError(f"{num_panels} panels are not two halves")
+    shape = jax.ShapeDtypeStruct((x_RI.shape[0], num_panels // 2 * width), jnp.bfloat16)
+    return jax.ffi.ffi_call(_target("gated_kernel"), shape)(x_RI, panels_njop, live)
+
+
+def _verified(
+    x_RI: jax.Array, panels_njop: jax.Array, num_live: jax.typing.ArrayLike | None
+) -> jax.Array:
+    """The number of live rows, of arguments that fit each other."""
     if reason := native.missing():
         raise NoImplementation(f"packed_matmul has no implementation for this call: {reason}")
     num_rows, size_in = x_RI.shape
-    num_panels, num_pairs, width, _ = panels_njop.shape
+    _, num_pairs, width, _ = panels_njop.shape
     if x_RI.dtype != jnp.bfloat16 or panels_njop.dtype != jnp.bfloat16:
         raise ValueError(f"{x_RI.dtype} rows and {panels_njop.dtype} weights must be bfloat16")
     if size_in != 2 * num_pairs:
         raise ValueError(f"rows of {size_in} numbers do not fit weights of {2 * num_pairs} rows")
-    if width != panel_width() or not width * (num_panels - 1) < size_out <= width * num_panels:
-        raise ValueError(
-            f"{num_panels} panels of {width} columns do not hold {size_out}: panels have"
-            f" {panel_width()} on this CPU"
-        )
-    shape = jax.ShapeDtypeStruct((num_rows, size_out), jnp.float32)
-    live = jnp.asarray(num_rows if num_live is None else num_live, jnp.int32)
-    return jax.ffi.ffi_call(_target(), shape)(x_RI, panels_njop, live)
+    if width != panel_width():
+        raise ValueError(f"panels of {width} columns do not fit this CPU: it has {panel_width()}")
+    return jnp.asarray(num_rows if num_live is None else num_live, jnp.int32)
 
 
 @functools.cache
-def _target() -> str:
-    from pallas_kernels.packed_matmul.kernel import register_kernel
+def _target(kernel: str) -> str:
+    module = importlib.import_module(f"pallas_kernels.packed_matmul.{kernel}")
+    name: str = module.register_kernel()
+    return name
 
-    return register_kernel()
 
-
-__all__ = ["pack", "packed_matmul", "panel_width", "refuse", "unpack", "unpack_columns"]
+__all__ = [
+    "pack",
+    "packed_matmul",
+    "packed_silu_gate",
+    "panel_width",
+    "refuse",
+    "unpack",
+    "unpack_columns",
+]

@@ -13,6 +13,7 @@ from pallas_kernels import NoImplementation, native
 from pallas_kernels.packed_matmul import (
     pack,
     packed_matmul,
+    packed_silu_gate,
     panel_width,
     refuse,
     unpack,
@@ -69,20 +70,60 @@ def test_the_product_is_the_same_on_every_kind_of_vectors(
 ) -> None:
     from pallas_kernels import packed_matmul as operation
     from pallas_kernels.native import machine
-    from pallas_kernels.packed_matmul import kernel
+    from pallas_kernels.packed_matmul import gated_kernel, kernel
 
     here, unit = machine.vector_unit(), machine.VectorUnit(*kind)
     assert here is not None
     if unit.lanes > here.lanes or unit.has_bfloat16 > here.has_bfloat16:
         pytest.skip("this CPU has no such vectors")
-    name = f"test.packed_matmul.{'.'.join(map(str, kind))}"
-    machine.register(name, lambda module, name: kernel.build(module, name, unit))
+    names = {}
+    for module in (kernel, gated_kernel):
+        short = module.__name__.rpartition(".")[2]
+        names[short] = f"test.packed_{short}.{'.'.join(map(str, kind))}"
+        machine.register(names[short], lambda m, name, module=module: module.build(m, name, unit))
     monkeypatch.setattr(machine, "vector_unit", lambda: unit)
-    monkeypatch.setattr(operation, "_target", lambda: name)
+    monkeypatch.setattr(operation, "_target", names.get)
     for num_rows in (1, 7, 100):
         x, weights = random_bf16(num_rows, 130, seed=1), random_bf16(130, 77)
         exact = np.asarray(x, np.float64) @ np.asarray(weights, np.float64)
         np.testing.assert_allclose(multiply(x, weights), exact, rtol=1e-5, atol=1e-4)
+        assert_is_silu_gate(x, random_bf16(130, 4 * panel_width()))
+
+
+def assert_is_silu_gate(x: jax.Array, weights: jax.Array) -> None:
+    """That the one kernel does what two products and an activation do, rounded once."""
+    half = weights.shape[1] // 2
+    gate, up = np.split(np.asarray(x, np.float64) @ np.asarray(weights, np.float64), [half], 1)
+    result = jax.jit(packed_silu_gate)(x, pack(weights))
+    assert result.dtype == jnp.bfloat16
+    exact = gate / (1 + np.exp(-gate)) * up
+    np.testing.assert_allclose(np.asarray(result, np.float64), exact, rtol=2**-8, atol=1e-4)
+
+
+@needs_code
+@pytest.mark.parametrize("num_rows", [1, 12, 13, 97, 200])
+def test_silu_of_the_first_half_gates_the_second(num_rows: int) -> None:
+    assert_is_silu_gate(random_bf16(num_rows, 64, seed=1), random_bf16(64, 6 * panel_width()))
+
+
+@needs_code
+def test_silu_is_finite_for_all_that_is_and_no_number_for_none() -> None:
+    extremes = [0.0, -0.0, 1e-38, -1e-38, 88.0, -88.0, 3e38, -3e38, np.inf, np.nan]
+    x = jnp.asarray([[value, 1.0] for value in extremes], jnp.bfloat16)
+    width = panel_width()
+    weights = jnp.concatenate([jnp.ones((1, width)), jnp.zeros((1, width))])
+    ups = jnp.concatenate([jnp.zeros((1, width)), jnp.ones((1, width))])
+    both = jnp.concatenate([weights, ups], axis=1).astype(jnp.bfloat16)
+    result = jax.jit(packed_silu_gate)(x[:-2], pack(both))
+    expected = jax.nn.silu(x[:-2, :1].astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_allclose(
+        np.asarray(result, np.float32),
+        np.broadcast_to(np.asarray(expected, np.float32), result.shape),
+        rtol=2**-7,
+        atol=1e-37,
+    )
+    strange = np.asarray(jax.jit(packed_silu_gate)(x[-1:], pack(both)), np.float32)
+    assert np.isnan(strange).all()
 
 
 @needs_code
@@ -113,6 +154,10 @@ def test_padding_is_not_read_and_comes_out_as_zeros(num_live: int) -> None:
     program = jax.jit(packed_matmul, static_argnums=2)
     result = program(poisoned, pack(weights), 70, jnp.int32(num_live))
     np.testing.assert_array_equal(result, expected)
+    panels = pack(random_bf16(64, 2 * panel_width()))
+    gated = np.asarray(packed_silu_gate(poisoned, panels, jnp.int32(num_live)), np.float32)
+    expected = np.asarray(packed_silu_gate(x, panels), np.float32)
+    np.testing.assert_array_equal(gated, np.where(is_padding[:, None], 0.0, expected))
 
 
 @needs_code
@@ -147,6 +192,8 @@ def test_what_cannot_be_packed_or_multiplied_says_why() -> None:
         packed_matmul(random_bf16(2, 62), panels, 50)
     with pytest.raises(ValueError, match="do not hold 500"):
         packed_matmul(random_bf16(2, 64), panels, 500)
+    with pytest.raises(ValueError, match="3 panels are not two halves"):
+        packed_silu_gate(random_bf16(2, 64), pack(random_bf16(64, 3 * panel_width())))
 
 
 def test_without_the_package_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
