@@ -162,6 +162,14 @@ class Code:
         kind = a.type
         return self.builder.call(self.outside(f"llvm.fma.{_name(kind)}", *(kind,) * 4), [a, b, c])
 
+    def add_dot(self, total: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        """``total`` and the products of pairs of bfloat16, which are vectors of 32 bits each."""
+        kind = ir.VectorType(BF16, 2 * total.type.count)
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * total.type.count}"
+        dot = self.outside(name, total.type, total.type, kind, kind)
+        pairs = [self.builder.bitcast(x, kind) for x in (a, b)]
+        return self.builder.call(dot, [total, *pairs])
+
     def larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """Of floats; ``b`` where they cannot be compared."""
         return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from pallas_kernels.native.code import (
-    BF16,
     F32,
     I8,
     I32,
@@ -119,19 +118,15 @@ class _Bfloat16Product:
 
     def __init__(self, code: Code, lanes: int):
         self._code, self._lanes = code, lanes
-        self._kind = ir.VectorType(BF16, 2 * lanes)
-        sums = ir.VectorType(F32, lanes)
-        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}"
-        self._dot = code.outside(name, sums, sums, self._kind, self._kind)
 
     def of_weights(self, pairs: ir.Value) -> ir.Value:
-        return self._code.builder.bitcast(pairs, self._kind)
+        return pairs
 
     def of_row(self, pair: ir.Value) -> ir.Value:
-        return self.of_weights(self._code.spread(pair, self._lanes))
+        return self._code.spread(pair, self._lanes)
 
     def add(self, total: ir.Value, x: ir.Value, w: ir.Value) -> ir.Value:
-        return self._code.builder.call(self._dot, [total, x, w])
+        return self._code.add_dot(total, x, w)
 
 
 class _Product:

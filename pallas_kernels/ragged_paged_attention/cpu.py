@@ -70,15 +70,23 @@ def attend_single_rows(call: Call, is_single_S: jax.Array) -> jax.Array:
 def attend_tiles(call: Call, is_tiled_S: jax.Array, out_TKGH: jax.Array) -> jax.Array:
     """As ``xla_tiles.attend_tiles`` where all keys and values are in pages, for what ``refuse`` has
     no reason against."""
-    from pallas_kernels.ragged_paged_attention.cpu_tile_kernel import register_kernel
+    from pallas_kernels.ragged_paged_attention.cpu_tile_kernel import (
+        multiplies_bfloat16,
+        register_kernel,
+    )
 
     rows, pages = call.rows, call.pages
     group_size, head_dim = call.q_TKGH.shape[2:]
-    name = register_kernel(group_size, head_dim, pages.page_size)
+    is_paired = call.q_TKGH.dtype == jnp.bfloat16 and multiplies_bfloat16()
+    q_TKGH = call.q_TKGH if is_paired else call.q_TKGH.astype(jnp.float32)
+    name = register_kernel(group_size, head_dim, pages.page_size, is_paired=is_paired)
     num_tiles, tiles = list_tiles(rows, is_tiled_S, MOST_QUERIES)
     last_T = rows.position_T + 1 if call.options.causal else take(rows.kv_lens_S, rows.row_T)
+    factor_K = jnp.full(pages.num_kv_heads, call.options.scale, jnp.float32)
+    if call.k_scale_K is not None:
+        factor_K *= call.k_scale_K.astype(jnp.float32)
     new_TKGH = jax.ffi.ffi_call(name, _result(call))(
-        call.scaled(call.q_TKGH),
+        q_TKGH,
         pages.keys_PKHp,
         pages.values_PKpH,
         rows.page_table_SM,
@@ -89,6 +97,7 @@ def attend_tiles(call: Call, is_tiled_S: jax.Array, out_TKGH: jax.Array) -> jax.
         call.first_seen(rows.position_T),
         last_T,
         _sinks(call),
+        factor_K,
     )
     return _only_of(call, is_tiled_S, new_TKGH, out_TKGH)
 

@@ -1,12 +1,12 @@
 """The machine code for rows with several new tokens, cut into tiles of queries.
 
 A part is one kv head of one tile. It goes through the blocks of positions that a query of the tile
-sees (FlashAttention-2, arXiv 2307.08691): keys and values become float32 once, then a few queries
-at a time are multiplied with them, their sums in registers.
+sees (FlashAttention-2, arXiv 2307.08691): keys and values are prepared once, and then multiplied
+with a few rows at a time. Where queries are bfloat16, and the CPU multiplies pairs of those, they
+and the keys stay what they are: their products are exact either way.
 """
 
 import math
-from dataclasses import dataclass
 from functools import partial
 
 from llvmlite import ir
@@ -17,50 +17,48 @@ from pallas_kernels.native.code import (
     I16,
     I32,
     I64,
-    NOTHING,
-    POINTER,
     Code,
     all_lanes,
-    declare,
     integer,
 )
 from pallas_kernels.native.handler import declare_kernel, write_handler
 from pallas_kernels.native.machine import VectorUnit, register, vector_unit
 from pallas_kernels.ragged_paged_attention.cpu import MOST_POSITIONS, MOST_QUERIES
-from pallas_kernels.ragged_paged_attention.cpu_softmax import (
-    Block,
-    write_begin,
-    write_finish,
-    write_weights,
+from pallas_kernels.ragged_paged_attention.cpu_softmax import Block, write_begin, write_finish
+from pallas_kernels.ragged_paged_attention.cpu_tile_rows import (
+    MOST_ROWS,
+    Sizes,
+    load_index,
+    place_of_row,
+    write_add_rows,
 )
 
-_NUM_ARGUMENTS = 11
-_ROWS = 6
-"""Queries whose sums are in registers at once."""
+_NUM_ARGUMENTS = 12
 
 
-def register_kernel(group_size: int, head_dim: int, page_size: int) -> str:
-    """The name of the kernel for these sizes, of which XLA knows from now on."""
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU that is here does."""
+    unit = vector_unit()
+    return unit is not None and unit.has_bfloat16
+
+
+def register_kernel(group_size: int, head_dim: int, page_size: int, *, is_paired: bool) -> str:
+    """The name of the kernel for these sizes, of which XLA knows from now on.
+
+    ``is_paired``: queries are bfloat16, not float32, which the CPU has to multiply.
+    """
     unit = vector_unit()
     assert unit is not None
-    sizes = Sizes(group_size, page_size, Block(min(page_size, MOST_POSITIONS), head_dim, unit))
-    name = f"jaxinfer.paged_attention_tiles.1.{group_size}.{head_dim}.{page_size}.{unit.lanes}"
+    block = Block(min(page_size, MOST_POSITIONS), head_dim, unit)
+    sizes = Sizes(group_size, page_size, block, is_paired)
+    kind = f"{group_size}.{head_dim}.{page_size}.{unit.lanes}{'.pairs' if is_paired else ''}"
+    name = f"jaxinfer.paged_attention_tiles.1.{kind}"
     register(name, lambda module, name: build(module, name, sizes))
     return name
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What a kernel is written for."""
-
-    group_size: int
-    page_size: int
-    block: Block
-
-
 def build(module: ir.Module, name: str, sizes: Sizes) -> None:
-    weights = write_weights(module, sizes.block)
-    add_rows = {n: _write_add_rows(module, sizes, n, weights) for n in range(1, _ROWS + 1)}
+    add_rows = write_add_rows(module, sizes)
     count, work = declare_kernel(module)
     _write_count(count)
     _write_work(work, sizes, add_rows)
@@ -74,156 +72,36 @@ def _write_count(count: ir.Function) -> None:
     code.builder.ret(code.mul(tiles, sinks_KG.size(0)))
 
 
-def _write_product(
-    code: Code,
-    a: list[ir.Value],
-    b: ir.Value,
-    c: list[ir.Value],
-    *,
-    first: ir.Value,
-    last: ir.Value,
-    num_columns: ir.Value,
-    width: int,
-    unit: VectorUnit,
-    adds: bool,
-) -> None:
-    """``c = a @ b``, or what is added to c, of a few rows by their addresses.
-
-    Of the numbers ``first <= i < last`` of a row of a, and of whole vectors up to column
-    ``num_columns`` of c; b and c have rows of ``width``.
-    """
-    lanes = math.gcd(width, unit.lanes)
-    kind = ir.VectorType(F32, lanes)
-    most_vectors = (unit.num_registers - 4) // (_ROWS + 1)
-    vectors = max(n for n in range(1, most_vectors + 1) if width // lanes % n == 0)
-
-    def add_columns(column: ir.Value) -> None:
-        def columns_of(row: ir.Value) -> list[ir.Value]:
-            places = (code.add(column, integer(v * lanes)) for v in range(vectors))
-            return [code.at(F32, row, place) for place in places]
-
-        def add_number(i: ir.Value, *sums: ir.Value) -> list[ir.Value]:
-            b_row = code.at(F32, b, code.mul(i, integer(width)))
-            b_i = [code.load(kind, place, align=4) for place in columns_of(b_row)]
-            added = []
-            for r, a_row in enumerate(a):
-                a_ri = code.spread(code.load(F32, code.at(F32, a_row, i)), lanes)
-                added += [code.fma(a_ri, b_i[v], sums[r * vectors + v]) for v in range(vectors)]
-            return added
-
-        places = [place for c_row in c for place in columns_of(c_row)]
-        zero = all_lanes(0.0, kind)
-        before = [code.load(kind, p, align=4) if adds else zero for p in places]
-        after = code.repeat(first, last, before, add_number)
-        for total, place in zip(after, places, strict=True):
-            code.builder.store(total, place, align=4)
-
-    code.repeat_plainly(integer(0), num_columns, add_columns, step=integer(vectors * lanes))
-
-
-def _place_of_row(code: Code, sizes: Sizes, row: ir.Value, stride: ir.Value) -> ir.Value:
-    """Where a row of a tile lies, from its first token on, if tokens lie ``stride`` apart."""
-    group = integer(sizes.group_size)
-    head = code.mul(code.remainder(row, group), integer(sizes.block.head_dim))
-    return code.add(code.mul(code.divide(row, group), stride), head)
-
-
-def _write_add_rows(
-    module: ir.Module, sizes: Sizes, num_rows: int, weights: ir.Function
-) -> ir.Function:
-    """``add_rows(q, keys, values, tops, totals, sums, firsts, lasts, row, start, stride)``.
-
-    Adds a block, whose first position is ``start``, to some rows of a tile, of which ``row`` is the
-    first. A row is a query head of a token; addresses are those of the whole tile. Queries and sums
-    of tokens lie ``stride`` numbers apart.
-    """
-    kinds = (*(POINTER,) * 8, I64, I64, I64)
-    function = declare(module, f"add_{num_rows}", NOTHING, *kinds, internal=True)
-    function.attributes.add("noinline")
-    q, keys, values, tops, totals, sums, firsts, lasts, row, start, stride = function.args
-    code = Code.of(function)
-    b = code.builder
-    block, group = sizes.block, integer(sizes.group_size)
-    head_dim, positions = integer(block.head_dim), integer(block.num_positions)
-    logits = code.room(ir.ArrayType(F32, num_rows * block.num_positions))
-    logits_rows = [code.at(F32, logits, integer(r * block.num_positions)) for r in range(num_rows)]
-
-    def border(borders: ir.Value, row: ir.Value) -> ir.Value:
-        """One that a row has, in the block."""
-        position = _load_index(code, borders, code.divide(row, group))
-        place = code.smaller(code.sub(position, start), positions)
-        return code.larger_count(integer(0), place)
-
-    rows = [code.add(row, integer(r)) for r in range(num_rows)]
-    first, last = border(firsts, rows[0]), border(lasts, rows[-1])
-    with b.if_then(code.is_less(first, last)):
-        places = [_place_of_row(code, sizes, r, stride) for r in rows]
-        q_rows, sums_rows = ([code.at(F32, array, p) for p in places] for array in (q, sums))
-        _write_product(
-            code,
-            q_rows,
-            keys,
-            logits_rows,
-            first=integer(0),
-            last=head_dim,
-            num_columns=last,
-            width=block.num_positions,
-            unit=block.unit,
-            adds=False,
-        )
-        for r, logits_row, sums_row in zip(rows, logits_rows, sums_rows, strict=True):
-            state = [code.at(F32, tops, r), code.at(F32, totals, r), sums_row]
-            b.call(weights, [logits_row, border(firsts, r), border(lasts, r), *state])
-        _write_product(
-            code,
-            logits_rows,
-            values,
-            sums_rows,
-            first=first,
-            last=last,
-            num_columns=head_dim,
-            width=block.head_dim,
-            unit=block.unit,
-            adds=True,
-        )
-    b.ret_void()
-    return function
-
-
-def _load_index(code: Code, array: ir.Value, place: ir.Value) -> ir.Value:
-    """An int32 out of an array, as a count."""
-    return code.builder.sext(code.load(I32, code.at(I32, array, place)), I64)
-
-
 def _write_work(work: ir.Function, sizes: Sizes, add_rows: dict[int, ir.Function]) -> None:
     code = Code.of(work)
     b = code.builder
     arguments, results, part, _ = work.args
     buffers = [Buffer(code, arguments, i) for i in range(_NUM_ARGUMENTS)]
-    q, keys, values, table, rows, tokens, counts, _, firsts, lasts, sinks = (
-        x.data for x in buffers
+    q, keys, values, table, rows, tokens, counts, _, firsts, lasts, sinks, factors = (
+        buffer.data for buffer in buffers
     )
     num_kv_heads, pages_per_row = buffers[0].size(1), buffers[3].size(1)
     block, group, page_size = sizes.block, sizes.group_size, integer(sizes.page_size)
     head_dim, positions = integer(block.head_dim), integer(block.num_positions)
 
     tile, kv_head = code.divide(part, num_kv_heads), code.remainder(part, num_kv_heads)
-    row, token, num_queries = (_load_index(code, x, tile) for x in (rows, tokens, counts))
+    row, token, num_queries = (load_index(code, x, tile) for x in (rows, tokens, counts))
     num_rows = code.mul(num_queries, integer(group))
     firsts, lasts = code.at(I32, firsts, token), code.at(I32, lasts, token)
-    first = _load_index(code, firsts, integer(0))
-    last = _load_index(code, lasts, code.sub(num_queries, integer(1)))
-    # Of the query heads that share a kv head, and of all that a token has.
-    head_stride = integer(group * block.head_dim)
-    stride = code.mul(num_kv_heads, head_stride)
-    before = code.add(code.mul(token, stride), code.mul(kv_head, head_stride))
-    q, out = (code.at(F32, x, before) for x in (q, Buffer(code, results, 0).data))
+    first = load_index(code, firsts, integer(0))
+    last = load_index(code, lasts, code.sub(num_queries, integer(1)))
+    heads_before = code.add(code.mul(token, num_kv_heads), kv_head)
+    q, out = (
+        code.at(F32, x, code.mul(heads_before, integer(group * size)))
+        for x, size in ((q, sizes.q_stride), (Buffer(code, results, 0).data, block.head_dim))
+    )
+    factor = code.load(F32, code.at(F32, factors, kv_head))
     tops, totals = (code.room(ir.ArrayType(F32, MOST_QUERIES * group)) for _ in range(2))
     size = block.head_dim * block.num_positions
     block_keys, block_values = (code.room(ir.ArrayType(F32, size)) for _ in range(2))
 
     def state_of(r: ir.Value) -> list[ir.Value]:
-        sums = code.at(F32, out, _place_of_row(code, sizes, r, stride))
+        sums = code.at(F32, out, place_of_row(code, sizes, r, num_kv_heads, block.head_dim))
         return [code.at(F32, tops, r), code.at(F32, totals, r), sums]
 
     def begin(r: ir.Value) -> None:
@@ -235,7 +113,7 @@ def _write_work(work: ir.Function, sizes: Sizes, add_rows: dict[int, ir.Function
     def add_block(index: ir.Value) -> None:
         start = code.mul(index, positions)
         entry = code.add(code.mul(row, pages_per_row), code.divide(start, page_size))
-        page = _load_index(code, table, entry)
+        page = load_index(code, table, entry)
         with b.if_then(code.is_less(integer(0), page)):
             # Where the numbers of the kv head lie in the page, of keys and of values alike.
             head = code.add(code.mul(page, num_kv_heads), kv_head)
@@ -248,7 +126,8 @@ def _write_work(work: ir.Function, sizes: Sizes, add_rows: dict[int, ir.Function
                 block_keys,
                 block.head_dim,
                 block.num_positions,
-                block.lanes,
+                block.unit,
+                sizes.is_paired,
             )
             offset = code.mul(offset, head_dim)
             _widen(
@@ -258,14 +137,14 @@ def _write_work(work: ir.Function, sizes: Sizes, add_rows: dict[int, ir.Function
                 block_values,
                 block.num_positions,
                 block.head_dim,
-                block.head_lanes,
+                block.unit,
             )
-            num_turns = code.divide_up(num_rows, integer(_ROWS))
+            num_turns = code.divide_up(num_rows, integer(MOST_ROWS))
 
             def add_some(turn: ir.Value, r: ir.Value) -> list[ir.Value]:
                 size = code.divide_up(code.sub(num_rows, r), code.sub(num_turns, turn))
                 given = [q, block_keys, block_values, tops, totals, out, firsts, lasts]
-                given += [r, start, stride]
+                given += [r, start, num_kv_heads, factor]
                 code.switch(size, {n: partial(b.call, add, given) for n, add in add_rows.items()})
                 return [code.add(r, size)]
 
@@ -283,14 +162,30 @@ def _widen(
     wide: ir.Value,
     num_rows: int,
     width: int,
-    lanes: int,
+    unit: VectorUnit,
+    is_paired: bool = False,
 ) -> None:
-    """``wide [rows, width]`` of bfloat16 rows that lie ``stride`` apart."""
+    """``wide [rows, width]`` in float32 of bfloat16 rows that lie ``stride`` apart.
 
-    def widen_row(row: ir.Value) -> None:
-        old, new = code.mul(row, stride), code.mul(row, integer(width))
+    ``is_paired``: ``[rows / 2, width]``, in which the numbers of two rows are a pair, as they are.
+    """
+    b, lanes = code.builder, math.gcd(width, unit.lanes)
+    words = ir.VectorType(I32, lanes)
+
+    def load(row: ir.Value, column: int) -> ir.Value:
+        place = code.add(code.mul(row, stride), integer(column))
+        bits = code.load(ir.VectorType(I16, lanes), code.at(I16, stored, place), align=2)
+        return b.zext(bits, words)
+
+    def write_row(row: ir.Value) -> None:
         for column in range(0, width, lanes):
-            x = code.bfloat16(code.at(I16, stored, code.add(old, integer(column))), lanes)
-            code.builder.store(x, code.at(F32, wide, code.add(new, integer(column))), align=4)
+            place = code.add(code.mul(row, integer(width)), integer(column))
+            if is_paired:
+                first = code.mul(row, integer(2))
+                lower, upper = load(first, column), load(code.add(first, integer(1)), column)
+            else:
+                lower, upper = all_lanes(0, words), load(row, column)
+            pair = b.or_(lower, b.shl(upper, all_lanes(16, words)))
+            b.store(pair, code.at(I32, wide, place), align=4)
 
-    code.repeat_plainly(integer(0), integer(num_rows), widen_row)
+    code.repeat_plainly(integer(0), integer(num_rows // (2 if is_paired else 1)), write_row)

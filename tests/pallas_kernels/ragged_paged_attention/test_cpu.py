@@ -1,5 +1,6 @@
 """The parts of ``xla`` as machine code, against the meaning, and what is left to plain XLA."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -76,6 +77,42 @@ def test_heads_and_pages_of_any_size(
     out = attend_anew("xla", batch)
     assert set(taken) == {"cpu"}
     assert_close(out, attend_anew("reference", batch), "float32")
+
+
+@needs_code
+@pytest.mark.parametrize("has_pairs", [True, False], ids=["pairs", "float32"])
+@pytest.mark.parametrize("sizes", [(3, 64, 64), (1, 80, 16), (8, 128, 8), (5, 20, 256)])
+def test_bfloat16_queries_with_and_without_products_of_pairs(
+    sizes: tuple[int, int, int],
+    has_pairs: bool,
+    batch_of,
+    assert_close,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pallas_kernels.native.machine import vector_unit
+    from pallas_kernels.ragged_paged_attention import cpu_tile_kernel
+
+    unit = vector_unit()
+    assert unit is not None
+    if has_pairs and not unit.has_bfloat16:
+        pytest.skip("this CPU multiplies no bfloat16")
+    plain = replace(unit, has_bfloat16=has_pairs)
+    monkeypatch.setattr(cpu_tile_kernel, "vector_unit", lambda: plain)
+    group_size, head_dim, page_size = sizes
+    batch = batch_of(
+        LONG_ROWS,
+        num_tokens=128,
+        group_size=group_size,
+        head_dim=head_dim,
+        page_size=page_size,
+        pages_per_row=96 // page_size + 1,
+        pages_dtype="bfloat16",
+        q_dtype="bfloat16",
+    )
+    options = {"scale": 0.3, "k_scale_K": jnp.asarray([0.5, 2.0])}
+    options |= {"v_scale_K": jnp.asarray([1.0, 3.0])}
+    out = attend_anew("xla", batch, **options)
+    assert_close(out, attend_anew("reference", batch, **options), "bfloat16")
 
 
 @needs_code
