@@ -17,6 +17,7 @@
     ├── Unsupported(NotImplementedError) a clear no: the feature exists elsewhere, not in this build
     ├── UnsatisfiableGuide              structured_outputs that leave nothing to say
     ├── CapacityError                   does not fit: memory, pages, queue
+    ├── DeadlinePassed                  no time is left for a request, or not enough
     ├── DuplicateRequest(ValueError)    a request id that is in use
     ├── EngineClosed(RuntimeError)      submitted after close()
     ├── Asleep(RuntimeError)            submitted while the weights are not on the device
@@ -92,6 +93,10 @@ class UnsatisfiableGuide(JaxInferError):
 
 class CapacityError(JaxInferError):
     """Does not fit into what there is: memory, pages, queue."""
+
+
+class DeadlinePassed(JaxInferError):
+    """The request cannot end in the time that it was given."""
 
 
 class DuplicateRequest(JaxInferError, ValueError):

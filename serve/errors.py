@@ -15,10 +15,6 @@ class Draining(JaxInferError):
     """The server takes no new requests, because it is about to end."""
 
 
-class DeadlinePassed(JaxInferError):
-    """The request cannot end in the time that it was given."""
-
-
 class SlowReader(JaxInferError):
     """Too much of a stream waited to be read."""
 

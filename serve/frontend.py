@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from jaxinfer.engine.request import Request, verify_prompt
-from jaxinfer.errors import CapacityError, EngineClosed, Unsupported
+from jaxinfer.errors import CapacityError, DeadlinePassed, EngineClosed, Unsupported
 from jaxinfer.guides import CompiledGuide
 from jaxinfer.guides.compiler import COMPILE_SECONDS, late
 from jaxinfer.outputs import FinishReason
@@ -23,7 +23,7 @@ from serve.bounds import (
     require_short,
 )
 from serve.door import Door, EventStream
-from serve.errors import DeadlinePassed, Draining, NotFound
+from serve.errors import Draining, NotFound
 from serve.model import Message, ServedModel
 from serve.observer import Observer
 
@@ -98,7 +98,7 @@ class Frontend:
         Raises:
             NotFound: another model.
             Draining: nothing new is taken.
-            DeadlinePassed: no time is left.
+            DeadlinePassed: no time is left, or too little for a step.
             JaxInferError: as ``Engine.submit``.
         """
         arrival = time.monotonic()
@@ -109,6 +109,8 @@ class Frontend:
         require_short("cache.salt", ask.cache_salt)
         if ask.timeout is not None and ask.timeout <= 0:
             raise DeadlinePassed("the deadline has passed before the request came")
+        deadline = None if ask.timeout is None else arrival + ask.timeout
+        self.model.engine.require_time(deadline)  # before anything is made of it
         if ask.params.prompt_logprobs is not None and not self.model.has_prompt_logprobs:
             raise Unsupported("prompt log-probabilities: this server was started without them")
         guide = await self._compile(ask.params.structured_outputs)
@@ -119,7 +121,7 @@ class Frontend:
             ),
             params=ask.params,
             priority=ask.priority,
-            deadline=None if ask.timeout is None else arrival + ask.timeout,
+            deadline=deadline,
             cache_salt=ask.cache_salt,
             bypass_prefix_cache=ask.bypass_prefix_cache,
             guide=guide,

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jaxinfer.errors import StepFailed
+from jaxinfer.errors import DeadlinePassed, StepFailed
 from jaxinfer.outputs import FinishReason, RequestOutput, TokenEvent, gather_events
-from serve.errors import Aborted, DeadlinePassed
+from serve.errors import Aborted
 from serve.frontend import Ask, Frontend
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from jaxinfer.errors import (
     Asleep,
     CapacityError,
     CheckpointError,
+    DeadlinePassed,
     DuplicateRequest,
     EngineClosed,
     ModelNotFound,
@@ -18,7 +19,6 @@ from jaxinfer.errors import (
 )
 from serve.errors import (
     Aborted,
-    DeadlinePassed,
     Draining,
     Forbidden,
     NotFound,

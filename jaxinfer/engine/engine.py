@@ -29,7 +29,7 @@ from jaxinfer.engine.stats import EngineStats
 from jaxinfer.engine.step import Row, Runner, StepPlan
 from jaxinfer.engine.step_clock import StepClock
 from jaxinfer.engine.stream import LogprobTable, OutputStream
-from jaxinfer.errors import EngineClosed, StepFailed, UnsatisfiableGuide
+from jaxinfer.errors import DeadlinePassed, EngineClosed, StepFailed, UnsatisfiableGuide
 from jaxinfer.guides import CompiledGuide
 from jaxinfer.outputs import FinishReason, TokenEvent
 from jaxinfer.structured_outputs import Guide
@@ -114,6 +114,7 @@ class Engine:
                 parameters allow.
             Unsupported: structured outputs, and llguidance is not installed.
             CapacityError: it asks for more than the page pool holds, or the queue is full.
+            DeadlinePassed: as ``require_time``.
             DuplicateRequest: its id is in use.
             EngineClosed: after ``close``.
             Asleep: after ``fall_asleep``.
@@ -124,6 +125,7 @@ class Engine:
         params.verify(vocab_size=limits.vocab_size, prompt_len=prompt_len, limits=limits.request)
         verify_prompt(request.prompt_token_ids, limits.vocab_size)
         max_tokens = clipped_max_tokens(prompt_len, params.max_tokens, limits, self.runner.groups)
+        self.require_time(request.deadline)
         bad_words = read_bad_words(params, self._tokenizer)
         banned = frozenset() if bad_words is None else bad_words.always
         constraints = self._constraints.of(request, bad_words)
@@ -142,6 +144,28 @@ class Engine:
         )
         streams = [OutputStream(params, self._tokenizer) for _ in range(params.n)]
         self._inbox.submit(Job(family, streams, self._logprobs, on_events, self._clock()))
+
+    def require_time(self, deadline: float | None) -> None:
+        """Refuses what has no chance beside the requests that are here.
+
+        They are why there is a step to wait for. An engine without any takes what comes: only so
+        does it learn that steps have become shorter than all that it has seen.
+
+        Args:
+            deadline: seconds on the engine's clock; None is never.
+
+        Raises:
+            DeadlinePassed: it leaves less time than the shortest step so far has taken.
+        """
+        shortest = self._step_clock.shortest_step
+        if deadline is None or shortest is None or not self._inbox:
+            return
+        left = deadline - self._clock()
+        if left < shortest:
+            raise DeadlinePassed(
+                f"{1000 * max(left, 0.0):.1f} ms are left until the deadline, and no step has yet "
+                f"taken less than {1000 * shortest:.1f} ms: give the request more time"
+            )
 
     def begin_guide(self, guide: Guide) -> "Future[CompiledGuide]":
         """Begins to compile what a request's outputs are to match, for ``Request.guide``.

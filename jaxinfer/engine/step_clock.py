@@ -8,7 +8,14 @@ from jaxinfer.engine.stats import EngineStats
 
 
 class StepClock:
-    """Tells the host's seconds from the device's, and how many steps a deadline leaves time for."""
+    """Tells the host's seconds from the device's, and how many steps a deadline leaves time for.
+
+    Attributes:
+        shortest_step: the least seconds that any step has taken so far, decode steps of one call
+            their share of it; None before the first landing. It is what the host saw, and no
+            bound: later steps may take less, and a landing that the host notices late makes its
+            own step seem longer and the next one shorter.
+    """
 
     def __init__(self, now: Callable[[], float], stats: EngineStats):
         """``now``: seconds, what deadlines are on. ``stats``: where the seconds are counted."""
@@ -18,6 +25,7 @@ class StepClock:
         self._waited = 0.0  # for the device, in this step
         self._landed_at = now()
         self._decode_seconds: float | None = None  # of one decode step
+        self.shortest_step: float | None = None
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -38,7 +46,10 @@ class StepClock:
         now = self._now()
         self._waited += now - asked_at
         self._stats.num_read_steps += 1
-        self._stats.device_seconds += now - max(self._launched_at.popleft(), self._landed_at)
+        seconds = now - max(self._launched_at.popleft(), self._landed_at)
+        self._stats.device_seconds += seconds
+        shortest, step = self.shortest_step, seconds / num_steps
+        self.shortest_step = step if shortest is None else min(shortest, step)
         self._decode_seconds = (now - self._landed_at) / num_steps
         self._landed_at = now
 

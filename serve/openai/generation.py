@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from jaxinfer.errors import DeadlinePassed
 from jaxinfer.outputs import FinishReason, TokenEvent
 from serve.door import EventStream
-from serve.errors import Aborted, DeadlinePassed, Draining
+from serve.errors import Aborted, Draining
 from serve.frontend import Frontend
 from serve.openai.ask import OpenAiAsk
 

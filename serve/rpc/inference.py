@@ -8,11 +8,10 @@ from collections.abc import AsyncGenerator
 
 from grpc.aio import ServicerContext
 
-from jaxinfer.errors import InvalidPrompt
+from jaxinfer.errors import DeadlinePassed, InvalidPrompt
 from jaxinfer.outputs import FinishReason
 from serve.bounds import require_lean, require_sendable
 from serve.door import PATIENT
-from serve.errors import DeadlinePassed
 from serve.frontend import Ask, Conversation, Frontend
 from serve.proto import inference_pb2 as pb
 from serve.proto import inference_pb2_grpc as pb_grpc

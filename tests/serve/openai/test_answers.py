@@ -6,8 +6,14 @@ from contextlib import aclosing
 
 import pytest
 
-from jaxinfer.errors import CapacityError, InvalidParameter, InvalidPrompt, StepFailed
-from serve.errors import Aborted, DeadlinePassed, Draining
+from jaxinfer.errors import (
+    CapacityError,
+    DeadlinePassed,
+    InvalidParameter,
+    InvalidPrompt,
+    StepFailed,
+)
+from serve.errors import Aborted, Draining
 from serve.openai import answer, read_body, stream, stream_batches
 from serve.proto import inference_pb2 as pb
 from tests.engine.house import text_of

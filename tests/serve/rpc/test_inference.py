@@ -188,6 +188,29 @@ async def test_at_a_deadline_the_end_comes_before_the_status():
 
 
 @in_loop
+async def test_a_deadline_sooner_than_the_shortest_step_is_refused_before_any_event():
+    async with served() as tested:
+        canary = await tested.tokens()
+        running = tested.stub.GenerateStream(ENDLESS)
+        await running.read()
+        tested.faults.hang()
+        while not tested.faults.is_hanging:
+            await asyncio.sleep(0.001)
+        tested.engine._step_clock.shortest_step = 5000.0  # as if no step had taken less
+        late = changed(CANARY, request_id="late")
+        guided = changed(late, guided=pb.Guided(regex="(a|b)+c"))
+        for request in (late, guided):
+            stream = tested.stub.GenerateStream(request, timeout=1000)
+            error = await refused(stream.read())
+            assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "no step has yet taken less than 5000000.0 ms" in error.details()
+        assert tested.server.frontend.num_unfinished == 1
+        tested.faults.go_on()
+        assert await tested.tokens(late) == canary  # its name is free
+        running.cancel()
+
+
+@in_loop
 async def test_a_full_queue_pushes_back():
     async with served(max_num_seqs=1, max_waiting_requests=1) as tested:
         running = tested.stub.GenerateStream(ENDLESS)
