@@ -5,10 +5,12 @@ import logging
 import signal
 from collections.abc import Coroutine
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from jaxinfer.outputs import FinishReason
 from serve.admin import Admin
+from serve.descriptors import room_for
 from serve.frontend import Frontend
 from serve.http.server import HttpServer
 from serve.metrics import Metrics
@@ -36,6 +38,8 @@ class Server:
 
     def __init__(self, model: ServedModel, settings: ServeSettings, tracing: Tracing | None = None):
         """``tracing``: another than the settings' own."""
+        num_ports = 1 + (settings.http_port is not None) + (settings.admin_port is not None)
+        settings = replace(settings, max_connections=room_for(settings.max_connections, num_ports))
         self._settings = settings
         self._engine = model.engine
         self.has_failed = False

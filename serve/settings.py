@@ -38,6 +38,8 @@ class ServeSettings:
         weights_dir: below it lie the weights that operators may have taken; None: none.
         profile_dir: below it profiles are written; None: none are taken.
         otlp_endpoint: ``http://host:port`` of a collector of traces; None: requests are not traced.
+        max_connections: of each port; fewer where the process may not have so many files.
+        max_calls: of each gRPC port at once, whatever they do; of one connection a quarter of them.
         max_message_bytes: of one message, in and out.
         max_metadata_bytes: of a call, and of its answer.
         max_pending_tokens: of one stream, waiting for their reader.
@@ -65,6 +67,8 @@ class ServeSettings:
     weights_dir: Path | None = None
     profile_dir: Path | None = None
     otlp_endpoint: str | None = None
+    max_connections: int = bounded(4096, 1, 2**20)
+    max_calls: int = bounded(8192, 4, 2**20)
     max_message_bytes: int = bounded(64 * 2**20, 1024, _MOST)
     max_metadata_bytes: int = bounded(16 * 2**10, 1024, 2**20)
     max_pending_tokens: int = bounded(65_536, 1, _MOST)

@@ -61,6 +61,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     limits = _adder(parser.add_argument_group("limits"))
     limits("--max-waiting-requests", int, 1024, "in the queue")
     limits("--max-waiting-tokens", int, 2**20, "of their prompts")
+    limits("--max-connections", int, 4096, "of each port")
+    limits("--max-calls", int, 8192, "over gRPC at once; of one connection a quarter")
     limits("--max-message-bytes", int, 64 * 2**20, "of a message")
     limits("--max-metadata-bytes", int, 16 * 2**10, "of a call's metadata")
     limits("--max-pending-tokens", int, 65_536, "of a stream, waiting for their reader")

@@ -12,6 +12,7 @@ from serve.frontend import Frontend
 from serve.http.app import application
 from serve.http.connection import bounded_connection
 from serve.http.facts import Render
+from serve.http.listener import BoundedListener
 from serve.http.tracing import TraceEntry
 from serve.settings import ServeSettings
 from serve.tls import server_context
@@ -71,6 +72,7 @@ class HttpServer:
             listener = socket.create_server((host, port), family=family, backlog=2048)
         except OSError as error:
             raise OSError(f"cannot listen on {host}:{port}: {error}") from error
+        listener = BoundedListener(listener, most=self._settings.max_connections)
         self.port = listener.getsockname()[1]
         await self._server.startup(sockets=[listener])
         self._ticking = asyncio.ensure_future(self._server.main_loop())  # it keeps the date

@@ -37,7 +37,9 @@ class AdminServer:
         tokens = settings.admin_tokens or settings.tokens
         auth = [BearerAuth(tokens)] if tokens else []
         self._server = grpc.aio.server(
-            interceptors=[*auth, ReadSafely(_MAX_BYTES)], options=channel_options(settings)
+            interceptors=[*auth, ReadSafely(_MAX_BYTES)],
+            options=channel_options(settings),
+            maximum_concurrent_rpcs=settings.max_calls,
         )
         pb_grpc.add_AdminServicer_to_server(AdminService(admin), self._server)
         reflection.enable_server_reflection((ADMIN, reflection.SERVICE_NAME), self._server)

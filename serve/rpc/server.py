@@ -39,6 +39,7 @@ class RpcServer:
         self._server = grpc.aio.server(
             interceptors=[*interceptors, ReadSafely(most_bytes(frontend.max_text))],
             options=channel_options(settings),
+            maximum_concurrent_rpcs=settings.max_calls,
         )
         inference = Inference(
             frontend,
@@ -100,6 +101,10 @@ def channel_options(settings: ServeSettings) -> list[tuple[str, int]]:
         }
     return [
         *age.items(),
+        # Beyond, a connection is closed before its first byte is read.
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        # Beyond, a client's calls wait at the client, so that one has not all calls there are.
+        ("grpc.max_concurrent_streams", settings.max_calls // 4),
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.max_receive_message_length", settings.max_message_bytes),

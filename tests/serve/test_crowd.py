@@ -1,4 +1,4 @@
-"""A thousand clients at once."""
+"""A thousand streams at once, on one connection."""
 
 import asyncio
 import gc
@@ -8,6 +8,7 @@ import grpc
 from serve.door import EventStream
 from serve.proto import inference_pb2 as pb
 from serve.proto import inference_pb2_grpc as pb_grpc
+from serve.settings import ServeSettings
 from tests.serve.house import in_loop, served
 
 NUM_STREAMS, NUM_SLOTS = 1000, 32
@@ -29,8 +30,10 @@ async def finished_of(stub) -> tuple[tuple[int, ...], pb.Finished]:
 @in_loop
 async def test_a_thousand_streams_on_32_slots_all_end_in_the_order_of_their_arrival():
     limits = {"max_num_seqs": NUM_SLOTS, "max_num_batched_tokens": 512, "max_model_len": 64}
-    async with served(**limits, num_pages=NUM_SLOTS * 4) as tested:
+    settings = ServeSettings(grpc_port=0, max_connections=1)
+    async with served(settings, **limits, num_pages=NUM_SLOTS * 4) as tested:
         address = f"127.0.0.1:{tested.server.grpc_port}"
+        # Channels to the same address share a connection, and there is no other.
         channels = [grpc.aio.insecure_channel(address) for _ in range(4)]
         stubs = [pb_grpc.InferenceStub(channel) for channel in channels]
         crowd = (finished_of(stubs[number % 4]) for number in range(NUM_STREAMS))

@@ -109,6 +109,38 @@ async def test_a_reader_that_takes_nothing_is_left_and_its_request_ends():
         assert tested.house.stats.num_generated_tokens < 4 * 3900
 
 
+async def idle_connections(tested, number: int) -> list[asyncio.StreamWriter]:
+    """Which say nothing."""
+    address = ("127.0.0.1", tested.server.http_port)
+    return [(await asyncio.open_connection(*address))[1] for _ in range(number)]
+
+
+@pytest.mark.parametrize("has_tls", [False, True], ids=["plain", "before a TLS handshake"])
+@in_loop
+async def test_connections_beyond_the_bound_are_closed_and_the_others_are_served(has_tls, tmp_path):
+    authority = HttpsAuthority(tmp_path)
+    settings = replace(authority.settings if has_tls else SETTINGS, max_connections=3)
+    async with http_served(settings) as tested:
+        scheme, trust = ("https", authority.client(authority.ca)) if has_tls else ("http", {})
+        address = f"{scheme}://localhost:{tested.server.http_port}"
+        async with httpx.AsyncClient(base_url=address, timeout=20, **trust) as tested.client:
+            canary = await tested.text()  # and its connection stays
+            idle = await idle_connections(tested, 2)
+            for _ in range(20):
+                assert await raw(tested) == b""
+            assert await tested.text() == canary
+            for writer in idle:
+                writer.close()
+        async with asyncio.timeout(20):
+            while True:  # until the server has seen that they left
+                try:
+                    async with httpx.AsyncClient(base_url=address, **trust) as tested.client:
+                        assert await tested.text() == canary
+                        break
+                except httpx.TransportError:
+                    await asyncio.sleep(0.01)
+
+
 class HttpsAuthority(Authority):
     """And its clients."""
 
