@@ -95,6 +95,9 @@ class GenerationBody(Body):
     logit_bias: dict[str, float] | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = Field(default=None, description="max_tokens, once more.")
+    max_new_tokens: int | None = Field(
+        default=None, description="Another bound, by its name in transformers: the lower one holds."
+    )
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None

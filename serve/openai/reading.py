@@ -141,8 +141,15 @@ def _ask(read: GenerationBody, **fields: Any) -> Ask:
 
 
 def _max_tokens(read: GenerationBody) -> int | None:
-    """The newer name wins; some clients send both, to either endpoint."""
-    return read.max_tokens if read.max_completion_tokens is None else read.max_completion_tokens
+    """The newer name wins; some clients send both, to either endpoint.
+
+    ``max_new_tokens`` takes nothing back: it comes from the settings of a task, beside a default
+    of the program that runs it.
+    """
+    most = read.max_tokens if read.max_completion_tokens is None else read.max_completion_tokens
+    if most is None or read.max_new_tokens is None:
+        return read.max_new_tokens if most is None else most
+    return min(most, read.max_new_tokens)
 
 
 def _form(read: GenerationBody) -> dict[str, Any]:

@@ -45,6 +45,7 @@ REFUSED: Mapping[str, Collection[object]] = {
     "length_penalty": (1,),
     "logits_processors": ([],),
     "modalities": (["text"],),
+    "num_beams": (1,),
     "reasoning_effort": ("none",),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),

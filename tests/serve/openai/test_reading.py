@@ -214,6 +214,7 @@ HUGE = 10**5000
         ({"x" * 10**6: 1}, InvalidParameter, "is not a field"),
         ({"truncate_prompt_tokens": 4}, Unsupported, "truncate_prompt_tokens"),
         ({"use_beam_search": True}, Unsupported, "use_beam_search"),
+        ({"num_beams": 10}, Unsupported, "num_beams"),
         ({"model": 5}, InvalidParameter, "model = 5"),
     ],
 )
