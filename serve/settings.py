@@ -30,6 +30,8 @@ class ServeSettings:
         http_patience: seconds that an HTTP client has to send a request, and to take what it is
             sent; after that its connection ends.
         http_keep_alive: seconds for which an HTTP connection may have nothing to do.
+        tokenizer_info: ``/tokenizer_info`` is served over HTTP. Clients that look for it and find
+            it do without a tokenizer of their own, and some then fail where they have one.
         tls: None: in plain text.
         tokens: one of which each call must name; none: nobody is asked.
         admin_port: where operators are served; None: nowhere.
@@ -59,6 +61,7 @@ class ServeSettings:
     http_port: int | None = bounded(None, 0, 65535)
     http_patience: float = bounded(60.0, 0.1, _MOST_SECONDS)
     http_keep_alive: float = bounded(30.0, 0.1, _MOST_SECONDS)
+    tokenizer_info: bool = False
     tls: TlsFiles | None = None
     tokens: tuple[str, ...] = field(default=(), repr=False)
     admin_port: int | None = bounded(None, 0, 65535)

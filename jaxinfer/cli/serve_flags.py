@@ -38,6 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-http", action="store_true", help="gRPC alone")
     server("--http-patience", float, 60.0, "seconds for a client to send a request or take bytes")
     server("--http-keep-alive", float, 30.0, "seconds that a connection may have nothing to do")
+    group.add_argument("--tokenizer-info", action="store_true", help="serve /tokenizer_info, too")
     server("--tls-certificate", Path, None, "PEM; read again when it changes")
     server("--tls-key", Path, None, "its key, PEM")
     server("--tls-client-ca", Path, None, "who signs clients' certificates (mTLS)")

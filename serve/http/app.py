@@ -73,7 +73,9 @@ def routes(
             responses=responses(path),
             openapi_extra=request_body(_BODIES[path]),
         )
-    facts = Facts(frontend, is_well=is_well, metrics=metrics)
+    facts = Facts(
+        frontend, is_well=is_well, metrics=metrics, tells_tokenizer=settings.tokenizer_info
+    )
     for path, get in facts.routes().items():
         said = responses(path.replace(":path", ""))
         app.add_api_route(path, get, methods=["GET"], response_model=None, responses=said)

@@ -19,9 +19,18 @@ Render = Callable[[], tuple[bytes, str]]
 class Facts:
     """The endpoints that generate nothing."""
 
-    def __init__(self, frontend: Frontend, *, is_well: Callable[[], bool], metrics: Render | None):
-        """``is_well``: whether the model answers. ``metrics`` None: there is no such path."""
+    def __init__(
+        self,
+        frontend: Frontend,
+        *,
+        is_well: Callable[[], bool],
+        metrics: Render | None,
+        tells_tokenizer: bool = False,
+    ):
+        """``is_well``: whether the model answers. ``metrics`` None: there is no such path;
+        ``tells_tokenizer`` False: nor one for the tokenizer."""
         self._frontend, self._is_well, self._metrics = frontend, is_well, metrics
+        self._tells_tokenizer = tells_tokenizer
         self._created = int(time.time())
 
     def routes(self) -> dict[str, Any]:
@@ -31,7 +40,7 @@ class Facts:
             "/v1/models/{model_id:path}": answers(self._model),
             "/version": answers(self._version),
             "/health": answers(self.health),
-        }
+        } | ({"/tokenizer_info": answers(self._tokenizer)} if self._tells_tokenizer else {})
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
@@ -47,6 +56,20 @@ class Facts:
 
     async def _version(self, request: Request) -> Response:
         return document({"version": jaxinfer.__version__})
+
+    async def _tokenizer(self, request: Request) -> Response:
+        """What a client needs besides ``/tokenize`` to do without a tokenizer of its own."""
+        tokenizer = self._frontend.model.require_tokenizer()
+        begin, ends = tokenizer.bos_token_id, tokenizer.eos_token_ids
+        return document(
+            {
+                "tokenizer_class": type(tokenizer).__name__,
+                "bos_token": None if begin is None else tokenizer.id_to_token(begin),
+                # Of several, the one that ends texts comes first.
+                "eos_token": tokenizer.id_to_token(ends[0]) if ends else None,
+                "chat_template": tokenizer.chat_template,
+            }
+        )
 
     async def _models(self, request: Request) -> Response:
         return document({"object": "list", "data": [self._card()]})

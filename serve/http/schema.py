@@ -85,6 +85,9 @@ ANSWERS: Mapping[str, dict[str, Any]] = {
     "/detokenize": _object(prompt=_TEXT),
     "/v1/models": _object(object={"const": "list"}, data=_list(_MODEL)),
     "/v1/models/{model_id}": _MODEL,
+    "/tokenizer_info": _object(
+        tokenizer_class=_TEXT, bos_token=_NAME, eos_token=_NAME, chat_template=_NAME
+    ),
     "/version": _object(version=_TEXT),
     "/health": _object(status=_TEXT),
 }

@@ -26,6 +26,7 @@ OTHERS = {
     "tls": {"tls-certificate", "tls-key", "tls-client-ca"},
     "tokens": {"auth-tokens-file"},
     "http_port": {"http-port", "no-http"},
+    "tokenizer_info": {"tokenizer-info"},
     "admin_tokens": {"admin-tokens-file"},
 }
 
@@ -97,6 +98,7 @@ def test_without_a_file_everything_is_as_by_default():
     args = parsed()
     assert serve_settings(args) == ServeSettings(http_port=HTTP_PORT)
     assert serve_settings(parsed("--no-http")) == ServeSettings()
+    assert serve_settings(parsed("--no-http", "--tokenizer-info")).tokenizer_info
     assert request_limits(args) == RequestLimits()
     assert args.model == DEFAULT_MODEL
 

@@ -34,6 +34,9 @@ class ChattyTokenizer(FakeTokenizer):
     """A conversation is its contents, one after the other."""
 
     vocab_size = VOCAB
+    bos_token_id: int | None = None
+    eos_token_ids = (0,)
+    chat_template = "{{ messages[0].content }}"
 
     def encode(self, text: str, **_: bool) -> list[int]:
         return [(ord(letter) - 97) % VOCAB for letter in text if letter != " "]
