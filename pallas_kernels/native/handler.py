@@ -278,7 +278,7 @@ def _schedule(
 
 
 def _wait(code: Code, job: ir.Value, parts: ir.Value) -> None:
-    """Until the parts that others have begun are done: each is microseconds of work."""
+    """Until the parts that others have begun are done; most are microseconds of work."""
     b = code.builder
     give_way = code.outside("sched_yield", I32)
     spins = code.room(I64)

@@ -94,7 +94,7 @@ def packed_matmul(
     2**-126 as zero.
 
     ``num_live``: an int32; rows from there on are padding, of which nothing is read, and come out
-    as zeros at no cost. None: all rows are live.
+    as zeros, at the cost of writing them. None: all rows are live.
 
     Raises ``ValueError`` for rows of another dtype or length, and ``NoImplementation`` where
     nothing can run it.

@@ -10,6 +10,9 @@ from pallas_kernels.paging.tiles import list_tiles
 from pallas_kernels.ragged_paged_attention.xla_call import Call
 
 MOST_QUERIES = 32
+"""Tokens of a tile that the code has room for."""
+
+TILE_QUERIES = MOST_QUERIES
 """Tokens of a tile."""
 
 MOST_POSITIONS = 64
@@ -80,7 +83,7 @@ def attend_tiles(call: Call, is_tiled_S: jax.Array, out_TKGH: jax.Array) -> jax.
     is_paired = call.q_TKGH.dtype == jnp.bfloat16 and multiplies_bfloat16()
     q_TKGH = call.q_TKGH if is_paired else call.q_TKGH.astype(jnp.float32)
     name = register_kernel(group_size, head_dim, pages.page_size, is_paired=is_paired)
-    num_tiles, tiles = list_tiles(rows, is_tiled_S, MOST_QUERIES)
+    num_tiles, tiles = list_tiles(rows, is_tiled_S, TILE_QUERIES)
     last_T = rows.position_T + 1 if call.options.causal else take(rows.kv_lens_S, rows.row_T)
     factor_K = jnp.full(pages.num_kv_heads, call.options.scale, jnp.float32)
     if call.k_scale_K is not None:

@@ -1,7 +1,7 @@
 """The softmax average of one query as machine code, built block by block.
 
-With a running maximum (online softmax, arXiv 1805.02867). What a query makes of its blocks depends
-on nothing but the numbers that it sees, so it is the same whoever shares a block with it.
+With a running maximum (online softmax, arXiv 1805.02867). As long as all numbers are finite, what a
+query makes of its blocks depends on those alone that it sees, whoever shares a block with it.
 """
 
 import math
@@ -106,7 +106,7 @@ def write_weights(module: ir.Module, block: Block) -> ir.Function:
     (added,) = code.repeat(integer(0), end, [all_lanes(0.0, kind)], weigh, step=step)
     before = code.load(F32, total)
     b.store(b.fadd(before, code.sum_lanes(added)), total)
-    with b.if_then(b.fcmp_ordered("!=", new, old)):
+    with b.if_then(b.fcmp_unordered("!=", new, old)):
         factor = code.exp(code.spread(b.fsub(old, new), block.head_lanes))
         b.store(new, top)
         decayed = b.fmul(before, b.extract_element(factor, integer(0, I32)))

@@ -1,9 +1,9 @@
 """Ragged paged attention in plain XLA: what the CPU runs.
 
 Rows with one new token are lists of pages (``xla_items.py``), rows with more are tiles of queries
-(``xla_tiles.py``). The loops over both have dynamic trip counts: what is not in the batch costs
-nothing. The lists of items and tiles do not depend on a layer; XLA computes them once for all
-layers of a program.
+(``xla_tiles.py``); where the CPU can, machine code takes their place (``cpu.py``). All loops have
+dynamic trip counts: what is not in the batch costs nothing. The lists of items and tiles do not
+depend on a layer; XLA computes them once for all layers of a program.
 """
 
 import jax

@@ -108,14 +108,14 @@ def test_silu_of_the_first_half_gates_the_second(num_rows: int) -> None:
 
 @needs_code
 def test_silu_is_finite_for_all_that_is_and_no_number_for_none() -> None:
-    extremes = [0.0, -0.0, 1e-38, -1e-38, 88.0, -88.0, 3e38, -3e38, np.inf, np.nan]
+    extremes = [0.0, -0.0, 1e-38, -1e-38, 88.0, -88.0, 3e38, -3e38, np.nan]
     x = jnp.asarray([[value, 1.0] for value in extremes], jnp.bfloat16)
     width = panel_width()
     weights = jnp.concatenate([jnp.ones((1, width)), jnp.zeros((1, width))])
     ups = jnp.concatenate([jnp.zeros((1, width)), jnp.ones((1, width))])
     both = jnp.concatenate([weights, ups], axis=1).astype(jnp.bfloat16)
-    result = jax.jit(packed_silu_gate)(x[:-2], pack(both))
-    expected = jax.nn.silu(x[:-2, :1].astype(jnp.float32)).astype(jnp.bfloat16)
+    result = jax.jit(packed_silu_gate)(x[:-1], pack(both))
+    expected = jax.nn.silu(x[:-1, :1].astype(jnp.float32)).astype(jnp.bfloat16)
     np.testing.assert_allclose(
         np.asarray(result, np.float32),
         np.broadcast_to(np.asarray(expected, np.float32), result.shape),

@@ -16,7 +16,7 @@ from pallas_kernels import (
     ragged_paged_attention,
     scatter_kv_pages,
 )
-from pallas_kernels.ragged_paged_attention import tpu, xla_items, xla_tiles
+from pallas_kernels.ragged_paged_attention import cpu, tpu, xla_items, xla_tiles
 from pallas_kernels.ragged_paged_attention.tpu_tiles import TpuTiles
 from tests.pallas_kernels.batches import Batch, Content, Layout
 
@@ -148,6 +148,7 @@ def attend() -> Callable[..., tuple[np.ndarray, KVPages]]:
             patch.setattr(xla_items, "CHUNK_BYTES", 4096)
             patch.setattr(xla_tiles, "BLOCK_POSITIONS", 16)
             patch.setattr(xla_tiles, "TILE_QUERIES", (8, 8))
+            patch.setattr(cpu, "TILE_QUERIES", 8)
             patch.setattr(tpu, "tpu_tiles_for", lambda _: SMALL_TILES)
             if implementation in ("tpu", "gpu"):
                 batch = batch.where(kv_pages=in_layout_of(implementation, batch.kv_pages))

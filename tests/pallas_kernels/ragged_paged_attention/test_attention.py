@@ -38,6 +38,27 @@ OPTIONS = {
     "fp8, scaled": {"pages_dtype": "float8_e4m3fn", "logit_softcap": 5.0, **SCALES},
     "fp8, plain": {"pages_dtype": "float8_e5m2", "sinks_N": SINKS},
 }
+#: What a CPU may have machine code for.
+CPU_OPTIONS = {
+    "bfloat16 pages, window, sinks": {
+        "sliding_window": 19,
+        "sinks_N": SINKS,
+        "pages_dtype": "bfloat16",
+        **SCALES,
+    },
+    "bfloat16, window, sinks": {
+        "sliding_window": 19,
+        "sinks_N": SINKS,
+        "pages_dtype": "bfloat16",
+        "q_dtype": "bfloat16",
+    },
+    "bfloat16, bidirectional": {
+        "causal": False,
+        "pages_dtype": "bfloat16",
+        "q_dtype": "bfloat16",
+        **SCALES,
+    },
+}
 #: The reference, which is written to be read, takes seconds for these; for the others more.
 SMALL_SPECS = {"smollm2-decode-1", "smollm2-decode-8", "gemma2-softcap", "gpt-oss-window-sinks"}
 
@@ -64,7 +85,7 @@ def split(options: dict, *sizes: str) -> tuple[dict, dict]:
     return made_of, {name: x for name, x in options.items() if name not in made_of}
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("options", (OPTIONS | CPU_OPTIONS).values(), ids=OPTIONS | CPU_OPTIONS)
 @settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(rows=ragged_rows(), seed=st.integers(0, 99))
 def test_xla_equals_the_reference_on_any_ragged_batch(

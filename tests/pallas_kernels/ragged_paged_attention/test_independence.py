@@ -44,9 +44,9 @@ def test_rows_that_the_known_zones_deny_are_zero_and_leave_no_trace(
     assert not out[11:].any()
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference", TPU])
-def test_pages_before_the_window_may_be_given_away(implementation, batch_of, attend):
-    batch = batch_of([(1, 90), (6, 70)])
+@pytest.mark.parametrize(("implementation", "pages_dtype"), CASES)  # noqa: F405
+def test_pages_before_the_window_may_be_given_away(implementation, pages_dtype, batch_of, attend):
+    batch = batch_of([(1, 90), (6, 70)], pages_dtype=pages_dtype)
     expected, _ = attend(implementation, batch, sliding_window=5)
     table = batch.page_table_SM.at[0, : 85 // 8].set(0).at[1, : 59 // 8].set(0)
     out, _ = attend(implementation, batch.where(page_table_SM=table), sliding_window=5)
