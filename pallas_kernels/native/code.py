@@ -120,6 +120,10 @@ class Code:
     def load(self, kind: ir.Type, pointer: ir.Value, align: int | None = None) -> ir.Value:
         return self.builder.load(pointer, align=align, typ=kind)
 
+    def load_count(self, array: ir.Value, place: ir.Value) -> ir.Value:
+        """Element ``place`` of an array of int32, as wide as other counts."""
+        return self.builder.sext(self.load(I32, self.at(I32, array, place)), I64)
+
     def add_atomic(self, pointer: ir.Value, value: int) -> ir.Value:
         """What was there before."""
         return self.builder.atomic_rmw("add", pointer, integer(value), "acq_rel")

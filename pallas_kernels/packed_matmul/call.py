@@ -6,7 +6,7 @@ from functools import partial
 from llvmlite import ir
 
 from pallas_kernels.native.buffers import Buffer
-from pallas_kernels.native.code import I8, I32, I64, Code, integer
+from pallas_kernels.native.code import I8, I32, Code, integer
 from pallas_kernels.packed_matmul.tile import Panel
 
 ROW_BLOCK = 96
@@ -26,7 +26,7 @@ class Call:
         self.num_rows, self.num_pairs = x_RI.size(0), panels_njop.size(1)
         self.num_panels = panels_njop.size(0)
         self.num_blocks = code.divide_up(self.num_rows, integer(ROW_BLOCK))
-        live = code.builder.sext(code.load(I32, num_live.data), I64)
+        live = code.load_count(num_live.data, integer(0))
         self.num_live = code.larger_count(integer(0), code.smaller(live, self.num_rows))
 
 

@@ -13,7 +13,6 @@ from pallas_kernels.native.buffers import Buffer
 from pallas_kernels.native.code import (
     F32,
     I16,
-    I32,
     I64,
     NOTHING,
     POINTER,
@@ -196,9 +195,7 @@ def _write_work(work: ir.Function, sizes: Sizes, parts: _Parts) -> None:
     q, keys, values, table, tokens, firsts, lasts, sinks = (buffer.data for buffer in buffers)
     out = Buffer(code, results, 0).data
     row, kv_head = code.divide(part, num_kv_heads), code.remainder(part, num_kv_heads)
-    token, first, last = (
-        b.sext(code.load(I32, code.at(I32, array, row)), I64) for array in (tokens, firsts, lasts)
-    )
+    token, first, last = (code.load_count(array, row) for array in (tokens, firsts, lasts))
     with b.if_then(code.is_less(last, integer(1))):
         b.ret_void()  # not a row with one new token
     group, head_dim, page_size = sizes.group_size, sizes.head_dim, sizes.page_size
@@ -224,14 +221,14 @@ def _write_work(work: ir.Function, sizes: Sizes, parts: _Parts) -> None:
 
     def page_at(of_row: ir.Value, place: ir.Value) -> ir.Value:
         entry = code.add(code.mul(of_row, pages_per_row), place)
-        return b.sext(code.load(I32, code.at(I32, table, entry)), I64)
+        return code.load_count(table, entry)
 
     first_page = code.divide(first, integer(page_size))
     last_page = code.divide_up(last, integer(page_size))
     # After the last page comes the first one of the next part.
     next_part = code.smaller(code.add(part, integer(1)), code.sub(num_parts, integer(1)))
     next_row = code.divide(next_part, num_kv_heads)
-    next_first = b.sext(code.load(I32, code.at(I32, firsts, next_row)), I64)
+    next_first = code.load_count(firsts, next_row)
     next_page = page_at(next_row, code.divide(next_first, integer(page_size)))
     next_keys = place_of(next_page, code.remainder(next_part, num_kv_heads))
 

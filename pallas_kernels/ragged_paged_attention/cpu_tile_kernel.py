@@ -17,7 +17,6 @@ from pallas_kernels.native.code import (
     F32,
     I16,
     I32,
-    I64,
     Code,
     all_lanes,
     integer,
@@ -29,7 +28,6 @@ from pallas_kernels.ragged_paged_attention.cpu_softmax import Block, write_begin
 from pallas_kernels.ragged_paged_attention.cpu_tile_rows import (
     MOST_ROWS,
     Sizes,
-    load_index,
     place_of_row,
     write_add_rows,
 )
@@ -69,7 +67,7 @@ def build(module: ir.Module, name: str, sizes: Sizes) -> None:
 def _write_count(count: ir.Function) -> None:
     code = Code.of(count)
     q_TKGH, num_tiles = (Buffer(code, count.args[0], i) for i in (0, 7))
-    tiles = code.builder.sext(code.load(I32, num_tiles.data), I64)
+    tiles = code.load_count(num_tiles.data, integer(0))
     code.builder.ret(code.mul(tiles, q_TKGH.size(1)))
 
 
@@ -86,11 +84,11 @@ def _write_work(work: ir.Function, sizes: Sizes, add_rows: dict[int, ir.Function
     head_dim, positions = integer(block.head_dim), integer(block.num_positions)
 
     tile, kv_head = code.divide(part, num_kv_heads), code.remainder(part, num_kv_heads)
-    row, token, num_queries = (load_index(code, x, tile) for x in (rows, tokens, counts))
+    row, token, num_queries = (code.load_count(x, tile) for x in (rows, tokens, counts))
     num_rows = code.mul(num_queries, integer(group))
     firsts, lasts = code.at(I32, firsts, token), code.at(I32, lasts, token)
-    first = load_index(code, firsts, integer(0))
-    last = load_index(code, lasts, code.sub(num_queries, integer(1)))
+    first = code.load_count(firsts, integer(0))
+    last = code.load_count(lasts, code.sub(num_queries, integer(1)))
     heads_before = code.add(code.mul(token, num_kv_heads), kv_head)
     q, out = (
         code.at(F32, x, code.mul(heads_before, integer(group * size)))
@@ -114,7 +112,7 @@ def _write_work(work: ir.Function, sizes: Sizes, add_rows: dict[int, ir.Function
     def add_block(index: ir.Value) -> None:
         start = code.mul(index, positions)
         entry = code.add(code.mul(row, pages_per_row), code.divide(start, page_size))
-        page = load_index(code, table, entry)
+        page = code.load_count(table, entry)
         with b.if_then(code.is_less(integer(0), page)):
             # Where the numbers of the kv head lie in the page, of keys and of values alike.
             head = code.add(code.mul(page, num_kv_heads), kv_head)

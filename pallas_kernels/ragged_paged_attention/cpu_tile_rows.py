@@ -68,7 +68,7 @@ def _write_add_rows(
 
     def border(borders: ir.Value, row: ir.Value) -> ir.Value:
         """One that a row has, in the block."""
-        position = load_index(code, borders, code.divide(row, group))
+        position = code.load_count(borders, code.divide(row, group))
         place = code.smaller(code.sub(position, start), positions)
         return code.larger_count(integer(0), place)
 
@@ -118,11 +118,6 @@ def place_of_row(
     token, head = code.divide(row, group), code.remainder(row, group)
     heads = code.add(code.mul(token, code.mul(num_kv_heads, group)), head)
     return code.mul(heads, integer(size))
-
-
-def load_index(code: Code, array: ir.Value, place: ir.Value) -> ir.Value:
-    """An int32 out of an array, as a count."""
-    return code.builder.sext(code.load(I32, code.at(I32, array, place)), I64)
 
 
 def _write_product(
