@@ -103,7 +103,7 @@ class House:
 
     @property
     def scheduler(self):
-        return self.engine._scheduler
+        return self.engine._loop.scheduler
 
     @property
     def stats(self):

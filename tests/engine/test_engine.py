@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from jaxinfer.engine.engine import MAX_FAILURES
+from jaxinfer.engine.step_loop import MAX_FAILURES
 from jaxinfer.errors import EngineClosed, StepFailed
 from jaxinfer.outputs import FinishReason
 from tests.engine.house import House, full_group, window_group

@@ -112,7 +112,7 @@ class EngineMachine(RuleBasedStateMachine):
 
         def look():
             assert all(entry.plan is None or entry.result is not None for entry in runner.queue)
-            jobs = engine._jobs.values()
+            jobs = engine._loop.roster.jobs.values()
             begun = [job for job in jobs if job.family.is_begun]
             assert not {WaitFor.FLIGHT: (), WaitFor.BEGUN: begun, WaitFor.ALL: jobs}[wait_for]
 

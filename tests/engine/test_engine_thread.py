@@ -128,7 +128,7 @@ def test_books_that_turn_wrong_while_nobody_asks_end_the_engine():
     house.submit("r", [1], max_tokens=3, ignore_eos=True)
     waiter.wait_for("r")
     house.scheduler.slots._free.pop()
-    house.engine._debug_checks = False
+    house.engine._loop.debug_checks = False
     house.submit("s", [1], max_tokens=3, ignore_eos=True)
     waiter.wait_for("s")
     assert isinstance(house.engine.ended.exception(timeout=60), AssertionError)

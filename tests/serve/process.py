@@ -61,7 +61,7 @@ def _failing(error: Exception):
 
 def _llm(fault) -> SimpleNamespace:
     house = House((full_group(64 * LONG),), clock=time.monotonic, max_model_len=LONG)
-    house.engine._debug_checks = fault is _books
+    house.engine._loop.debug_checks = fault is _books
     launch = house.runner.launch
 
     def trapped(plan):

@@ -196,7 +196,7 @@ async def test_a_deadline_sooner_than_the_shortest_step_is_refused_before_any_ev
         tested.faults.hang()
         while not tested.faults.is_hanging:
             await asyncio.sleep(0.001)
-        tested.engine._step_clock.shortest_step = 5000.0  # as if no step had taken less
+        tested.engine._loop.step_clock.shortest_step = 5000.0  # as if no step had taken less
         late = changed(CANARY, request_id="late")
         guided = changed(late, guided=pb.Guided(regex="(a|b)+c"))
         for request in (late, guided):
