@@ -98,7 +98,7 @@ class Frontend:
         Raises:
             NotFound: another model.
             Draining: nothing new is taken.
-            DeadlinePassed: no time is left, or too little for a step.
+            DeadlinePassed: no time is left, or too little for a token beside those that are here.
             JaxInferError: as ``Engine.submit``.
         """
         arrival = time.monotonic()
@@ -110,7 +110,7 @@ class Frontend:
         if ask.timeout is not None and ask.timeout <= 0:
             raise DeadlinePassed("the deadline has passed before the request came")
         deadline = None if ask.timeout is None else arrival + ask.timeout
-        self.model.engine.require_time(deadline)  # before anything is made of it
+        self.model.engine.require_time(deadline, ask.priority)  # before anything else
         if ask.params.prompt_logprobs is not None and not self.model.has_prompt_logprobs:
             raise Unsupported("prompt log-probabilities: this server was started without them")
         guide = await self._compile(ask.params.structured_outputs)

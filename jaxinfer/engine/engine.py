@@ -118,7 +118,7 @@ class Engine:
         params.verify(vocab_size=limits.vocab_size, prompt_len=prompt_len, limits=limits.request)
         verify_prompt(request.prompt_token_ids, limits.vocab_size)
         max_tokens = clipped_max_tokens(prompt_len, params.max_tokens, limits, self.runner.groups)
-        self.require_time(request.deadline)
+        self.require_time(request.deadline, request.priority)
         bad_words = read_bad_words(params, self._tokenizer)
         banned = frozenset() if bad_words is None else bad_words.always
         constraints = self._constraints.of(request, bad_words)
@@ -138,26 +138,31 @@ class Engine:
         streams = [OutputStream(params, self._tokenizer) for _ in range(params.n)]
         self._inbox.submit(Job(family, streams, self._logprobs, on_events, self._clock()))
 
-    def require_time(self, deadline: float | None) -> None:
-        """Refuses what has no chance beside the requests that are here.
+    def require_time(self, deadline: float | None, priority: int = 0) -> None:
+        """Refuses what cannot have a token in time because of the requests that are here.
 
-        They are why there is a step to wait for. An engine without any takes what comes: only so
-        does it learn that steps have become shorter than all that it has seen.
+        Each that is queued before it has a slot for a step at least, and a step takes no less than
+        the shortest so far; who ends early is what nobody knows before. An engine without requests
+        takes what comes: only so does it learn that steps have become shorter.
 
         Args:
             deadline: seconds on the engine's clock; None is never.
+            priority: as ``Request.priority``.
 
         Raises:
-            DeadlinePassed: it leaves less time than the shortest step so far has taken.
+            DeadlinePassed: it leaves less time than those steps and its own.
         """
         shortest = self._loop.step_clock.shortest_step
         if deadline is None or shortest is None or not self._inbox:
             return
         left = deadline - self._clock()
-        if left < shortest:
+        num_ahead = self._inbox.num_ahead(deadline, priority)
+        num_steps = 1 + num_ahead // self.runner.limits.max_num_seqs
+        if left < num_steps * shortest:
             raise DeadlinePassed(
                 f"{1000 * max(left, 0.0):.1f} ms are left until the deadline, and no step has yet "
-                f"taken less than {1000 * shortest:.1f} ms: give the request more time"
+                f"taken less than {1000 * shortest:.1f} ms; with {num_ahead} requests queued "
+                f"before it there are {num_steps} to wait for: give the request more time"
             )
 
     def begin_guide(self, guide: Guide) -> "Future[CompiledGuide]":

@@ -57,6 +57,18 @@ class Inbox:
             self._mail.submitted.append(job)
             self._changed.notify_all()
 
+    def num_ahead(self, deadline: float, priority: int) -> int:
+        """How many of those of which nothing was computed yet will be begun before one that comes
+        now. Those whose own deadline is sooner may be gone by then, and do not count.
+        """
+        with self._changed:
+            return sum(
+                not job.is_scheduled
+                and job.request.priority >= priority
+                and not job.is_late(deadline)
+                for job in self._jobs.values()
+            )
+
     def abort(self, request_id: str) -> bool:
         """Notes the wish to end a request; False when there is none of that id."""
         with self._changed:

@@ -36,7 +36,6 @@ class Job:
         self._logprobs = logprobs
         self._prompt_logprobs: list[PositionLogprobs | None] = [None]
         self._open = set(range(len(streams)))
-        self._was_retried = False
 
     @property
     def open_sequences(self) -> list[Sequence]:
@@ -53,11 +52,6 @@ class Job:
 
     def is_late(self, now: float) -> bool:
         return self.request.deadline is not None and self.request.deadline <= now
-
-    def may_retry(self) -> bool:
-        """Whether its tokens may be computed again after a failed step: yes, but once."""
-        may_retry, self._was_retried = not self._was_retried, True
-        return may_retry
 
     def scheduled(self, now: float) -> None:
         """A sequence was admitted."""

@@ -7,7 +7,7 @@ left, the running sequence of the worst rank gives up its own and computes them 
 """
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from operator import attrgetter, gt
@@ -112,24 +112,38 @@ class Scheduler:
                 self.tables.publish(sequence)
             if finish is not Finish.NOT:
                 self.finish(sequence)
+            elif sequence.is_suspect:
+                self._try(sequence)
             progress.append(
                 Progress(sequence=sequence, row=row, token_ids=token_ids, finish=finish)
             )
         return progress
 
-    def reset(self) -> list[Sequence]:
-        """The device lost everything: empties slots and pools. The sequences that it hit are
-        returned; they are in the queue again, with the tokens that were read back.
+    def reset(self, unread: Iterable[StepPlan]) -> Sequence | None:
+        """The device lost everything: empties slots and pools. Who was in a slot is in the queue
+        again, with the tokens that were read back.
+
+        Args:
+            unread: the steps that were launched and not read, one of which has failed.
+
+        Returns:
+            whom the device cannot bear: it has failed before, and nobody else was in those steps.
+            None where that cannot be said.
         """
-        lost = list(self.running)
-        for sequence in lost:
+        present = [self.slots.owner(row.slot, row.generation) for p in unread for row in p.rows]
+        culprit = present[0] if len(set(present)) == 1 else None
+        if culprit is not None and not culprit.num_failures:
+            culprit = None
+        for sequence in tuple(self.running):
             self._leave(sequence)
+            if sequence in present:
+                sequence.note_failure()
             self.add(sequence)
         self.tables.clear()
         self._refused = None, ()
         self._unsent_pages = {}
         self.stats.num_failed_steps += 1
-        return lost
+        return culprit
 
     def check(self) -> None:
         """Asserts that no slot and no page is lost, owned twice, or both owned and free."""
@@ -142,6 +156,7 @@ class Scheduler:
         for sequence in self.waiting:
             assert sequence.slot is None
             assert not any(sequence.pages)
+        assert len(self.running) == 1 or not any(s.is_suspect for s in self.running)
         for queue in (self.waiting, self.running):
             assert queue == sorted(queue, key=_RANK)
             assert not any(sequence.is_finished for sequence in queue)
@@ -199,6 +214,15 @@ class Scheduler:
             self._preempt(victim)
         return True
 
+    def _try(self, suspect: Sequence) -> None:
+        """It was alone in a step that did not fail. When that was often enough, the next suspect
+        takes its place, or everybody else joins it.
+        """
+        if suspect.is_trial_over:
+            suspect.acquit()
+            if self.waiting and self.waiting[0].is_suspect:
+                self._preempt(suspect)
+
     def _preempt(self, sequence: Sequence) -> None:
         """Back into the queue; what it has in flight is dropped, and computed again."""
         self._leave(sequence)
@@ -218,6 +242,8 @@ class Scheduler:
         """Who waits takes the place of running sequences of a lower priority."""
         while self.waiting and self.running:
             first, last = self.waiting[0], self.running[-1]
+            if not self._may_join(first):
+                return
             if last.priority >= first.priority or self._has_room(first):
                 return
             self._preempt(last)
@@ -236,6 +262,8 @@ class Scheduler:
         for sequence in tuple(self.waiting):
             if budget <= 0 or not self.slots.num_free:
                 return
+            if not self._may_join(sequence):
+                return
             if not (self.admits_new or sequence.family.is_begun):
                 continue
             siblings = [s for s in self.running if s.family is sequence.family]
@@ -251,6 +279,10 @@ class Scheduler:
             self._count_admission(sequence, is_fork=is_fork)
             self._admit(sequence, draft)
             budget -= self._plan_prompt(sequence, budget, draft)
+
+    def _may_join(self, sequence: Sequence) -> bool:
+        """Beside those in slots: a suspect neither joins others, nor they it."""
+        return not self.running or not (sequence.is_suspect or self.running[0].is_suspect)
 
     def _was_refused(self, sequence: Sequence) -> bool:
         """It did not fit the last time, and no pages were given back since; saves a long look."""

@@ -76,6 +76,9 @@ class Sequence:
     num_committed: int
     num_in_flight: int
     num_published: int
+    num_failures = 0  # of steps that it was in, since it was acquitted
+    _num_trials = 0
+    _trial_end = 0  # so many tokens prove its innocence
 
     def __init__(self, family: Family, index: int, sampling: object, num_groups: int):
         self.family = family
@@ -92,9 +95,9 @@ class Sequence:
         return self.family.request.priority
 
     @property
-    def rank(self) -> tuple[int, int, int]:
-        """Lower is sooner: priority, then arrival."""
-        return -self.priority, self.family.arrival, self.index
+    def rank(self) -> tuple[bool, int, int, int]:
+        """Lower is sooner: suspects, then by priority, then by arrival."""
+        return not self.is_suspect, -self.priority, self.family.arrival, self.index
 
     @property
     def prompt_len(self) -> int:
@@ -186,6 +189,31 @@ class Sequence:
         self.num_committed = 0
         self.num_in_flight = 0
         self.num_published = 0
+
+    # Steps that failed.
+
+    @property
+    def is_suspect(self) -> bool:
+        """It was in two steps that failed: whether because of it is seen when it is alone."""
+        return self.num_failures >= 2
+
+    @property
+    def is_trial_over(self) -> bool:
+        """Alone, it got as many tokens as prove that it is not the reason."""
+        return len(self.tokens) >= self._trial_end
+
+    def note_failure(self) -> None:
+        """It was in a step that failed. Each trial is twice as long as the one before, the first
+        two tokens: a prompt and a decode step.
+        """
+        self.num_failures += 1
+        if self.num_failures == 2:
+            self._num_trials += 1
+            self._trial_end = len(self.tokens) + 2**self._num_trials
+
+    def acquit(self) -> None:
+        """What it was in before is no longer held against it."""
+        self.num_failures = 0
 
     # Its tokens.
 

@@ -6,15 +6,18 @@ from contextlib import contextmanager
 
 from jaxinfer.engine.stats import EngineStats
 
+#: A landing that the host waited for during less than this part of the step tells when the host
+#: looked, not when the device had ended.
+_LEAST_WAIT = 0.1
+
 
 class StepClock:
     """Tells the host's seconds from the device's, and how many steps a deadline leaves time for.
 
     Attributes:
         shortest_step: the least seconds that any step has taken so far, decode steps of one call
-            their share of it; None before the first landing. It is what the host saw, and no
-            bound: later steps may take less, and a landing that the host notices late makes its
-            own step seem longer and the next one shorter.
+            their share of it; None before the first landing. Only of steps of which the host knows
+            when they began. It is no bound: later steps may take less.
     """
 
     def __init__(self, now: Callable[[], float], stats: EngineStats):
@@ -24,6 +27,7 @@ class StepClock:
         self._launched_at: deque[float] = deque()  # of what is in flight
         self._waited = 0.0  # for the device, in this step
         self._landed_at = now()
+        self._was_awaited = True  # that landing: the device ended then, and not before
         self._decode_seconds: float | None = None  # of one decode step
         self.shortest_step: float | None = None
 
@@ -46,10 +50,13 @@ class StepClock:
         now = self._now()
         self._waited += now - asked_at
         self._stats.num_read_steps += 1
-        seconds = now - max(self._launched_at.popleft(), self._landed_at)
+        launched_at = self._launched_at.popleft()
+        seconds = now - max(launched_at, self._landed_at)
         self._stats.device_seconds += seconds
-        shortest, step = self.shortest_step, seconds / num_steps
-        self.shortest_step = step if shortest is None else min(shortest, step)
+        if self._was_awaited or launched_at >= self._landed_at:
+            shortest, step = self.shortest_step, seconds / num_steps
+            self.shortest_step = step if shortest is None else min(shortest, step)
+        self._was_awaited = now - asked_at > _LEAST_WAIT * seconds
         self._decode_seconds = (now - self._landed_at) / num_steps
         self._landed_at = now
 

@@ -1,6 +1,7 @@
 """One step after the other: planned, launched, sampled, read, told."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ Given = TypeVar("Given")
 Result = TypeVar("Result")
 
 #: So many failed steps, with none between them that was finished, end an engine.
-MAX_FAILURES = 3
+MAX_FAILURES = 8
 
 
 class StepLoop:
@@ -53,6 +54,7 @@ class StepLoop:
         self._lookahead = lookahead
         self._errands = ErrandQueue(inbox)
         self._in_flight: tuple[StepPlan, Any] | None = None
+        self._unread: deque[StepPlan] = deque()  # launched, or about to be
         self._num_failures = 0  # since a step was finished
 
     @property
@@ -147,6 +149,7 @@ class StepLoop:
             assert sequence is not None
             self.roster.jobs[sequence.family].scheduled(now)
         self.step_clock.launched()
+        self._unread.append(plan)
         return plan, _on_device(self.runner.launch, plan)
 
     def _max_steps(self) -> int | None:
@@ -185,6 +188,7 @@ class StepLoop:
     def _land(self, plan: StepPlan, pending: Any) -> None:
         with self.step_clock.landing(plan.num_steps):
             result = _on_device(self.runner.read, pending)
+        self._unread.popleft()
         self._num_failures = 0
         now = self._clock()
         for progress in self.scheduler.commit(plan, result):
@@ -206,8 +210,9 @@ class StepLoop:
             self._land(*previous)
 
     def _recover(self, error: StepFailed) -> None:
-        """The cache is gone: who was in a slot computes its tokens again, but only once, for it may
-        be one of them that the device cannot bear. Who waits has lost nothing.
+        """The cache is gone: who was in a slot computes its tokens again. After a second failure
+        each does so alone for a while, for it may be one of them that the device cannot bear: that
+        one ends when it fails there. Who waits has lost nothing.
         """
         self._num_failures += 1
         self._in_flight = None
@@ -215,10 +220,10 @@ class StepLoop:
         if self._num_failures >= MAX_FAILURES:
             raise error
         _log.error("a step failed, the cache is rebuilt: %s", error, exc_info=error.__cause__)
-        for family in {sequence.family for sequence in self.scheduler.reset()}:
-            job = self.roster.jobs[family]
-            if not job.may_retry():
-                self.roster.end(job, FinishReason.ERROR, str(error))
+        culprit = self.scheduler.reset(self._unread)
+        if culprit is not None:
+            self.roster.end(self.roster.jobs[culprit.family], FinishReason.ERROR, str(error))
+        self._unread.clear()
         self.runner.reset()
 
     def _drop_errands(self) -> None:

@@ -54,6 +54,20 @@ def test_a_step_takes_from_its_launch_or_the_landing_before_to_its_own_landing()
     assert watch.clock.shortest_step == 4.0
 
 
+def test_a_step_that_began_nobody_knows_when_is_not_the_shortest():
+    watch = Watch()
+    for at in (0.0, 1.0, 2.0):
+        watch.launch(at)
+    watch.land(8.0)
+    watch.now = 20.0  # the host is busy, and the second has ended long since
+    watch.land(20.1)
+    watch.land(23.0)  # begun before 20.1
+    assert watch.clock.shortest_step == 8.0
+    watch.launch(23.0)
+    watch.land(28.0)  # that one was awaited
+    assert watch.clock.shortest_step == 5.0
+
+
 def test_steps_of_one_call_have_each_their_share():
     watch = Watch()
     watch.launch(0.0)
@@ -83,7 +97,7 @@ def test_who_has_less_time_than_any_step_took_is_refused_beside_others(lookahead
     house.step()
     events = dict(house.events)
     house.engine._constraints.of = None  # nothing is compiled for it
-    with pytest.raises(DeadlinePassed, match=r"^1500\.0 ms are left .* 2000\.0 ms: give .* time"):
+    with pytest.raises(DeadlinePassed, match=r"^1500\.0 ms are left .* 2000\.0 ms; .* time"):
         house.submit("late", [4], deadline=house.now + 1.5, n=2, structured_outputs=GUIDES["any"])
     with pytest.raises(DeadlinePassed, match=r"^0\.0 ms"):
         house.submit("late", [4], deadline=house.now - 1)
@@ -105,6 +119,29 @@ def test_who_has_the_time_of_the_shortest_step_is_taken(lookahead):
     house.run()
     assert house.output("just").finish_reason is FinishReason.DEADLINE
     assert house.output("just").tokens == house.expected("just").tokens[:1]
+    house.assert_idle()
+
+
+@AHEAD
+def test_who_is_queued_behind_others_has_to_have_the_time_of_their_steps_too(lookahead):
+    house = slow_house(lookahead=lookahead, max_num_seqs=2)
+    for name in "ab":  # in slots
+        house.submit(name, [3], max_tokens=9, ignore_eos=True)
+    house.step()
+    house.submit("sooner", [4], max_tokens=2, deadline=house.now + 4.5)  # may be gone by then
+    for name in "cdef":
+        house.submit(name, [4], max_tokens=2, ignore_eos=True)
+    house.submit("low", [4], max_tokens=2, ignore_eos=True, priority=-1)
+    why = r"^5500\.0 ms are left .* with 4 requests queued before it there are 3 to wait for"
+    with pytest.raises(DeadlinePassed, match=why):
+        house.submit("late", [4], max_tokens=2, deadline=house.now + 5.5)
+    house.submit("just", [4], max_tokens=2, ignore_eos=True, deadline=house.now + 6)
+    house.submit("high", [4], max_tokens=1, priority=1, deadline=house.now + 5.5)
+    house.run()
+    for name in (*"abcdef", "low", "high"):
+        house.assert_as_expected(name)
+    for name in ("sooner", "just"):
+        assert house.output(name).finish_reason is FinishReason.DEADLINE
     house.assert_idle()
 
 
