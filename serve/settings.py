@@ -36,7 +36,7 @@ class ServeSettings:
         tokens: one of which each call must name; none: nobody is asked.
         admin_port: where operators are served; None: nowhere.
         admin_host: address for that; another than this machine's own only with tokens, or mTLS.
-        admin_tokens: as ``tokens``, for operators; none: those.
+        admin_tokens: as ``tokens``, for operators; none: those, on this machine.
         weights_dir: below it lie the weights that operators may have taken; None: none.
         profile_dir: below it profiles are written; None: none are taken.
         otlp_endpoint: ``http://host:port`` of a collector of traces; None: requests are not traced.
@@ -91,11 +91,12 @@ class ServeSettings:
         for each in fields(self):
             if "bounds" in each.metadata:
                 _verify(each.name, getattr(self, each.name), each.default, *each.metadata["bounds"])
-        asks = self.tokens or self.admin_tokens or (self.tls is not None and self.tls.client_ca)
+        asks = self.admin_tokens or (self.tls is not None and self.tls.client_ca)
         if self.admin_port is not None and not asks and not _is_loopback(self.admin_host):
             raise InvalidParameter(
-                f"admin_host = {self.admin_host!r:.100} lets everybody who reaches it exchange"
-                " weights and end the server: give --admin-tokens-file, or listen on 127.0.0.1"
+                f"admin_host = {self.admin_host!r:.100} lets every client who reaches it"
+                " exchange weights and end the server: give --admin-tokens-file, or listen on"
+                " 127.0.0.1"
             )
 
 

@@ -56,7 +56,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     admin = _adder(parser.add_argument_group("admin"))
     admin("--admin-port", int, None, "for operators: drain, weights, sleep, profiles; else none")
     admin("--admin-host", None, "127.0.0.1", "")
-    admin("--admin-tokens-file", Path, None, "bearer tokens of operators; else everybody's")
+    admin(
+        "--admin-tokens-file",
+        Path,
+        None,
+        "bearer tokens of operators; without, those of clients, on this machine",
+    )
     admin("--weights-dir", Path, None, "below it lie weights that they may take")
     admin("--profile-dir", Path, None, "below it profiles are written")
     limits = _adder(parser.add_argument_group("limits"))

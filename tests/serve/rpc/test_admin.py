@@ -322,10 +322,12 @@ async def test_bytes_that_are_no_message_are_told_so():
             await refused(raw(b"\xff\xff\xff"), Code.INTERNAL, "cannot be read")
 
 
-def test_the_network_is_let_in_only_with_tokens_or_certificates():
+def test_the_network_is_let_in_only_with_tokens_of_operators_or_certificates():
     for host in ("0.0.0.0", "::", "192.0.2.7", "example.org"):
         with pytest.raises(InvalidParameter, match="--admin-tokens-file"):
             ServeSettings(admin_port=0, admin_host=host)
+        with pytest.raises(InvalidParameter, match="every client"):
+            ServeSettings(admin_port=0, admin_host=host, tokens=("t",))
         assert ServeSettings(admin_port=0, admin_host=host, admin_tokens=("t",)).admin_port == 0
         assert ServeSettings(admin_host=host).admin_port is None
     for host in ("127.0.0.1", "127.0.0.9", "::1", "localhost"):
