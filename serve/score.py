@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jaxinfer.errors import DeadlinePassed, StepFailed
+from jaxinfer.errors import DeadlinePassed
 from jaxinfer.outputs import FinishReason, RequestOutput, TokenEvent, gather_events
 from serve.errors import Aborted
 from serve.frontend import Ask, Frontend
@@ -83,5 +83,5 @@ def _require_whole(last: TokenEvent) -> None:
             raise DeadlinePassed("the deadline has passed before the text was scored")
         case FinishReason.ABORT:
             raise Aborted(f"request_id {last.request_id!r} was aborted")
-        case FinishReason.ERROR:
-            raise StepFailed(last.error or "the device failed")
+    if last.failure is not None:
+        raise last.failure

@@ -1,6 +1,7 @@
 """Which answer an exception becomes: one table for both protocols."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import grpc
 
@@ -31,6 +32,9 @@ Code = grpc.StatusCode
 
 #: Characters of a message to a client.
 MAX_MESSAGE = 1000
+#: Bytes of it as gRPC writes it. Clients may refuse an answer with more than 8,192 bytes of
+#: headers, and then do not see the message at all.
+MAX_MESSAGE_BYTES = 6000
 
 
 @dataclass(frozen=True)
@@ -85,4 +89,19 @@ def message_of(error: Exception) -> str:
     their kind."""
     if status_of(error).grpc is Code.INTERNAL and not isinstance(error, StepFailed):
         return f"internal error ({type(error).__name__})"
-    return " ".join(str(error).split())[:MAX_MESSAGE]
+    # Half a surrogate pair, which JSON can spell, is in no message.
+    text = str(error).encode("utf-8", "replace").decode()
+    return _short(" ".join(text.split())[:MAX_MESSAGE])
+
+
+def _short(message: str) -> str:
+    """As much of it as may be sent."""
+    sizes = accumulate(map(_num_bytes, message))
+    return message[: sum(size <= MAX_MESSAGE_BYTES for size in sizes)]
+
+
+def _num_bytes(character: str) -> int:
+    """What gRPC makes of it: ``%`` and two digits of each byte that is no printable ASCII."""
+    if " " <= character <= "~" and character != "%":
+        return 1
+    return 3 * len(character.encode())

@@ -8,8 +8,7 @@ from collections.abc import AsyncGenerator
 
 from grpc.aio import ServicerContext
 
-from jaxinfer.errors import DeadlinePassed, InvalidPrompt
-from jaxinfer.outputs import FinishReason
+from jaxinfer.errors import InvalidPrompt
 from serve.bounds import require_lean, require_sendable
 from serve.door import PATIENT
 from serve.frontend import Ask, Conversation, Frontend
@@ -52,9 +51,7 @@ class Inference(pb_grpc.InferenceServicer):
                         yield message
         finally:
             stream.close()
-        if transcript.has_ended_with(FinishReason.DEADLINE):
-            raise DeadlinePassed("the deadline has passed: what was generated was sent")
-        transcript.require_no_error()
+        transcript.require_success()
 
     @answers
     async def Generate(  # noqa: N802
@@ -69,11 +66,9 @@ class Inference(pb_grpc.InferenceServicer):
             async for events in stream.batches(PATIENT):
                 for event in events:
                     transcript.note(event)
+                transcript.require_success()  # at once: what comes of the others is not sent
         finally:
             stream.close()
-        if transcript.has_ended_with(FinishReason.DEADLINE):
-            raise DeadlinePassed("the deadline has passed; a stream would have sent a part")
-        transcript.require_no_error()
         return transcript.response()
 
     @answers

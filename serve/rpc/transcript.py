@@ -3,14 +3,11 @@
 from collections.abc import Iterator
 
 from jaxinfer.engine.request import Request
-from jaxinfer.errors import JaxInferError
+from jaxinfer.errors import DeadlinePassed, JaxInferError
 from jaxinfer.outputs import FinishReason, TokenEvent
 from serve.proto import inference_pb2 as pb
 from serve.rpc.convert import delta_of, finished_of, positions
-
-#: Of google.rpc.Code.
-_FAILED_PRECONDITION = 9
-_INTERNAL = 13
+from serve.statuses import status_of
 
 
 class Transcript:
@@ -19,7 +16,6 @@ class Transcript:
     def __init__(self, request: Request, model: str):
         self._request, self._model = request, model
         self._num_tokens = [0] * request.params.n
-        self._reasons: set[FinishReason] = set()
         self._failure: JaxInferError | None = None
         self._outputs = [pb.GeneratedOutput(index=index) for index in range(request.params.n)]
         self._prompt = self.prompt_info()
@@ -32,12 +28,13 @@ class Transcript:
             prompt_tokens=len(self._request.prompt_token_ids),
         )
 
-    def has_ended_with(self, reason: FinishReason) -> bool:
-        """Whether some output did."""
-        return reason in self._reasons
+    def require_success(self) -> None:
+        """Raises what an output failed with, the first of those that did.
 
-    def require_no_error(self) -> None:
-        """Raises StepFailed or UnsatisfiableGuide where an output ended with ERROR."""
+        Raises:
+            StepFailed, UnsatisfiableGuide: it ended with ERROR.
+            DeadlinePassed: with DEADLINE.
+        """
         if self._failure is not None:
             raise self._failure
 
@@ -50,10 +47,14 @@ class Transcript:
         if event.token_ids or event.text:
             self._num_tokens[event.index] += len(event.token_ids)
             yield pb.GenerateEvent(delta=delta_of(event))
-        if event.failure is not None:
-            self._failure = event.failure
-            code = _FAILED_PRECONDITION if event.is_unsatisfiable else _INTERNAL
-            yield pb.GenerateEvent(error=pb.Error(code=code, message=str(event.failure)))
+        if (failure := event.failure) is not None:
+            self._failure = self._failure or failure
+            code, _ = status_of(failure).grpc.value
+            yield pb.GenerateEvent(error=pb.Error(code=code, message=str(failure)))
+        elif event.finish_reason is FinishReason.DEADLINE:
+            self._failure = self._failure or DeadlinePassed(
+                "the deadline has passed: only a stream has what was generated"
+            )
         if event.finish_reason is not None:
             yield pb.GenerateEvent(finished=self._finished(event))
 
@@ -77,7 +78,6 @@ class Transcript:
 
     def _finished(self, event: TokenEvent) -> pb.Finished:
         assert event.finish_reason is not None
-        self._reasons.add(event.finish_reason)
         return finished_of(
             event,
             prompt_len=len(self._request.prompt_token_ids),

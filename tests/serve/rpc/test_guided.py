@@ -114,6 +114,10 @@ async def test_a_guide_that_nothing_allowed_can_go_on_with_ends_its_request_alon
         assert last.finished.reason == pb.ERROR
         assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert await neighbour == alone
+        with pytest.raises(grpc.aio.AioRpcError) as whole:
+            await tested.tokens(request)
+        assert whole.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert whole.value.details() == error.value.details() == told.error.message
 
 
 @in_loop
