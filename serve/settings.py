@@ -46,6 +46,9 @@ class ServeSettings:
         max_metadata_bytes: of a call, and of its answer.
         max_pending_tokens: of one stream, waiting for their reader.
         min_ping_interval_ms: clients that ping more often are sent away.
+        max_connection_idle: seconds without a call, standing ones included, after which a
+            connection ends, so that others have its place; at latest after twice as many. gRPC's
+            clients make a new one with their next call.
         max_connection_age: seconds after which a connection is asked to end, so that balancers of
             connections see new ones; None is never. gRPC varies it by a tenth.
         max_connection_grace: seconds that its calls may then go on.
@@ -76,6 +79,7 @@ class ServeSettings:
     max_metadata_bytes: int = bounded(16 * 2**10, 1024, 2**20)
     max_pending_tokens: int = bounded(65_536, 1, _MOST)
     min_ping_interval_ms: int = bounded(10_000, 0, _MOST)
+    max_connection_idle: float = bounded(600.0, 0.1, _MOST_SECONDS)
     max_connection_age: float | None = bounded(None, 0.1, _MOST_SECONDS)
     max_connection_grace: float = bounded(60.0, 0.0, _MOST_SECONDS)
     deadline_margin: float = bounded(0.1, 0.0, 60.0)

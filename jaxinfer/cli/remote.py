@@ -57,6 +57,8 @@ def open_server(args: argparse.Namespace) -> "RemoteModel":
         raise InvalidParameter(
             f"--{flag} is about a model that is loaded here: --server loads none"
         )
+    # gRPC would write a line amid a conversation when a server ends a connection without calls.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         from serve.client import Client
     except ImportError as error:

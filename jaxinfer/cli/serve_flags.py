@@ -44,6 +44,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     server("--tls-client-ca", Path, None, "who signs clients' certificates (mTLS)")
     server("--auth-tokens-file", Path, None, "bearer tokens, one a line, of which calls name one")
     server("--served-model-name", None, None, "what clients call it (default: --model)")
+    server("--max-connection-idle", float, 600.0, "seconds without a call, then it ends (gRPC)")
     server("--max-connection-age", float, None, "seconds, then it is to be made anew; else never")
     server("--max-connection-grace", float, 60.0, "seconds that its calls may then go on")
     server("--min-ping-interval-ms", int, 10_000, "who pings more often is sent away")

@@ -103,6 +103,7 @@ def channel_options(settings: ServeSettings) -> list[tuple[str, int]]:
         *age.items(),
         # Beyond, a connection is closed before its first byte is read.
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_connection_idle_ms", int(1000 * settings.max_connection_idle)),
         # Beyond, a client's calls wait at the client, so that one has not all calls there are.
         ("grpc.max_concurrent_streams", settings.max_calls // 4),
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
