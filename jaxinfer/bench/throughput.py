@@ -7,6 +7,7 @@ from typing import Any
 from jaxinfer.bench.device import counted_compiles, peak_memory_bytes
 from jaxinfer.bench.host_time import timed_host
 from jaxinfer.bench.latencies import Objectives, drain, request_times, statistics
+from jaxinfer.bench.rates import rates
 from jaxinfer.bench.workload import Workload
 from jaxinfer.engine.stats import EngineStats
 from jaxinfer.llm import LLM
@@ -18,7 +19,7 @@ def measure_throughput(
     """Submits the whole workload at once and runs it to its end.
 
     The keys are those of ``vllm bench``; a request's times count from the common submission, its
-    time in the queue included. Besides them:
+    time in the queue included, and requests that failed are not counted. Besides them:
 
     - ``kv_tokens_used``, ``kv_tokens_allocated``, ``kv_tokens_if_reserved``: tokens in the cache,
       room in the pages that were taken for them, and room that one stretch of ``max_model_len`` a
@@ -36,18 +37,16 @@ def measure_throughput(
     outputs = stream.outputs
     times = [request_times(output, arrivals[output.request_id]) for output in outputs]
     completed = [entry for entry in times if entry is not None]
-    num_inputs = sum(len(output.prompt_token_ids) for output in outputs)
-    num_outputs = sum(len(output.outputs[0].token_ids) for output in outputs)
+    counted = [output for output, entry in zip(outputs, times, strict=True) if entry is not None]
     report: dict[str, Any] = {
-        "duration": duration,
         "completed": len(completed),
         "failed": len(times) - len(completed),
-        "total_input_tokens": num_inputs,
-        "total_output_tokens": num_outputs,
-        "request_throughput": len(completed) / duration,
-        "output_throughput": num_outputs / duration,
-        "total_token_throughput": (num_inputs + num_outputs) / duration,
-    }
+    } | rates(
+        num_requests=len(completed),
+        num_inputs=sum(len(output.prompt_token_ids) for output in counted),
+        num_outputs=sum(len(output.outputs[0].token_ids) for output in counted),
+        duration=duration,
+    )
     if objectives:
         good = sum(entry.meets(objectives) for entry in completed)
         report["request_goodput"] = good / duration

@@ -4,6 +4,7 @@ import signal
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxinfer.bench.rates import rates
 from serve.batch.run import Progress
 from serve.batch.sink import Results
 
@@ -34,7 +35,7 @@ class Outcome:
     def figures(self) -> dict[str, Any]:
         """``total``, ``completed``, ``failed``, as the OpenAI API counts, and ``remaining`` are the
         file's; the others are this run's, by the names of ``vllm bench``."""
-        progress, seconds = self.progress, self.seconds
+        progress = self.progress
         return {
             "total": self.total,
             "completed": len(self.results.done) - self.results.num_failed,
@@ -42,12 +43,12 @@ class Outcome:
             "remaining": self.num_remaining,
             "stopped_by": self._cause,
             "num_requests": progress.num_done,
-            "duration": seconds,
-            "total_input_tokens": progress.num_prompt_tokens,
-            "total_output_tokens": progress.num_completion_tokens,
-            "request_throughput": progress.num_done / seconds if seconds else None,
-            "output_throughput": progress.num_completion_tokens / seconds if seconds else None,
-        }
+        } | rates(
+            num_requests=progress.num_done,
+            num_inputs=progress.num_prompt_tokens,
+            num_outputs=progress.num_completion_tokens,
+            duration=self.seconds,
+        )
 
     @property
     def _cause(self) -> str | None:

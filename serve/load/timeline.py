@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxinfer.bench.latencies import Objectives, RequestTimes, statistics
+from jaxinfer.bench.rates import rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +62,16 @@ def report(
     """
     completed = [timeline for timeline in timelines if timeline.error is None]
     times = [timeline.times for timeline in completed]
-    num_inputs = sum(timeline.prompt_tokens for timeline in completed)
-    num_outputs = sum(timeline.output_tokens for timeline in completed)
     figures: dict[str, Any] = {
-        "duration": duration,
         "completed": len(completed),
         "failed": len(timelines) - len(completed),
-        "total_input_tokens": num_inputs,
-        "total_output_tokens": num_outputs,
-        "request_throughput": len(completed) / duration,
-        "output_throughput": num_outputs / duration,
-        "total_token_throughput": (num_inputs + num_outputs) / duration,
         "max_concurrent_requests": max_concurrency(timelines),
-    }
+    } | rates(
+        num_requests=len(completed),
+        num_inputs=sum(timeline.prompt_tokens for timeline in completed),
+        num_outputs=sum(timeline.output_tokens for timeline in completed),
+        duration=duration,
+    )
     if objectives:
         good = sum(entry.meets(objectives) for entry in times)
         figures["request_goodput"] = good / duration
