@@ -148,7 +148,7 @@ class GuideCompiler:
         if needs_trial(guide):
             reason = why_unfit(lark, COMPILE_SECONDS)
             if reason is not None:
-                raise InvalidParameter(f"{guide} cannot be used: {reason}; simplify it")
+                raise InvalidParameter(f"{guide} cannot be used: {said(reason)}; simplify it")
         matcher = _matcher(vocabulary, lark)
         if matcher.is_error():
             error = said(matcher.get_error())

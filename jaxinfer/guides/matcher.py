@@ -21,6 +21,12 @@ _DEAD_END = "NoExtensionBias"
 _USED_UP = "lexer error: too many"
 #: Where it begins to quote the grammar.
 _QUOTATION = re.compile(r"\n\s*\d+ \|")
+#: Its words, and ours, for parts of a grammar that it would have to follow at once.
+_CROWD = re.compile(r"Current row has (\d+) items; max is (\d+)(; consider [^;]*)?")
+_CROWDED = (
+    r"at one place of a text \1 parts may follow, of which at most \2 are allowed; in a schema each"
+    " property of an object that is not required is four: require some, or have fewer"
+)
 
 
 class GuideMatcher:
@@ -109,4 +115,4 @@ class GuideMatcher:
 def said(error: str) -> str:
     """The library's words, short enough to pass on."""
     words = _QUOTATION.split(error.replace("<non-verbose/>", ""))[0]
-    return " ".join(words.split())[:300]
+    return _CROWD.sub(_CROWDED, " ".join(words.split()))[:300]

@@ -211,6 +211,52 @@ def test_a_token_whose_successors_take_long_to_tell_is_an_error(guides, monkeypa
     assert matches(compiled(guides, regex="z{20}" + "a?" * 9), "z" * 20 + "aaa")
 
 
+def wide(num_optional: int, **more) -> dict:
+    return {"type": "object", "properties": {f"k{i}": True for i in range(num_optional)}} | more
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        wide(600),
+        wide(600, additionalProperties=False),
+        {"type": "object", "properties": {"a": wide(600)}, "required": ["a"]},
+        {"type": "array", "items": wide(600)},
+        {"anyOf": [wide(20) | {"title": f"{number}"} for number in range(40)]},
+    ],
+    ids=lambda schema: str(schema)[:20] + str(schema)[-40:],
+)
+def test_a_schema_that_is_too_wide_is_refused_before_a_text_is_begun(guides, schema):
+    with pytest.raises(
+        InvalidParameter, match=r"at most 2000 are allowed; .*: require some"
+    ) as error:
+        compiled(guides, json=schema)
+    assert str(error.value).startswith("structured_outputs.json = ")
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        (wide(450), '{"k7": 1, "k449": [2], "other": 3}'),
+        (wide(450, additionalProperties=False), '{"k7": 1, "k449": [2]}'),
+        (wide(30, required=[f"k{i}" for i in range(30)]), None),
+        (wide(1500, required=[f"k{i}" for i in range(1500)]), None),
+    ],
+    ids=["open", "closed", "all required", "many, all required"],
+)
+def test_a_schema_that_is_just_not_too_wide_is_served(guides, schema, text):
+    text = text or json.dumps(dict.fromkeys(schema["properties"], 0))
+    assert matches(compiled(guides, json=schema), text)
+
+
+def test_a_grammar_whose_texts_soon_take_long_is_refused():
+    """Each of its tokens would take a second or more, in which no other request has one."""
+    rules = "".join(f'a{i}: "x" | "x" start\n' for i in range(400))
+    hostile = Guide("grammar", f"start: {' | '.join(f'a{i}' for i in range(400))}\n{rules}")
+    assert needs_trial(hostile)
+    assert why_unfit(lark_of(hostile), 60.0) is not None
+
+
 def test_it_is_tried_out_with_the_librarys_version_that_is_used_here(monkeypatch, tmp_path):
     (tmp_path / "llguidance.py").write_text("raise SystemExit(3)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
