@@ -254,29 +254,29 @@ async def test_a_failed_step_is_not_seen_and_a_second_one_ends_its_requests():
         assert await tested.tokens() == canary
 
 
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(("n", "num_failures"), [(1, 2), (3, 3)])
 @in_loop
-async def test_a_whole_answer_that_fails_says_what_a_stream_would(n):
+async def test_a_whole_answer_that_fails_says_what_a_stream_would(n, num_failures):
     async with served() as tested:
         request = changed(ENDLESS, sampling=pb.Sampling(n=n))
         stream = tested.stub.GenerateStream(request)
-        await fail_twice(tested)
+        await fail(tested, num_failures)
         events, of_stream = await rest_and_error(stream)
         messages = {event.error.message for event in events if event.WhichOneof("event") == "error"}
         whole = asyncio.ensure_future(tested.tokens(request))
-        await fail_twice(tested)
+        await fail(tested, num_failures)
         of_whole = await refused(whole)
         assert messages == {of_whole.details()} == {"the fake device failed on read"}
         assert of_whole.code() is of_stream.code() is grpc.StatusCode.INTERNAL
         assert of_whole.details() == of_stream.details()
 
 
-async def fail_twice(tested) -> None:
-    """Two steps, after one that was finished: after three that were not the engine would end."""
+async def fail(tested, num_failures) -> None:
+    """Steps, after one that was finished. In the last one an output is alone."""
     num_tokens = tested.house.stats.num_generated_tokens
     while tested.house.stats.num_generated_tokens == num_tokens:
         await asyncio.sleep(0.001)
-    for _ in range(2):
+    for _ in range(num_failures):
         tested.house.runner.fail_on = "read"
         while tested.house.runner.fail_on:
             await asyncio.sleep(0.001)
