@@ -1,6 +1,7 @@
 """From a guide's text to something that texts can be matched against."""
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -30,6 +31,9 @@ NUM_THREADS = 2
 MAX_WAITING = 64
 #: Compiled guides that are kept. Most take little memory, the worst some 50 MB.
 NUM_KEPT = 32
+#: Guides that were refused which are remembered, and for how many seconds: who asks again costs
+#: nobody's time, and one that only a busy machine made late may come again.
+NUM_REFUSED, REFUSED_SECONDS = 64, 60.0
 #: States of a lexer, one to two kilobytes each, that the texts of a guide may make together; a text
 #: that finds too many there may make as many by itself.
 _MAX_LEXER_STATES = 20_000
@@ -68,19 +72,27 @@ class GuideCompiler:
     and by a trial where these do not see everything; ``COMPILE_SECONDS`` is how long anybody waits.
     """
 
-    def __init__(self, tokenizer: Spelled, vocab_size: int, eos_token_ids: Collection[int]):
-        """``vocab_size``: width of the logits."""
+    def __init__(
+        self,
+        tokenizer: Spelled,
+        vocab_size: int,
+        eos_token_ids: Collection[int],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """``vocab_size``: width of the logits. ``clock``: seconds."""
         self._read_vocabulary = partial(read_vocabulary, tokenizer, vocab_size, eos_token_ids)
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         self._kept: OrderedDict[Guide, Future[CompiledGuide]] = OrderedDict()
+        self._refused: OrderedDict[Guide, tuple[float, JaxInferError]] = OrderedDict()
+        self._clock = clock
         self._num_pending = 0
         self._is_closed = False
 
     def submit(self, guide: Guide) -> "Future[CompiledGuide]":
-        """Begins to compile a guide, unless it was or is being compiled. Not to be cancelled:
-        others may wait for the same.
+        """Begins to compile a guide, unless it was, is being, or was refused a short time ago. Not
+        to be cancelled: others may wait for the same.
 
         The future raises:
             InvalidParameter: it is none of its kind, or too complex.
@@ -97,6 +109,8 @@ class GuideCompiler:
             future = self._kept.get(guide)
             if future is not None:
                 self._kept.move_to_end(guide)
+                return future
+            if (future := self._refusal(guide)) is not None:
                 return future
             if self._num_pending >= NUM_THREADS + MAX_WAITING:
                 raise CapacityError(
@@ -170,12 +184,31 @@ class GuideCompiler:
         return _matcher(vocabulary, lark)
 
     def _done(self, guide: Guide, future: "Future[CompiledGuide]") -> None:
-        """Only what can be used is remembered."""
+        """Only what can be used is kept, and for a while what cannot."""
         with self._lock:
             self._num_pending -= 1
-            failed = future.cancelled() or future.exception() is not None
-            if failed and self._kept.get(guide) is future:
+            error = CancelledError() if future.cancelled() else future.exception()
+            if error is not None and self._kept.get(guide) is future:
                 del self._kept[guide]
+            if isinstance(error, InvalidParameter | UnsatisfiableGuide):
+                self._refused.pop(guide, None)
+                self._refused[guide] = self._clock() + REFUSED_SECONDS, _copy(error)
+                while len(self._refused) > NUM_REFUSED:
+                    self._refused.popitem(last=False)
+
+    def _refusal(self, guide: Guide) -> "Future[CompiledGuide] | None":
+        """What a guide was refused with a short time ago, if it was."""
+        until, error = self._refused.get(guide, (0.0, None))
+        if error is None or until <= self._clock():
+            return None
+        future: Future[CompiledGuide] = Future()
+        future.set_exception(_copy(error))
+        return future
+
+
+def _copy(error: JaxInferError) -> JaxInferError:
+    """The same without the frames of those who raised it, which an exception keeps."""
+    return type(error)(str(error))
 
 
 def late(guide: Guide, future: "Future[CompiledGuide]") -> JaxInferError:

@@ -352,3 +352,31 @@ def test_a_closed_compiler_says_so(guides, monkeypatch):
         guides.compile(Guide("regex", "d"))
     held.go_on.set()
     assert all(future.result() for future in running)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind"),
+    [({"regex": "a{2"}, InvalidParameter), ({"json": "false"}, UnsatisfiableGuide)],
+)
+def test_what_was_refused_costs_no_time_for_a_while(wanted, kind, monkeypatch):
+    now = [0.0]
+    guides = GuideCompiler(ByteTokenizer(), VOCAB, (), clock=lambda: now[0])
+    errors, compiles = [], []
+    compile_ = guides._compile
+    monkeypatch.setattr(guides, "_compile", lambda guide: (compiles.append(guide), compile_(guide)))
+    for now[0] in (0.0, 1.0, compiler.REFUSED_SECONDS):
+        with pytest.raises(kind) as caught:
+            compiled(guides, **wanted)
+        errors.append(caught.value)
+    assert len(compiles) == 2
+    assert len({(type(error), str(error)) for error in errors}) == 1
+    assert len(set(map(id, errors))) == 3
+    guides.close()
+
+
+def test_so_many_refusals_are_remembered_and_what_can_be_used_is_beside_them(guides):
+    for number in range(compiler.NUM_REFUSED + 3):
+        with pytest.raises(InvalidParameter):
+            compiled(guides, regex=f"{number}(")
+    assert len(guides._refused) == compiler.NUM_REFUSED
+    assert matches(compiled(guides, regex="ab"), "ab")
