@@ -19,7 +19,7 @@ from serve.rpc.malformed import ReadSafely
 from serve.rpc.server import channel_options, open_port
 from serve.settings import ServeSettings, address_of
 
-#: Of a request, which is a path at most.
+#: Of a message: a path is the longest that one has.
 _MAX_BYTES = 2**16
 
 ADMIN = pb.DESCRIPTOR.services_by_name["Admin"].full_name
@@ -38,7 +38,7 @@ class AdminServer:
         auth = [BearerAuth(tokens)] if tokens else []
         self._server = grpc.aio.server(
             interceptors=[*auth, ReadSafely(_MAX_BYTES)],
-            options=channel_options(settings),
+            options=channel_options(settings, max_message_bytes=_MAX_BYTES),
             maximum_concurrent_rpcs=settings.max_calls,
         )
         pb_grpc.add_AdminServicer_to_server(AdminService(admin), self._server)

@@ -38,7 +38,7 @@ class RpcServer:
             interceptors.append(TraceEntry(tracing))
         self._server = grpc.aio.server(
             interceptors=[*interceptors, ReadSafely(most_bytes(frontend.max_text))],
-            options=channel_options(settings),
+            options=channel_options(settings, max_message_bytes=settings.max_message_bytes),
             maximum_concurrent_rpcs=settings.max_calls,
         )
         inference = Inference(
@@ -91,7 +91,7 @@ def open_port(server: grpc.aio.Server, address: str, tls: TlsFiles | None) -> in
         raise OSError(f"cannot listen on {address}: {error}") from error
 
 
-def channel_options(settings: ServeSettings) -> list[tuple[str, int]]:
+def channel_options(settings: ServeSettings, *, max_message_bytes: int) -> list[tuple[str, int]]:
     """What gRPC calls arguments of a channel."""
     age = {}
     if settings.max_connection_age is not None:
@@ -108,8 +108,8 @@ def channel_options(settings: ServeSettings) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", settings.max_calls // 4),
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
         # Clients may ping through a long prefill.
         ("grpc.http2.min_ping_interval_without_data_ms", settings.min_ping_interval_ms),
         ("grpc.keepalive_permit_without_calls", 1),

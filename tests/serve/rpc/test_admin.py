@@ -322,6 +322,14 @@ async def test_bytes_that_are_no_message_are_told_so():
             await refused(raw(b"\xff\xff\xff"), Code.INTERNAL, "cannot be read")
 
 
+@in_loop
+async def test_a_message_longer_than_any_is_refused_by_its_size():
+    async with administered(settings_with()) as (tested, stub):
+        raw = tested.admin_channel.unary_unary("/jaxinfer.v1.Admin/UpdateWeights")
+        await refused(raw(b"\0" * (2**16 + 1)), Code.RESOURCE_EXHAUSTED, "larger than max")
+        await stub.ResetPrefixCache(pb.ResetPrefixCacheRequest())
+
+
 def test_the_network_is_let_in_only_with_tokens_of_operators_or_certificates():
     for host in ("0.0.0.0", "::", "192.0.2.7", "example.org"):
         with pytest.raises(InvalidParameter, match="--admin-tokens-file"):
