@@ -106,7 +106,7 @@ class Engine:
             UnsatisfiableGuide: no text matches its structured outputs, or none that its other
                 parameters allow.
             Unsupported: structured outputs, and llguidance is not installed.
-            CapacityError: it asks for more than the page pool holds, or the queue is full.
+            CapacityError: the queue is full.
             DeadlinePassed: as ``require_time``.
             DuplicateRequest: its id is in use.
             EngineClosed: after ``close``.

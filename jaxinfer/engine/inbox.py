@@ -59,13 +59,15 @@ class Inbox:
 
     def num_ahead(self, deadline: float, priority: int) -> int:
         """How many of those of which nothing was computed yet will be begun before one that comes
-        now. Those whose own deadline is sooner may be gone by then, and do not count.
+        now. Those that were aborted, or whose own deadline is sooner, do not count.
         """
         with self._changed:
+            aborted = {job.family for job in self._mail.aborted}
             return sum(
                 not job.is_scheduled
                 and job.request.priority >= priority
                 and not job.is_late(deadline)
+                and job.family not in aborted
                 for job in self._jobs.values()
             )
 

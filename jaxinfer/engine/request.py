@@ -9,7 +9,7 @@ from numbers import Integral, Real
 import numpy as np
 
 from jaxinfer.engine.limits import CacheGroup, EngineLimits, pool_capacity
-from jaxinfer.errors import CapacityError, InvalidParameter, InvalidPrompt, PromptTooLong
+from jaxinfer.errors import InvalidParameter, InvalidPrompt, PromptTooLong
 from jaxinfer.guides import CompiledGuide
 from jaxinfer.outputs import TokenEvent
 from jaxinfer.sampling_params import SamplingParams
@@ -120,7 +120,7 @@ def clipped_max_tokens(
 
     Raises:
         PromptTooLong: no room for a single new token in the context or the page pool.
-        CapacityError: it asks for more than the page pool could hold if it were alone.
+        InvalidParameter: it asks for more than the page pool could hold if it were alone.
     """
     context = limits.max_model_len - prompt_len
     if context < 1:
@@ -139,7 +139,7 @@ def clipped_max_tokens(
         return min(context, room)
     wanted = min(max_tokens, context)
     if wanted > room:
-        raise CapacityError(
+        raise InvalidParameter(
             f"a prompt of {prompt_len} tokens with max_tokens = {max_tokens} needs "
             f"{prompt_len + wanted - 1} cached tokens: the page pool holds {capacity}; "
             f"ask for at most {room}, or give the engine more pages"

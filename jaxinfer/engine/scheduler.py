@@ -112,7 +112,7 @@ class Scheduler:
                 self.tables.publish(sequence)
             if finish is not Finish.NOT:
                 self.finish(sequence)
-            elif sequence.is_suspect:
+            elif sequence.failures.is_suspect:
                 self._try(sequence)
             progress.append(
                 Progress(sequence=sequence, row=row, token_ids=token_ids, finish=finish)
@@ -127,23 +127,38 @@ class Scheduler:
             unread: the steps that were launched and not read, one of which has failed.
 
         Returns:
-            whom the device cannot bear: it has failed before, and nobody else was in those steps.
-            None where that cannot be said.
+            whom the device cannot bear, as far as this and earlier failures say; else None.
         """
-        present = [self.slots.owner(row.slot, row.generation) for p in unread for row in p.rows]
-        culprit = present[0] if len(set(present)) == 1 else None
-        if culprit is not None and not culprit.num_failures:
-            culprit = None
+        present = {self.slots.owner(row.slot, row.generation) for p in unread for row in p.rows}
         for sequence in tuple(self.running):
             self._leave(sequence)
             if sequence in present:
-                sequence.note_failure()
+                sequence.failures.note(len(sequence.tokens), is_alone=len(present) == 1)
             self.add(sequence)
         self.tables.clear()
         self._refused = None, ()
         self._unsent_pages = {}
         self.stats.num_failed_steps += 1
-        return culprit
+        guilty = (s for s in present if s is not None and s.failures.is_guilty)
+        return next(guilty, None)
+
+    def acquit_all(self) -> None:
+        """After ``reset``: whose fault it was is known."""
+        for sequence in self.waiting:
+            sequence.failures.clear()
+        self.waiting.sort(key=_RANK)
+
+    def plan_alone(self, sequence: Sequence) -> StepPlan:
+        """After ``reset``: the first step of a sequence, before anybody else has a slot."""
+        assert not self.running
+        draft = PlanDraft(1, self._unsent_pages)
+        self.add(sequence)
+        self._adopt(sequence, siblings=())
+        self._admit(sequence, draft)
+        self._plan_prompt(sequence, self.limits.max_num_batched_tokens, draft)
+        plan = self._sent(draft)
+        assert plan is not None
+        return plan
 
     def check(self) -> None:
         """Asserts that no slot and no page is lost, owned twice, or both owned and free."""
@@ -156,7 +171,7 @@ class Scheduler:
         for sequence in self.waiting:
             assert sequence.slot is None
             assert not any(sequence.pages)
-        assert len(self.running) == 1 or not any(s.is_suspect for s in self.running)
+        assert len(self.running) == 1 or not any(s.failures.is_suspect for s in self.running)
         for queue in (self.waiting, self.running):
             assert queue == sorted(queue, key=_RANK)
             assert not any(sequence.is_finished for sequence in queue)
@@ -218,10 +233,12 @@ class Scheduler:
         """It was alone in a step that did not fail. When that was often enough, the next suspect
         takes its place, or everybody else joins it.
         """
-        if suspect.is_trial_over:
-            suspect.acquit()
-            if self.waiting and self.waiting[0].is_suspect:
-                self._preempt(suspect)
+        if not suspect.failures.is_proved_by(len(suspect.tokens)):
+            return
+        suspect.failures.clear()
+        if self.waiting and self.waiting[0].failures.is_suspect:
+            self._leave(suspect)
+            self.add(suspect)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back into the queue; what it has in flight is dropped, and computed again."""
@@ -282,7 +299,9 @@ class Scheduler:
 
     def _may_join(self, sequence: Sequence) -> bool:
         """Beside those in slots: a suspect neither joins others, nor they it."""
-        return not self.running or not (sequence.is_suspect or self.running[0].is_suspect)
+        return not self.running or not (
+            sequence.failures.is_suspect or self.running[0].failures.is_suspect
+        )
 
     def _was_refused(self, sequence: Sequence) -> bool:
         """It did not fit the last time, and no pages were given back since; saves a long look."""

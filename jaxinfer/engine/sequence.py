@@ -7,6 +7,7 @@ from collections.abc import Sequence as Items
 import numpy as np
 
 from jaxinfer.engine.constraint import Constraint
+from jaxinfer.engine.failure_record import FailureRecord
 from jaxinfer.engine.prefix import next_key, root_key
 from jaxinfer.engine.request import Request
 from jaxinfer.engine.slots import Slot
@@ -76,9 +77,6 @@ class Sequence:
     num_committed: int
     num_in_flight: int
     num_published: int
-    num_failures = 0  # of steps that it was in, since it was acquitted
-    _num_trials = 0
-    _trial_end = 0  # so many tokens prove its innocence
 
     def __init__(self, family: Family, index: int, sampling: object, num_groups: int):
         self.family = family
@@ -86,6 +84,7 @@ class Sequence:
         self.sampling = sampling
         self.tokens = array("i", family.request.prompt_token_ids)
         self.is_finished = False
+        self.failures = FailureRecord()
         self.pages: tuple[list[int], ...] = tuple([] for _ in range(num_groups))
         self._keys = [root_key(family.request.cache_salt)]
         self.leave()
@@ -96,8 +95,11 @@ class Sequence:
 
     @property
     def rank(self) -> tuple[bool, int, int, int]:
-        """Lower is sooner: suspects, then by priority, then by arrival."""
-        return not self.is_suspect, -self.priority, self.family.arrival, self.index
+        """Lower is sooner: by priority, then by arrival; before them suspects, of whom the one that
+        came last is most likely the reason."""
+        if self.failures.is_suspect:
+            return False, 0, -self.family.arrival, self.index
+        return True, -self.priority, self.family.arrival, self.index
 
     @property
     def prompt_len(self) -> int:
@@ -189,31 +191,6 @@ class Sequence:
         self.num_committed = 0
         self.num_in_flight = 0
         self.num_published = 0
-
-    # Steps that failed.
-
-    @property
-    def is_suspect(self) -> bool:
-        """It was in two steps that failed: whether because of it is seen when it is alone."""
-        return self.num_failures >= 2
-
-    @property
-    def is_trial_over(self) -> bool:
-        """Alone, it got as many tokens as prove that it is not the reason."""
-        return len(self.tokens) >= self._trial_end
-
-    def note_failure(self) -> None:
-        """It was in a step that failed. Each trial is twice as long as the one before, the first
-        two tokens: a prompt and a decode step.
-        """
-        self.num_failures += 1
-        if self.num_failures == 2:
-            self._num_trials += 1
-            self._trial_end = len(self.tokens) + 2**self._num_trials
-
-    def acquit(self) -> None:
-        """What it was in before is no longer held against it."""
-        self.num_failures = 0
 
     # Its tokens.
 

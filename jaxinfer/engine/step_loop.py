@@ -9,20 +9,23 @@ from typing import Any, TypeVar
 from jaxinfer.engine.constraint import Constraint
 from jaxinfer.engine.errand_queue import ErrandQueue
 from jaxinfer.engine.inbox import Inbox
+from jaxinfer.engine.request import Request
 from jaxinfer.engine.roster import Roster
 from jaxinfer.engine.scheduler import Scheduler
-from jaxinfer.engine.sequence import Sequence
+from jaxinfer.engine.sequence import Family, Sequence
 from jaxinfer.engine.step import Row, Runner, StepPlan
 from jaxinfer.engine.step_clock import StepClock
 from jaxinfer.errors import EngineClosed, StepFailed
 from jaxinfer.outputs import FinishReason
+from jaxinfer.sampling_params import SamplingParams
 
 _log = logging.getLogger(__name__)
 
 Given = TypeVar("Given")
 Result = TypeVar("Result")
 
-#: So many failed steps, with none between them that was finished, end an engine.
+#: So many failed steps, with none between them that was finished, end an engine, if nobody was
+#: found whose fault they were.
 MAX_FAILURES = 8
 
 
@@ -210,9 +213,9 @@ class StepLoop:
             self._land(*previous)
 
     def _recover(self, error: StepFailed) -> None:
-        """The cache is gone: who was in a slot computes its tokens again. After a second failure
-        each does so alone for a while, for it may be one of them that the device cannot bear: that
-        one ends when it fails there. Who waits has lost nothing.
+        """The cache is gone: who was in a slot computes its tokens again, and who waits has lost
+        nothing. After a second failure each does so alone for a while, for it may be one of them
+        that the device cannot bear. Who fails twice there ends, if the device bears anything else.
         """
         self._num_failures += 1
         self._in_flight = None
@@ -221,10 +224,35 @@ class StepLoop:
             raise error
         _log.error("a step failed, the cache is rebuilt: %s", error, exc_info=error.__cause__)
         culprit = self.scheduler.reset(self._unread)
-        if culprit is not None:
-            self.roster.end(self.roster.jobs[culprit.family], FinishReason.ERROR, str(error))
         self._unread.clear()
         self.runner.reset()
+        if culprit is not None:
+            self._take_step_of_its_own()
+            self._num_failures = 0
+            self.scheduler.acquit_all()
+            self.roster.end(self.roster.jobs[culprit.family], FinishReason.ERROR, str(error))
+
+    def _take_step_of_its_own(self) -> None:
+        """Has the device compute a token for nobody.
+
+        Raises:
+            StepFailed: it cannot even do that.
+        """
+        params = SamplingParams(max_tokens=1)
+        request = Request(
+            request_id="", prompt_token_ids=[0], params=params, bypass_prefix_cache=True
+        )
+        sampling = self.runner.slot_sampling(params, index=0, max_tokens=1)
+        num_groups = len(self.runner.groups)
+        family = Family(
+            request, arrival=-1, samplings=[sampling], max_tokens=1, num_groups=num_groups
+        )
+        [sequence] = family.sequences
+        plan = self.scheduler.plan_alone(sequence)
+        pending = _on_device(self.runner.launch, plan)
+        _on_device(partial(self.runner.sample, pending), {})
+        self.scheduler.commit(plan, _on_device(self.runner.read, pending))
+        self.scheduler.finish(sequence)
 
     def _drop_errands(self) -> None:
         self._errands.fail_all(EngineClosed("the engine was closed before this could run"))

@@ -147,7 +147,7 @@ def test_a_prompt_must_fit_into_the_page_pool():
 
 def test_a_request_that_could_never_fit_is_refused_with_figures():
     house = House((full_group(num_pages=4),))
-    with pytest.raises(CapacityError, match=r"needs 13 .* holds 12; ask for at most 8,"):
+    with pytest.raises(InvalidParameter, match=r"needs 13 .* holds 12; ask for at most 8,"):
         house.submit("r", [1] * 5, max_tokens=9)
     house.submit("r", [1] * 5, max_tokens=8, ignore_eos=True)
     house.run()

@@ -1,52 +1,24 @@
 """A request that the device cannot bear fails alone, whoever was in a slot beside it."""
 
-from collections.abc import Callable
-
 import pytest
 
-from jaxinfer.engine.sequence import Sequence
+from jaxinfer.engine.failure_record import PROOF_TOKENS
 from jaxinfer.outputs import FinishReason
 from tests.engine.house import House, full_group, window_group
+from tests.engine.poison import Poison, poison
 
 PROMPT = [1, 2, 3, 4, 5]
 AHEAD = pytest.mark.parametrize("lookahead", [True, False], ids=["ahead", "plain"])
 WHERE = pytest.mark.parametrize("where", ["launch", "read"])
 
 #: What of a sequence, with so many tokens of output in its slot, the device cannot bear.
-POISONS: dict[str, Callable[[Sequence, int], bool]] = {
+POISONS: dict[str, Poison] = {
     "its prompt": lambda sequence, num_decoded: True,
     "its decode steps": lambda sequence, num_decoded: num_decoded > 0,
-    "its fifth decode step in a slot": lambda sequence, num_decoded: num_decoded >= 5,
+    "its third decode step in a slot": lambda sequence, num_decoded: num_decoded >= 3,
     "its second sample": lambda sequence, num_decoded: sequence.index == 1,
     "its twelfth token": lambda sequence, num_decoded: len(sequence.tokens) >= len(PROMPT) + 11,
 }
-
-
-def poison(house: House, where: str, is_poison: Callable[[Sequence, int], bool]) -> None:
-    """The device fails on rows of such sequences of requests whose names begin with "bad"."""
-    call, poisoned = getattr(house.runner, where), set()
-    launch = house.runner.launch
-
-    def note(plan):
-        pending = launch(plan)
-        for row in plan.rows:
-            sequence = house.scheduler.slots.owner(row.slot, row.generation)
-            name = sequence.family.request.request_id
-            if name.startswith("bad") and is_poison(sequence, row.start - sequence.prefill_len + 1):
-                if where == "launch":
-                    raise FloatingPointError(f"cannot bear {name}")
-                poisoned.add(id(pending))
-        return pending
-
-    def read(pending):
-        if id(pending) in poisoned:
-            poisoned.clear()
-            raise FloatingPointError("cannot bear it")
-        return call(pending)
-
-    house.runner.launch = note
-    if where == "read":
-        house.runner.read = read
 
 
 def ends(house: House, name: str) -> set[FinishReason | None]:
@@ -81,14 +53,14 @@ def test_it_ends_and_nobody_else_does(where, lookahead, what, steps):
 
 @AHEAD
 @WHERE
-def test_four_of_them_end_and_nobody_else_does(where, lookahead):
+def test_eight_of_them_end_and_nobody_else_does(where, lookahead):
     house = House(lookahead=lookahead, max_num_seqs=8)
     poison(house, where, POISONS["its prompt"])
-    for number in range(4):
+    for number in range(8):
         house.submit(f"bad{number}", PROMPT, max_tokens=9)
         house.submit(f"good{number}", PROMPT, max_tokens=9)
     house.run()
-    for number in range(4):
+    for number in range(8):
         assert ends(house, f"bad{number}") == {FinishReason.ERROR}
         house.assert_as_expected(f"good{number}")
     house.assert_idle()
@@ -102,6 +74,54 @@ def test_alone_it_ends_at_its_second_failure(lookahead):
     house.run()
     assert ends(house, "bad") == {FinishReason.ERROR}
     assert house.stats.num_failed_steps == 2
+
+
+@AHEAD
+def test_one_after_the_other_they_end_and_the_engine_does_not(lookahead):
+    house = House(lookahead=lookahead)
+    poison(house, "launch", POISONS["its prompt"])
+    for number in range(9):
+        house.submit(f"bad{number}", PROMPT, max_tokens=9)
+        house.run()
+        assert ends(house, f"bad{number}") == {FinishReason.ERROR}
+    house.submit("good", PROMPT, max_tokens=9)
+    house.run()
+    house.assert_as_expected("good")
+    house.assert_idle()
+
+
+@AHEAD
+def test_what_the_device_bears_for_some_tokens_at_a_time_is_served(lookahead):
+    house = House(lookahead=lookahead)
+    poison(house, "launch", lambda sequence, num_decoded: num_decoded > PROOF_TOKENS)
+    for name in ("bad", "good"):
+        house.submit(name, PROMPT, max_tokens=40, ignore_eos=True)
+    house.run()
+    for name in ("bad", "good"):
+        house.assert_as_expected(name)
+    assert house.stats.num_failed_steps > 2
+    house.assert_idle()
+
+
+@AHEAD
+def test_neither_failures_that_are_long_past_nor_those_of_another_are_held_against_one(lookahead):
+    house = House(lookahead=lookahead, max_num_seqs=2)
+    house.submit("alone", PROMPT, max_tokens=50, ignore_eos=True)
+    for _ in range(6):
+        for _ in range(3 + PROOF_TOKENS):
+            house.step()
+        house.runner.fail_on = "read"
+        house.step()
+    assert house.stats.num_failed_steps == 6
+    poison(house, "launch", POISONS["its prompt"])
+    house.submit("bad", PROMPT, max_tokens=9)
+    while not house.events["bad"]:
+        house.step()
+    house.runner.fail_on = "read"
+    house.run()
+    assert ends(house, "bad") == {FinishReason.ERROR}
+    house.assert_as_expected("alone")
+    house.assert_idle()
 
 
 @AHEAD
@@ -133,12 +153,12 @@ def test_a_suspect_that_is_aborted_makes_room_for_the_others(lookahead):
         house.step()
     house.submit("c", PROMPT, max_tokens=9, ignore_eos=True, priority=9)
     house.step()
-    assert [s.family.request.request_id for s in house.scheduler.running] == ["a"]
-    house.engine.abort("a")
-    house.step()
     assert [s.family.request.request_id for s in house.scheduler.running] == ["b"]
+    house.engine.abort("b")
+    house.step()
+    assert [s.family.request.request_id for s in house.scheduler.running] == ["a"]
     house.run()
-    for name in "bc":
+    for name in "ac":
         house.assert_as_expected(name)
     house.assert_idle()
 
@@ -154,7 +174,7 @@ def test_whoever_failed_is_not_held_against_who_came_into_its_place():
     house.runner.fail_on = "read"
     house.step()
     [sequence] = house.scheduler.waiting
-    assert sequence.num_failures == 1  # it was launched, too
+    assert not sequence.failures.is_guilty
     house.run()
     house.assert_as_expected("next")
     house.assert_idle()

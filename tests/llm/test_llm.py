@@ -223,7 +223,7 @@ def test_use_tqdm_draws_on_standard_error(llm, capsys):
 
 def test_a_request_for_more_than_the_pool_is_refused(tiny_directory):
     with LLM(tiny_directory, **(SETTINGS | {"num_pages": 3})) as small:
-        with pytest.raises(CapacityError, match="page pool holds 16"):
+        with pytest.raises(InvalidParameter, match="page pool holds 16"):
             small.generate("hello", SamplingParams(max_tokens=40), use_tqdm=False)
         assert len(tokens(small.generate("hello", GREEDY, use_tqdm=False))[0]) == 6
 

@@ -16,6 +16,7 @@ from serve.metrics.histogram import Histogram
 from serve.model import ServedModel
 from serve.settings import ServeSettings
 from tests.engine.house import House
+from tests.engine.poison import poison
 from tests.serve.house import CANARY, in_loop, served
 
 NAMES = {
@@ -191,11 +192,8 @@ async def test_each_request_is_counted_once_by_the_worst_that_became_of_it(caplo
         pass
     watched.submit("never scheduled", [1], deadline=watched.house.now)
     engine.step()
-    watched.submit("failed", [1, 2, 3], n=2, max_tokens=20)
-    engine.step()
-    for _ in range(2):  # the first time, it is tried again
-        watched.house.runner.fail_on = "read"
-        engine.step()
+    poison(watched.house, "launch")
+    watched.submit("bad", [1, 2, 3], n=2, max_tokens=20)
     while engine.step():
         pass
     watched.submit("well", [3], n=2, max_tokens=2)
