@@ -8,7 +8,12 @@ from numbers import Integral, Real
 from typing import NoReturn, TypeGuard
 
 from jaxinfer.errors import InvalidParameter
-from jaxinfer.structured_outputs import StructuredOutputsParams
+from jaxinfer.structured_outputs import (
+    MAX_GUIDE_BYTES,
+    MAX_SCHEMA_NESTING,
+    Guide,
+    StructuredOutputsParams,
+)
 
 #: What the wire can carry: a signed or an unsigned 64-bit integer.
 _SEEDS = range(-(2**63), 2**64)
@@ -25,6 +30,10 @@ class RequestLimits:
     ``max_logprobs`` and ``max_token_ids`` can only be lowered: slots have room for so many.
     ``max_token_ids`` bounds stop ids, allowed ids and biased ids, each by itself.
     ``max_prompt_logprobs_bytes`` bounds what the host keeps for ``prompt_logprobs``.
+    ``max_prompts`` are of one body of the OpenAI API. ``max_guide_bytes`` and
+    ``max_schema_nesting`` bound the text of structured outputs, ``max_guide_seconds`` the time that
+    it is waited for to be compiled. ``max_template_seconds`` (of processor time) and
+    ``max_template_characters`` bound the rendering of a conversation.
     """
 
     max_n: int = 128
@@ -34,6 +43,12 @@ class RequestLimits:
     max_token_ids: int = 4096
     max_logprobs: int = 20
     max_prompt_logprobs_bytes: int = 2**28
+    max_prompts: int = 256
+    max_guide_bytes: int = MAX_GUIDE_BYTES
+    max_schema_nesting: int = MAX_SCHEMA_NESTING
+    max_guide_seconds: float = 5.0
+    max_template_seconds: float = 2.0
+    max_template_characters: int = 16 * 2**20
 
     def __post_init__(self) -> None:
         """Raises:
@@ -48,9 +63,27 @@ class RequestLimits:
             ("max_token_ids", 0, defaults.max_token_ids),
             ("max_logprobs", 0, defaults.max_logprobs),
             ("max_prompt_logprobs_bytes", 0, 2**40),
+            ("max_prompts", 1, 2**16),
+            ("max_guide_bytes", 1, 2**20),
+            ("max_schema_nesting", 1, 256),
+            ("max_template_characters", 1, 2**30),
         ):
             fix = f"leave it out for {getattr(defaults, name)}"
             _verify_int(name, getattr(self, name), least, most, fix)
+        for name in ("max_guide_seconds", "max_template_seconds"):
+            fix = f"leave it out for {getattr(defaults, name)}"
+            value = getattr(self, name)
+            _verify_float(name, value, "from 0.01 to 600", lambda x: 0.01 <= x <= 600, fix)
+
+    def guide_of(self, wanted: StructuredOutputsParams) -> Guide:
+        """What is to be compiled.
+
+        Raises:
+            InvalidParameter: as ``StructuredOutputsParams.guide_within``.
+        """
+        return wanted.guide_within(
+            max_bytes=self.max_guide_bytes, max_nesting=self.max_schema_nesting
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,16 +175,16 @@ class SamplingParams:
         self._verify_flags()
         self._verify_texts(limits)
         self._verify_ids(vocab_size, limits.max_token_ids)
-        self._verify_structured_outputs()
+        self._verify_structured_outputs(limits)
 
-    def _verify_structured_outputs(self) -> None:
+    def _verify_structured_outputs(self, limits: RequestLimits) -> None:
         wanted = self.structured_outputs
         if wanted is None:
             return
         if not isinstance(wanted, StructuredOutputsParams):
             fix = "give it StructuredOutputsParams(json=..., regex=..., choice=... or grammar=...)"
             _refuse("structured_outputs", wanted, "None or StructuredOutputsParams", fix)
-        wanted.verify()
+        limits.guide_of(wanted)
 
     def _verify_counts(self, limits: RequestLimits) -> None:
         _verify_int("n", self.n, 1, limits.max_n)

@@ -5,14 +5,13 @@ import re
 import reprlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NoReturn
 
 from jaxinfer.errors import InvalidParameter
 
-#: Bytes of a schema, a regex, a grammar, or of all choices together.
+#: Bytes of a schema, a regex, a grammar, or of all choices together, unless limits say otherwise.
 MAX_GUIDE_BYTES = 65_536
-#: Levels of objects and arrays in a schema.
+#: Levels of objects and arrays in a schema, unless limits say otherwise.
 MAX_SCHEMA_NESTING = 64
 MAX_CHOICES = 1024
 
@@ -60,22 +59,42 @@ class StructuredOutputsParams:
     json_object: bool | None = None
     disable_any_whitespace: bool = False
 
-    def verify(self) -> None:
+    def verify(
+        self, *, max_bytes: int = MAX_GUIDE_BYTES, max_nesting: int = MAX_SCHEMA_NESTING
+    ) -> None:
         """Checks every value.
 
         Raises:
-            InvalidParameter: as ``guide``.
+            InvalidParameter: as ``guide_within``.
         """
-        _ = self.guide
+        self.guide_within(max_bytes=max_bytes, max_nesting=max_nesting)
 
-    @cached_property
+    @property
     def guide(self) -> Guide:
-        """What is to be compiled.
+        """What is to be compiled, within the limits that hold by default; see ``guide_within``."""
+        return self.guide_within()
+
+    def guide_within(
+        self, *, max_bytes: int = MAX_GUIDE_BYTES, max_nesting: int = MAX_SCHEMA_NESTING
+    ) -> Guide:
+        """What is to be compiled; read once.
+
+        Args:
+            max_bytes: of a schema, a regex, a grammar, or of all choices together.
+            max_nesting: levels of objects and arrays in a schema.
 
         Raises:
             InvalidParameter: none or several are set, one is no text of its kind, too long or too
                 deeply nested; names the value, what is allowed, and the fix.
         """
+        bounds = _Bounds(max_bytes, max_nesting)
+        kept: tuple[_Bounds, Guide] | None = self.__dict__.get("_kept")
+        if kept is None or kept[0] != bounds:
+            kept = bounds, self._read(bounds)
+            self.__dict__["_kept"] = kept
+        return kept[1]
+
+    def _read(self, bounds: "_Bounds") -> Guide:
         if not isinstance(self.disable_any_whitespace, bool):
             _refuse("disable_any_whitespace", self.disable_any_whitespace, "True or False")
         given = [name for name in _KINDS if getattr(self, name) not in (None, False)]
@@ -86,43 +105,111 @@ class StructuredOutputsParams:
             )
         match given[0]:
             case "json":
-                return self._json(_schema_text(self.json))
+                return self._json(bounds.schema_text(self.json))
             case "json_object":
                 if self.json_object is not True:
                     _refuse("json_object", self.json_object, "True, False or None")
                 return self._json('{"type": "object"}')
             case "choice":
-                return Guide("choice", _choice_text(self.choice))
+                return Guide("choice", bounds.choice_text(self.choice))
             case kind:
-                return Guide(kind, _verified_text(kind, getattr(self, kind)))
+                return Guide(kind, bounds.text(kind, getattr(self, kind)))
 
     def _json(self, schema: str) -> Guide:
         return Guide("json", schema, is_compact=self.disable_any_whitespace)
 
 
-def _schema_text(schema: object) -> str:
-    if isinstance(schema, dict):
-        _verify_extent(schema)
+@dataclass(frozen=True)
+class _Bounds:
+    """How large a guide may be, and its reading within that."""
+
+    max_bytes: int
+    max_nesting: int
+
+    def schema_text(self, schema: object) -> str:
+        if isinstance(schema, dict):
+            self._verify_extent(schema)
+            try:
+                text = json.dumps(schema)
+            except (TypeError, ValueError) as error:
+                raise InvalidParameter(f"structured_outputs.json is no JSON: {error}") from error
+            return self.text("json", text)
+        text = self.text("json", schema)
+        if nesting_of(text) > self.max_nesting:
+            self._refuse_nesting()
         try:
-            text = json.dumps(schema)
-        except (TypeError, ValueError) as error:
-            raise InvalidParameter(f"structured_outputs.json is no JSON: {error}") from error
-        return _verified_text("json", text)
-    text = _verified_text("json", schema)
-    if _nesting(text) > MAX_SCHEMA_NESTING:
-        _refuse_nesting()
-    try:
-        value = json.loads(text)
-    except ValueError as error:
+            value = json.loads(text)
+        except ValueError as error:
+            raise InvalidParameter(
+                f"structured_outputs.json = {reprlib.repr(text)} is no JSON: {error}"
+            ) from error
+        if not isinstance(value, dict | bool):
+            fix = "see https://json-schema.org"
+            _refuse("json", text, "a JSON schema, which is an object", fix)
+        return text
+
+    def choice_text(self, choices: object) -> str:
+        if isinstance(choices, str | bytes) or not isinstance(choices, Sequence):
+            _refuse("choice", choices, "a list of strings")
+        if not 1 <= len(choices) <= MAX_CHOICES:
+            raise InvalidParameter(
+                f"structured_outputs.choice holds {len(choices)} strings: from 1 to {MAX_CHOICES} "
+                "are allowed"
+            )
+        num_bytes = 0
+        for choice in choices:
+            num_bytes += len(self.text("choice", choice))
+            self._verify_least("choice", num_bytes)
+        return json.dumps(list(choices), ensure_ascii=False)
+
+    def text(self, kind: str, text: object) -> str:
+        if not isinstance(text, str):
+            _refuse(kind, text, "a string")
+        if not text:
+            _refuse(kind, text, "not empty", "leave structured_outputs out for any text")
+        if len(text) > self.max_bytes:
+            self._refuse_length(kind, str(len(text)))
+        try:
+            num_bytes = len(text.encode())
+        except UnicodeEncodeError:
+            _refuse(kind, text, "Unicode text, without half a surrogate pair")
+        if num_bytes > self.max_bytes:
+            self._refuse_length(kind, str(num_bytes))
+        return text
+
+    def _verify_extent(self, schema: dict) -> None:
+        """Of a value that somebody built: it may be large, or contain itself."""
+        level: list[Collection] = [schema]
+        num_bytes = 0  # of its text, at least
+        for _ in range(self.max_nesting):
+            num_bytes += 2 * sum(map(len, level))  # a value, and what stands beside it
+            self._verify_least("json", num_bytes)
+            inner = [value for container in level for value in _values(container)]
+            keys = [key for container in level if isinstance(container, dict) for key in container]
+            num_bytes += sum(len(text) for text in (*inner, *keys) if isinstance(text, str))
+            self._verify_least("json", num_bytes)
+            level = [value for value in inner if _is_container(value)]
+            if not level:
+                return
+        self._refuse_nesting()
+
+    def _verify_least(self, kind: str, num_bytes: int) -> None:
+        if num_bytes > self.max_bytes:
+            self._refuse_length(kind, f"more than {self.max_bytes}")
+
+    def _refuse_length(self, kind: str, num_bytes: str) -> NoReturn:
         raise InvalidParameter(
-            f"structured_outputs.json = {reprlib.repr(text)} is no JSON: {error}"
-        ) from error
-    if not isinstance(value, dict | bool):
-        _refuse("json", text, "a JSON schema, which is an object", "see https://json-schema.org")
-    return text
+            f"structured_outputs.{kind} has {num_bytes} bytes: at most {self.max_bytes} are allowed"
+        )
+
+    def _refuse_nesting(self) -> NoReturn:
+        raise InvalidParameter(
+            f"structured_outputs.json is nested more than {self.max_nesting} levels deep: use "
+            "$defs and $ref for what lies deeper"
+        )
 
 
-def _nesting(text: str) -> int:
+def nesting_of(text: str) -> int:
     """Levels of objects and arrays in a JSON text, without recursion; at least as many as a parser
     would go down."""
     deepest = depth = 0
@@ -135,28 +222,6 @@ def _nesting(text: str) -> int:
     return deepest
 
 
-def _verify_extent(schema: dict) -> None:
-    """Of a value that somebody built: it may be large, or contain itself."""
-    level: list[Collection] = [schema]
-    num_bytes = 0  # of its text, at least
-    for _ in range(MAX_SCHEMA_NESTING):
-        num_bytes += 2 * sum(map(len, level))  # a value, and what stands beside it
-        _verify_least(num_bytes)
-        inner = [value for container in level for value in _values(container)]
-        keys = [key for container in level if isinstance(container, dict) for key in container]
-        num_bytes += sum(len(text) for text in (*inner, *keys) if isinstance(text, str))
-        _verify_least(num_bytes)
-        level = [value for value in inner if _is_container(value)]
-        if not level:
-            return
-    _refuse_nesting()
-
-
-def _verify_least(num_bytes: int) -> None:
-    if num_bytes > MAX_GUIDE_BYTES:
-        _refuse_length("json", f"more than {MAX_GUIDE_BYTES}")
-
-
 def _values(container: Collection) -> Collection:
     return container.values() if isinstance(container, dict) else container
 
@@ -165,54 +230,9 @@ def _is_container(value: object) -> bool:
     return isinstance(value, (dict, list, tuple))
 
 
-def _choice_text(choices: object) -> str:
-    if isinstance(choices, str | bytes) or not isinstance(choices, Sequence):
-        _refuse("choice", choices, "a list of strings")
-    if not 1 <= len(choices) <= MAX_CHOICES:
-        raise InvalidParameter(
-            f"structured_outputs.choice holds {len(choices)} strings: from 1 to {MAX_CHOICES} are "
-            "allowed"
-        )
-    num_bytes = 0
-    for choice in choices:
-        num_bytes += len(_verified_text("choice", choice))
-        if num_bytes > MAX_GUIDE_BYTES:
-            _refuse_length("choice", f"more than {MAX_GUIDE_BYTES}")
-    return json.dumps(list(choices), ensure_ascii=False)
-
-
-def _verified_text(kind: str, text: object) -> str:
-    if not isinstance(text, str):
-        _refuse(kind, text, "a string")
-    if not text:
-        _refuse(kind, text, "not empty", "leave structured_outputs out for any text")
-    if len(text) > MAX_GUIDE_BYTES:
-        _refuse_length(kind, str(len(text)))
-    try:
-        num_bytes = len(text.encode())
-    except UnicodeEncodeError:
-        _refuse(kind, text, "Unicode text, without half a surrogate pair")
-    if num_bytes > MAX_GUIDE_BYTES:
-        _refuse_length(kind, str(num_bytes))
-    return text
-
-
 def _refuse(name: str, value: object, allowed: str, fix: str | None = None) -> NoReturn:
     advice = f"; {fix}" if fix else ""
     raise InvalidParameter(
         f"structured_outputs.{name} = {reprlib.repr(value)} is not allowed: it must be {allowed}"
         f"{advice}"
-    )
-
-
-def _refuse_length(kind: str, num_bytes: str) -> NoReturn:
-    raise InvalidParameter(
-        f"structured_outputs.{kind} has {num_bytes} bytes: at most {MAX_GUIDE_BYTES} are allowed"
-    )
-
-
-def _refuse_nesting() -> NoReturn:
-    raise InvalidParameter(
-        f"structured_outputs.json is nested more than {MAX_SCHEMA_NESTING} levels deep: use $defs "
-        "and $ref for what lies deeper"
     )

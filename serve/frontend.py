@@ -9,9 +9,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 from jaxinfer.engine.request import Request, verify_prompt
-from jaxinfer.errors import CapacityError, DeadlinePassed, EngineClosed, Unsupported
+from jaxinfer.errors import (
+    CapacityError,
+    DeadlinePassed,
+    EngineClosed,
+    InvalidPrompt,
+    Unsupported,
+)
 from jaxinfer.guides import CompiledGuide
-from jaxinfer.guides.compiler import COMPILE_SECONDS, late
+from jaxinfer.guides.compiler import late
 from jaxinfer.outputs import FinishReason
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.structured_outputs import StructuredOutputsParams
@@ -114,11 +120,11 @@ class Frontend:
         if ask.params.prompt_logprobs is not None and not self.model.has_prompt_logprobs:
             raise Unsupported("prompt log-probabilities: this server was started without them")
         guide = await self._compile(ask.params.structured_outputs)
+        token_ids = await self.encode(ask.prompt, add_special_tokens=ask.add_special_tokens)
+        self.require_room_in_queue(1, len(token_ids))
         request = Request(
             request_id=ask.request_id or uuid.uuid4().hex,
-            prompt_token_ids=await self.encode(
-                ask.prompt, add_special_tokens=ask.add_special_tokens
-            ),
+            prompt_token_ids=token_ids,
             params=ask.params,
             priority=ask.priority,
             deadline=deadline,
@@ -138,14 +144,17 @@ class Frontend:
         """
         if wanted is None:
             return None
-        future = self.model.engine.begin_guide(wanted.guide)
+        limits = self.model.request_limits
+        guide = limits.guide_of(wanted)
+        future = self.model.engine.begin_guide(guide)
+        compiling = asyncio.wrap_future(future)
+        # Who has left does not want to know how it ended.
+        compiling.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             # Others may wait for the same one: nobody who goes away may cancel it.
-            return await asyncio.wait_for(
-                asyncio.shield(asyncio.wrap_future(future)), COMPILE_SECONDS
-            )
+            return await asyncio.wait_for(asyncio.shield(compiling), limits.max_guide_seconds)
         except TimeoutError:
-            raise late(wanted.guide, future) from None
+            raise late(guide, future, limits.max_guide_seconds) from None
         except asyncio.CancelledError:
             if future.cancelled():  # not who waits for it
                 raise EngineClosed("the engine was closed: it compiles no guides") from None
@@ -168,7 +177,7 @@ class Frontend:
         """
         self.require_room(prompt, must_fit=must_fit)
         if isinstance(prompt, Conversation):
-            # A template is a program: it may take its two seconds.
+            # A template is a program: it may take its time.
             encode_chat = partial(self.model.encode_chat, prompt.messages, **prompt.template)
             return await self._aside(encode_chat)
         if not isinstance(prompt, str):
@@ -188,6 +197,24 @@ class Frontend:
             require_room_for_text(sum(len(text) for text in texts if isinstance(text, str)), most)
         else:
             require_room_for_ids(prompt, self.model.max_model_len)
+
+    def require_room_in_queue(self, num_prompts: int, num_tokens: int) -> None:
+        """Refuses what is to be taken in together, and never can be: all of it may have to wait.
+
+        Raises:
+            InvalidPrompt: more than the queue has room for when it is empty.
+        """
+        limits = self.model.engine.runner.limits
+        for unit, number, most in (
+            ("prompts", num_prompts, limits.max_waiting_requests),
+            ("prompt tokens", num_tokens, limits.max_waiting_tokens),
+        ):
+            if most is not None and number > most:
+                flag = "requests" if unit == "prompts" else "tokens"
+                raise InvalidPrompt(
+                    f"prompt holds {number} {unit}, and the queue here has room for {most}: send at"
+                    f" most {most} in a request, or serve with --max-waiting-{flag} {number}"
+                )
 
     async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of tokens, made in another thread.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import jaxinfer
 from jaxinfer.engine.engine import Engine
 from jaxinfer.errors import InvalidPrompt
+from jaxinfer.sampling_params import RequestLimits
 from jaxinfer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -109,6 +110,11 @@ class ServedModel:
         """Width of the logits."""
         return self.engine.runner.limits.vocab_size
 
+    @property
+    def request_limits(self) -> RequestLimits:
+        """What one request may ask for at most."""
+        return self.engine.runner.limits.request
+
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer.
 
@@ -135,6 +141,8 @@ class ServedModel:
             ChatTemplateError: no chat template, or one that fails on these messages.
         """
         tokenizer = self.require_tokenizer()
-        text = tokenizer.apply_chat_template(messages, **template)
+        text = tokenizer.apply_chat_template(
+            messages, template_limits=self.request_limits, **template
+        )
         # The template has put the special tokens where they belong.
         return tokenizer.encode(text, add_special_tokens=False)

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from jaxinfer.errors import InvalidParameter
+from jaxinfer.sampling_params import RequestLimits, SamplingParams
 from jaxinfer.structured_outputs import MAX_GUIDE_BYTES, StructuredOutputsParams
 
 CYCLE: dict = {}
@@ -59,6 +60,38 @@ def nested(levels: int) -> str:
 def test_what_is_wrong_is_named(params, message):
     with pytest.raises(InvalidParameter, match=message):
         StructuredOutputsParams(**params).verify()
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"regex": "abcde"}, "regex has 5 bytes: at most 4 are allowed"),
+        ({"choice": ["ab", "cde"]}, "choice has more than 4 bytes"),
+        ({"json": {"a": 1}}, "json has .* bytes: at most 4 are allowed"),
+        ({"json": nested(3)}, "json is nested more than 2 levels deep"),
+        ({"json": {"a": {"b": {}}}}, "json is nested more than 2 levels deep"),
+    ],
+)
+def test_limits_may_be_others(params, message):
+    wanted = StructuredOutputsParams(**params)
+    assert wanted.guide == wanted.guide_within()
+    narrow = RequestLimits(
+        **{"max_schema_nesting": 2} if "neste" in message else {"max_guide_bytes": 4}
+    )
+    for _ in range(2):
+        with pytest.raises(InvalidParameter, match=message):
+            SamplingParams(structured_outputs=wanted).verify(vocab_size=9, limits=narrow)
+    SamplingParams(structured_outputs=wanted).verify(vocab_size=9)
+
+
+def test_limits_may_be_wider():
+    deep = StructuredOutputsParams(json=nested(65))
+    assert deep.guide_within(max_nesting=65).text == nested(65)
+    long = StructuredOutputsParams(regex="x" * (MAX_GUIDE_BYTES + 1))
+    assert long.guide_within(max_bytes=MAX_GUIDE_BYTES + 1).text == long.regex
+    for wanted in (deep, long):
+        with pytest.raises(InvalidParameter):
+            wanted.verify()
 
 
 @pytest.mark.parametrize("schema", [nested(64), '{"enum": ["[[[[", "\\"{{{", "\\\\"]}', "true"])

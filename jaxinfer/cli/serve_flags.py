@@ -23,6 +23,22 @@ if TYPE_CHECKING:
 
 #: Where a server is not as an ``LLM`` would be.
 DEFAULTS = {"model": DEFAULT_MODEL, "max_waiting_requests": 1024, "max_waiting_tokens": 2**20}
+#: What limits of requests are of.
+_LIMITS = {
+    "max_n": "outputs of a prompt",
+    "max_stop_strings": "of a request",
+    "max_stop_bytes": "of each stop string or bad word",
+    "max_bad_words": "of a request",
+    "max_token_ids": "in each list of a request: stop, allowed, biased",
+    "max_logprobs": "beside each token",
+    "max_prompt_logprobs_bytes": "of a request, in the host's memory",
+    "max_prompts": "of a body over HTTP",
+    "max_guide_bytes": "of a schema, a regex, a grammar, or all choices",
+    "max_schema_nesting": "levels of a JSON schema",
+    "max_guide_seconds": "until a guide is compiled",
+    "max_template_seconds": "of a processor to render a conversation",
+    "max_template_characters": "of a rendered conversation",
+}
 #: Where a server that serves HTTP does so.
 HTTP_PORT = 8000
 
@@ -74,7 +90,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     limits("--max-metadata-bytes", int, 16 * 2**10, "of a call's metadata")
     limits("--max-pending-tokens", int, 65_536, "of a stream, waiting for their reader")
     for each in fields(RequestLimits):
-        limits(_flag(each.name), int, each.default, "of one request")
+        limits(_flag(each.name), type(each.default), each.default, _LIMITS[each.name])
     add_model_arguments(parser)
     parser.set_defaults(**dict.fromkeys(action.dest for action in _keys(parser).values()))
 

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from functools import cached_property
 
 from jaxinfer.engine.constraint import BadWordsLike, Constraint, OwnIds
+from jaxinfer.engine.limits import EngineLimits
 from jaxinfer.engine.request import Request
 from jaxinfer.errors import InvalidParameter
 from jaxinfer.guides import GuideCompiler
@@ -14,10 +15,11 @@ class ConstraintMaker:
     """Compiles guides, and makes constraints of them and of bad words."""
 
     def __init__(
-        self, tokenizer: Tokenizer | None, *, eos_token_ids: Collection[int], vocab_size: int
+        self, tokenizer: Tokenizer | None, *, eos_token_ids: Collection[int], limits: EngineLimits
     ):
         self._tokenizer = tokenizer
-        self._eos_token_ids, self._vocab_size = eos_token_ids, vocab_size
+        self._eos_token_ids, self._vocab_size = eos_token_ids, limits.vocab_size
+        self._limits = limits.request
 
     @cached_property
     def guides(self) -> GuideCompiler:
@@ -28,7 +30,12 @@ class ConstraintMaker:
         """
         if self._tokenizer is None:
             raise InvalidParameter("structured_outputs need a tokenizer: this engine has none")
-        return GuideCompiler(self._tokenizer, self._vocab_size, self._eos_token_ids)
+        return GuideCompiler(
+            self._tokenizer,
+            self._vocab_size,
+            self._eos_token_ids,
+            seconds=self._limits.max_guide_seconds,
+        )
 
     def of(self, request: Request, bad_words: BadWordsLike | None) -> list[Constraint]:
         """For each sample how its next token depends on those before; none: not at all.
@@ -39,7 +46,7 @@ class ConstraintMaker:
         """
         params, guide = request.params, request.guide
         if guide is None and params.structured_outputs is not None:
-            guide = self.guides.compile(params.structured_outputs.guide)
+            guide = self.guides.compile(self._limits.guide_of(params.structured_outputs))
         if guide is None and (bad_words is None or not bad_words.needs_history):
             return []
         own = OwnIds(

@@ -71,7 +71,7 @@ class Engine:
         self._constraints = ConstraintMaker(
             tokenizer,
             eos_token_ids=runner.eos_token_ids,
-            vocab_size=runner.limits.vocab_size,
+            limits=runner.limits,
         )
         self._clock = clock
         self._inbox = Inbox(runner.limits)

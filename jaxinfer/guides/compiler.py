@@ -19,13 +19,12 @@ from jaxinfer.guides.lark import lark_of, needs_trial
 from jaxinfer.guides.matcher import GuideMatcher, said
 from jaxinfer.guides.trial import why_unfit
 from jaxinfer.guides.vocabulary import Spelled, read_vocabulary
+from jaxinfer.sampling_params import RequestLimits
 from jaxinfer.structured_outputs import Guide
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-#: Seconds that a guide may take to be compiled, its time in the queue included.
-COMPILE_SECONDS = 5.0
 #: Guides that are compiled at once, and that wait for it.
 NUM_THREADS = 2
 MAX_WAITING = 64
@@ -69,7 +68,10 @@ class GuideCompiler:
     """Compiles guides for one vocabulary, each once while it is remembered, in a few threads.
 
     Safe to use from several threads. What a guide may take is bounded by the library's own limits,
-    and by a trial where these do not see everything; ``COMPILE_SECONDS`` is how long anybody waits.
+    and by a trial where these do not see everything.
+
+    Attributes:
+        seconds: how long anybody waits for a guide, its time in the queue included.
     """
 
     def __init__(
@@ -77,9 +79,12 @@ class GuideCompiler:
         tokenizer: Spelled,
         vocab_size: int,
         eos_token_ids: Collection[int],
+        *,
+        seconds: float = RequestLimits.max_guide_seconds,
         clock: Callable[[], float] = time.monotonic,
     ):
         """``vocab_size``: width of the logits. ``clock``: seconds."""
+        self.seconds = seconds
         self._read_vocabulary = partial(read_vocabulary, tokenizer, vocab_size, eos_token_ids)
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
@@ -134,9 +139,9 @@ class GuideCompiler:
         """
         future = self.submit(guide)
         try:
-            return future.result(COMPILE_SECONDS)
+            return future.result(self.seconds)
         except TimeoutError:
-            raise late(guide, future) from None
+            raise late(guide, future, self.seconds) from None
         except CancelledError:
             raise EngineClosed("the engine was closed: it compiles no guides") from None
 
@@ -160,7 +165,7 @@ class GuideCompiler:
             vocabulary = self._vocabulary
         lark = lark_of(guide)
         if needs_trial(guide):
-            reason = why_unfit(lark, COMPILE_SECONDS)
+            reason = why_unfit(lark, self.seconds)
             if reason is not None:
                 raise InvalidParameter(f"{guide} cannot be used: {said(reason)}; simplify it")
         matcher = _matcher(vocabulary, lark)
@@ -211,14 +216,14 @@ def _copy(error: JaxInferError) -> JaxInferError:
     return type(error)(str(error))
 
 
-def late(guide: Guide, future: "Future[CompiledGuide]") -> JaxInferError:
-    """Why nobody waits any longer."""
+def late(guide: Guide, future: "Future[CompiledGuide]", seconds: float) -> JaxInferError:
+    """Why nobody waits any longer than so many seconds."""
     if future.running():
         return InvalidParameter(
-            f"{guide} cannot be used: it is not compiled within {COMPILE_SECONDS:g} s; simplify it"
+            f"{guide} cannot be used: it is not compiled within {seconds:g} s; simplify it"
         )
     return CapacityError(
-        f"other guides are being compiled, and after {COMPILE_SECONDS:g} s this one's turn has not"
+        f"other guides are being compiled, and after {seconds:g} s this one's turn has not"
         " come: try again later"
     )
 

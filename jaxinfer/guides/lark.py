@@ -3,7 +3,7 @@
 import json
 
 from jaxinfer.errors import InvalidParameter
-from jaxinfer.structured_outputs import Guide
+from jaxinfer.structured_outputs import MAX_SCHEMA_NESTING, Guide, nesting_of
 
 #: Any token may come that spells a part of the text, not only the one that the tokenizer would
 #: choose: the other limits of a request may forbid that one. The last such line counts.
@@ -38,6 +38,8 @@ def needs_trial(guide: Guide) -> bool:
         case "choice" | "regex":
             return False
         case "json":
+            if nesting_of(guide.text) > MAX_SCHEMA_NESTING:
+                return True
             # Read and written once more, for a key can be spelled in many ways.
             schema = json.dumps(json.loads(guide.text))
             return any(f'"{key}"' in schema for key in _INTERSECTED + _REFERRING)

@@ -287,7 +287,9 @@ class LLM:
         """The same, to be iterated over for events as they happen."""
         tokenizer = self.get_tokenizer()
         texts = [
-            tokenizer.apply_chat_template(conversation, **template)
+            tokenizer.apply_chat_template(
+                conversation, template_limits=self.engine.runner.limits.request, **template
+            )
             for conversation in read_conversations(messages)
         ]
         prompts = [

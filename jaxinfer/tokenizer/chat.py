@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, wraps
 from typing import Any, NoReturn
@@ -25,16 +26,23 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from jaxinfer.errors import ChatTemplateError
-
-MAX_CHARACTERS = 16 * 2**20
-"""Of a rendered conversation, and of any value on the way to it."""
-MAX_SECONDS = 2.0
-"""Of processor time to render one conversation."""
+from jaxinfer.sampling_params import RequestLimits
 
 # A width of more digits than any table needs, one taken from an argument, or "%*d".
 _LARGE_WIDTH = re.compile(r"\d{7}|:[^}]*\{|%[^a-zA-Z%]*\*")
 
-_deadline: ContextVar[float] = ContextVar("deadline")
+
+@dataclass(frozen=True)
+class _Bounds:
+    """Of one rendering. ``characters``: of what it makes, and of any value on the way to it.
+    ``seconds``: of processor time, on whose clock it ends at ``deadline``."""
+
+    characters: int
+    seconds: float
+    deadline: float
+
+
+_bounds: ContextVar[_Bounds] = ContextVar("bounds")
 
 
 class ChatTemplates:
@@ -61,6 +69,7 @@ class ChatTemplates:
         template: str | None = None,
         *,
         add_generation_prompt: bool,
+        template_limits: RequestLimits | None = None,
         **variables: Any,
     ) -> str:
         """Renders with the template of that name or text; see ``Tokenizer.apply_chat_template``."""
@@ -68,7 +77,7 @@ class ChatTemplates:
         source = self._source(template, has_tools=bool(variables.get("tools")))
         conversation = {"messages": messages, "add_generation_prompt": add_generation_prompt}
         given = self._variables | variables | conversation
-        token = _deadline.set(time.thread_time() + MAX_SECONDS)
+        token = _bounds.set(_bounds_of(template_limits or RequestLimits()))
         try:
             return _join(_compile(source).generate(given))
         except ChatTemplateError:
@@ -78,7 +87,7 @@ class ChatTemplates:
                 f"the chat template failed with {type(error).__name__}: {error}"
             ) from error
         finally:
-            _deadline.reset(token)
+            _bounds.reset(token)
 
     def _source(self, template: str | None, has_tools: bool) -> str:
         if template is None:
@@ -104,9 +113,14 @@ def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
+def _bounds_of(limits: RequestLimits) -> _Bounds:
+    seconds = limits.max_template_seconds
+    return _Bounds(limits.max_template_characters, seconds, time.thread_time() + seconds)
+
+
 def _join(parts: Any) -> str:
     rendered = []
-    room = MAX_CHARACTERS
+    room = _bounds.get().characters
     for part in parts:
         rendered.append(part)
         room -= len(part)
@@ -121,18 +135,25 @@ def _compile(source: str) -> jinja2.Template:
 
 
 def _refuse_size() -> NoReturn:
-    raise ChatTemplateError(f"the chat template makes more than {MAX_CHARACTERS} characters")
+    most = _bounds.get().characters
+    raise ChatTemplateError(
+        f"the chat template makes more than {most} characters (max_template_characters)"
+    )
 
 
 def _check_time() -> None:
-    if time.thread_time() > _deadline.get():
-        raise ChatTemplateError(f"the chat template runs for more than {MAX_SECONDS} s")
+    bounds = _bounds.get()
+    if time.thread_time() > bounds.deadline:
+        raise ChatTemplateError(
+            f"the chat template runs for more than {bounds.seconds} s (max_template_seconds)"
+        )
 
 
 def _checked(value: Any) -> Any:
     """The value, if neither a text, a list nor a number too large."""
     is_large_number = isinstance(value, int) and value.bit_length() > 1024
-    if is_large_number or (isinstance(value, str | list | tuple) and len(value) > MAX_CHARACTERS):
+    is_sized = isinstance(value, str | list | tuple)
+    if is_large_number or (is_sized and len(value) > _bounds.get().characters):
         _refuse_size()
     return value
 
@@ -158,7 +179,7 @@ def _length(factor: Any) -> int:
 def _check_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     _check_time()
     for value in (*args, *kwargs.values()):
-        if isinstance(value, int) and abs(value) > MAX_CHARACTERS:
+        if isinstance(value, int) and abs(value) > _bounds.get().characters:
             _refuse_size()
 
 
@@ -234,7 +255,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return wrapped
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "*" and _length(left) * _length(right) > MAX_CHARACTERS:
+        if operator == "*" and _length(left) * _length(right) > _bounds.get().characters:
             _refuse_size()
         if operator == "%":
             _check_widths(left)

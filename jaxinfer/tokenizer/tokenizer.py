@@ -14,6 +14,7 @@ from tokenizers import models
 from tokenizers.processors import TemplateProcessing
 
 from jaxinfer.errors import InvalidPrompt
+from jaxinfer.sampling_params import RequestLimits
 from jaxinfer.tokenizer.chat import ChatTemplates
 from jaxinfer.tokenizer.spelling import spelling_of
 
@@ -142,6 +143,7 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         chat_template: str | None = None,
+        template_limits: RequestLimits | None = None,
         **variables: Any,
     ) -> str:
         """Renders a conversation into the text the model was trained on.
@@ -150,6 +152,8 @@ class Tokenizer:
             messages: ``{"role": ..., "content": ...}``, oldest first.
             add_generation_prompt: end with the opening of the assistant's turn.
             chat_template: a template's name or text instead of the default one.
+            template_limits: ``max_template_seconds`` and ``max_template_characters``; None is
+                their defaults.
             variables: more for the template to see, such as ``tools`` or ``enable_thinking``.
 
         Raises:
@@ -157,7 +161,11 @@ class Tokenizer:
                 does something forbidden, or takes too long.
         """
         return self._templates.render(
-            messages, chat_template, add_generation_prompt=add_generation_prompt, **variables
+            messages,
+            chat_template,
+            add_generation_prompt=add_generation_prompt,
+            template_limits=template_limits,
+            **variables,
         )
 
     def _lookup(self, token_id: int) -> bytes | None:

@@ -65,6 +65,7 @@ class Run:
         self.progress = Progress()
         self.failure: Exception | None = None
         self._frontend, self._source, self._results = frontend, source, results
+        self._limits = frontend.model.request_limits
         self._max_sequences = max_sequences
         self._on_progress = on_progress
         self._under_way: set[asyncio.Task[None]] = set()
@@ -107,7 +108,7 @@ class Run:
         # The engine knows a request by an id of our own: those of two lines may be the same.
         body = {name: value for name, value in line.body.items() if name != "request_id"}
         try:
-            ask = read_body(line.url, body)
+            ask = read_body(line.url, body, max_prompts=self._limits.max_prompts)
         except Exception as error:
             self._write_error(line, error)
             return

@@ -17,7 +17,12 @@ def generation(frontend: Frontend, bodies: BodyReader) -> Callable[..., Awaitabl
     @answers
     async def generate(request: Request) -> Response:
         body = await bodies.read_json(request)
-        ask = read_body(request.scope["path"], body, timeout=read_timeout(request))
+        ask = read_body(
+            request.scope["path"],
+            body,
+            timeout=read_timeout(request),
+            max_prompts=frontend.model.request_limits.max_prompts,
+        )
         if not ask.stream:
             return document(await while_there(request.receive, answer(frontend, ask)))
         batches = stream_batches(frontend, ask)

@@ -1,14 +1,14 @@
 """The requests of one ask, under way together."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from jaxinfer.errors import DeadlinePassed
+from jaxinfer.errors import CapacityError, DeadlinePassed
 from jaxinfer.outputs import FinishReason, TokenEvent
 from serve.door import EventStream
 from serve.errors import Aborted, Draining
-from serve.frontend import Frontend
+from serve.frontend import Ask, Frontend
 from serve.openai.ask import OpenAiAsk
 
 #: Events of a prompt, which is told by its number.
@@ -37,10 +37,22 @@ class Generation:
         """Hands all prompts in.
 
         Raises:
+            InvalidPrompt: more prompts, or tokens of them, than can ever wait.
             JaxInferError: as ``Frontend.generate``; ``close`` takes back what was handed in.
         """
+        self._frontend.require_room_in_queue(len(self._ask.asks), 0)
+        num_tokens = 0
         for ask in self._ask.asks:
-            self._streams.append(await self._frontend.generate(ask))
+            try:
+                stream = await self._frontend.generate(ask)
+            except CapacityError:
+                # Perhaps it has filled the queue by itself, and would do so again.
+                num_tokens += len(await self._encoded(ask))
+                self._frontend.require_room_in_queue(1, num_tokens)
+                raise
+            self._streams.append(stream)
+            num_tokens += len(stream.request.prompt_token_ids)
+            self._frontend.require_room_in_queue(1, num_tokens)
         self.echoes = [await self._echo(index) for index in range(len(self._streams))]
 
     async def batches(self, patience: int | None = None) -> AsyncIterator[Batch]:
@@ -87,6 +99,9 @@ class Generation:
             pump.cancel()
         for stream in self._streams:
             stream.close()
+
+    async def _encoded(self, ask: Ask) -> Sequence[int]:
+        return await self._frontend.encode(ask.prompt, add_special_tokens=ask.add_special_tokens)
 
     async def _echo(self, index: int) -> str:
         prompt, model = self._ask.asks[index].prompt, self._frontend.model

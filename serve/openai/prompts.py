@@ -7,16 +7,14 @@ from jaxinfer.errors import InvalidPrompt, Unsupported
 from serve.model import Message
 from serve.openai.validation import shown
 
-#: Prompts of one request.
-MAX_PROMPTS = 256
 #: Messages of a conversation, and parts of one.
 MAX_MESSAGES = 10_000
 #: What a message may have besides; where it is null or empty it says nothing.
 _ELSEWHERE = ("audio", "function_call", "tool_calls", "tool_call_id")
 
 
-def read_prompts(prompt: object) -> list[str | Sequence[int]]:
-    """The prompts of a completion: texts, and lists of token ids.
+def read_prompts(prompt: object, most: int) -> list[str | Sequence[int]]:
+    """The prompts of a completion, so many at most: texts, and lists of token ids.
 
     Raises:
         InvalidPrompt: neither, none, or too many.
@@ -24,10 +22,8 @@ def read_prompts(prompt: object) -> list[str | Sequence[int]]:
     if isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int)):
         if not prompt:
             raise InvalidPrompt("prompt is empty: give a text, or at least one token id")
-        if len(prompt) > MAX_PROMPTS:
-            raise InvalidPrompt(
-                f"prompt holds {len(prompt)} prompts: at most {MAX_PROMPTS} are allowed"
-            )
+        if len(prompt) > most:
+            raise InvalidPrompt(f"prompt holds {len(prompt)} prompts: at most {most} are allowed")
         return [_read_prompt(each, f"prompt[{index}]") for index, each in enumerate(prompt)]
     return [_read_prompt(prompt, "prompt")]
 

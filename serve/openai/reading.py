@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxinfer.errors import InvalidParameter, Unsupported
-from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.sampling_params import RequestLimits, SamplingParams
 from serve.errors import NotFound
 from serve.frontend import Ask, Conversation
 from serve.openai.ask import OpenAiAsk
@@ -47,15 +47,18 @@ _TEMPLATES_OWN = (
     "messages",
     "self",
     "template",
+    "template_limits",
     "tokenize",
     "tools",
 )
 
 
-def read_completion(body: Mapping[str, object], timeout: float | None) -> OpenAiAsk:
+def read_completion(
+    body: Mapping[str, object], timeout: float | None, max_prompts: int
+) -> OpenAiAsk:
     """A body of ``/v1/completions``; see ``read_body``."""
     read = validated(CompletionBody, body)
-    prompts = read_prompts(read.prompt)
+    prompts = read_prompts(read.prompt, max_prompts)
     n = 1 if read.n is None else read.n
     if read.best_of is not None and read.best_of != n:
         raise Unsupported(f"best_of = {shown(read.best_of)} is not supported here: give n alone")
@@ -93,8 +96,8 @@ def read_completion(body: Mapping[str, object], timeout: float | None) -> OpenAi
     )
 
 
-def read_chat(body: Mapping[str, object], timeout: float | None) -> OpenAiAsk:
-    """A body of ``/v1/chat/completions``; see ``read_body``."""
+def read_chat(body: Mapping[str, object], timeout: float | None, max_prompts: int = 1) -> OpenAiAsk:
+    """A body of ``/v1/chat/completions``, which has one prompt; see ``read_body``."""
     read = validated(ChatBody, body)
     num_logprobs = (read.top_logprobs or 0) if read.logprobs else None
     if read.top_logprobs is not None and not read.logprobs:
@@ -112,13 +115,19 @@ def read_chat(body: Mapping[str, object], timeout: float | None) -> OpenAiAsk:
 
 
 #: The endpoints that generate, and what reads their bodies.
-ENDPOINTS: Mapping[str, Callable[[Mapping[str, object], float | None], OpenAiAsk]] = {
+ENDPOINTS: Mapping[str, Callable[[Mapping[str, object], float | None, int], OpenAiAsk]] = {
     COMPLETIONS: read_completion,
     CHAT: read_chat,
 }
 
 
-def read_body(url: str, body: Mapping[str, object], *, timeout: float | None = None) -> OpenAiAsk:
+def read_body(
+    url: str,
+    body: Mapping[str, object],
+    *,
+    timeout: float | None = None,
+    max_prompts: int = RequestLimits.max_prompts,
+) -> OpenAiAsk:
     """What a body asks of an endpoint; ``timeout`` in seconds.
 
     Raises:
@@ -128,7 +137,7 @@ def read_body(url: str, body: Mapping[str, object], *, timeout: float | None = N
     """
     if url not in ENDPOINTS:
         raise NotFound(f"url {url!r:.200} is not served here: {' and '.join(ENDPOINTS)} are")
-    return ENDPOINTS[url](body, timeout)
+    return ENDPOINTS[url](body, timeout, max_prompts)
 
 
 def _ask(read: GenerationBody, **fields: Any) -> Ask:

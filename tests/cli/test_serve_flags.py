@@ -65,7 +65,7 @@ def test_every_setting_has_a_flag_a_key_a_default_that_help_tells_and_bounds():
         if each.name in ("weights_dir", "profile_dir"):
             assert action.type is Path
         elif each.name not in ("host", "admin_host", "otlp_endpoint"):
-            bounds = each.metadata.get("bounds", (0,))
+            bounds = each.metadata.get("bounds", (each.default,))
             assert action.type is type(bounds[0])
             beyond = {} if each in fields(RequestLimits) else each.metadata["bounds"]
             for value in (*([beyond[0] - 1, beyond[1] + 1] if beyond else [-1]), "x", True):
@@ -94,6 +94,18 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(conf
     assert (args.max_waiting_requests, args.max_waiting_tokens) == (1024, 99)
 
 
+def test_every_limit_of_a_request_comes_from_a_flag_and_from_a_file(config):
+    given = {
+        each.name: each.default / 2 if isinstance(each.default, float) else each.default - 1
+        for each in fields(RequestLimits)
+    }
+    keys = {name.replace("_", "-"): value for name, value in given.items()}
+    path = config("[limits]\n" + "".join(f"{key} = {value}\n" for key, value in keys.items()))
+    words = [word for key, value in keys.items() for word in (f"--{key}", value)]
+    assert request_limits(parsed("--config", path)) == RequestLimits(**given)
+    assert request_limits(parsed(*words)) == RequestLimits(**given)
+
+
 def test_without_a_file_everything_is_as_by_default():
     args = parsed()
     assert serve_settings(args) == ServeSettings(http_port=HTTP_PORT)
@@ -107,7 +119,9 @@ def test_without_a_file_everything_is_as_by_default():
 def test_a_file_of_ours_says_what_can_be_said_with_and_without_what_it_comments(
     name, tmp_path, config
 ):
-    assert serve_settings(parsed("--config", name)).host
+    args = parsed("--config", name)
+    assert serve_settings(args).host
+    assert args.max_waiting_requests >= request_limits(args).max_prompts
     text = presets.find_serve_config(name).read_text()
     args = parsed("--config", config(re.sub(r"(?m)^#(?=\S)", "", text)))
     assert args.model
@@ -137,6 +151,12 @@ def test_there_is_a_test_for_each_of_our_files():
         ("[server]\ndrain-seconds = inf", "drain_seconds = inf"),
         ("[limits]\nmax-n = 0", r"\[limits\] max-n: max_n = 0 .* between 1 and"),
         ("[limits]\nmax-logprobs = 21", "max_logprobs = 21 .* between 0 and 20"),
+        ("[limits]\nmax-prompts = 0", "max_prompts = 0 .* between 1 and 65536"),
+        ("[limits]\nmax-guide-bytes = 2000000", "max_guide_bytes = 2000000 .* 1 and 1048576"),
+        ("[limits]\nmax-schema-nesting = 257", "max_schema_nesting = 257 .* between 1 and 256"),
+        ("[limits]\nmax-guide-seconds = nan", "max_guide_seconds = nan .* from 0.01 to 600"),
+        ("[limits]\nmax-template-seconds = 0", "max_template_seconds = 0.0 .* from 0.01 to 600"),
+        ("[limits]\nmax-template-characters = 1.5", "max_template_characters = 1.5 .* integer"),
         ("[limits]\nmax-waiting-requests = 0", "max_waiting_requests = 0 .* from 1 to"),
         ("[model]\nmemory-utilization = 1.5", "memory_utilization = 1.5 .* at most 1"),
         ("[model]\nno-prefix-caching = 1", "no_prefix_caching = 1 .* true or false"),

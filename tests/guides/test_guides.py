@@ -200,6 +200,8 @@ def test_what_would_overflow_the_stack_ends_another_process():
 def test_what_is_long_is_tried_out():
     """In tens of thousands of such parts the library takes tens of seconds, and gigabytes."""
     assert needs_trial(Guide("regex", "a?" * 30_000))
+    assert needs_trial(Guide("json", '{"items":' * 64 + "{}" + "}" * 64))
+    assert not needs_trial(Guide("json", '{"items":' * 63 + "{}" + "}" * 63))
     assert not needs_trial(Guide("regex", "a?" * 300))
 
 
@@ -299,7 +301,7 @@ def test_few_guides_are_compiled_at_once_and_few_wait(guides, monkeypatch):
 
 def test_nobody_waits_longer_than_the_limit(guides, monkeypatch):
     held = Held(monkeypatch)
-    monkeypatch.setattr(compiler, "COMPILE_SECONDS", 0.05)
+    guides.seconds = 0.05
     for letter in "ab":
         with pytest.raises(InvalidParameter, match=f"'{letter}' .* not compiled within 0.05 s"):
             guides.compile(Guide("regex", letter))

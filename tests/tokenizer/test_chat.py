@@ -5,6 +5,7 @@ from datetime import datetime
 import pytest
 
 from jaxinfer.errors import ChatTemplateError
+from jaxinfer.sampling_params import RequestLimits
 from jaxinfer.tokenizer import chat, load_tokenizer
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
@@ -138,6 +139,15 @@ def test_a_template_that_grows_without_end_is_stopped(template):
         render(template)
 
 
+def test_how_long_a_conversation_may_become_can_be_set():
+    limits = RequestLimits(max_template_characters=7)
+    assert render("{{ 'a' * 7 }}", template_limits=limits) == "a" * 7
+    for template in ("{{ 'a' * 8 }}", "{{ 'abcd' }}{{ 'abcd' }}"):
+        with pytest.raises(ChatTemplateError, match=r"more than 7 .*max_template_characters"):
+            render(template, template_limits=limits)
+    assert render("{{ 'a' * 8 }}") == "a" * 8
+
+
 @pytest.mark.parametrize(
     "template",
     [
@@ -146,10 +156,10 @@ def test_a_template_that_grows_without_end_is_stopped(template):
         "{% for a in s %}{% for b in s %}{% for c in s %}{% endfor %}{% endfor %}{% endfor %}",
     ],
 )
-def test_a_template_that_never_ends_is_stopped(template, monkeypatch):
-    monkeypatch.setattr(chat, "MAX_SECONDS", 0.05)
+def test_a_template_that_never_ends_is_stopped(template):
+    limits = RequestLimits(max_template_seconds=0.05)
     with pytest.raises(ChatTemplateError, match=r"runs for more than 0\.05 s"):
-        render(template, s="x" * 10_000)
+        render(template, s="x" * 10_000, template_limits=limits)
 
 
 @pytest.mark.parametrize(

@@ -302,9 +302,12 @@ async def test_a_step_that_fails_again_and_again_is_an_error():
 
 @in_loop
 async def test_a_full_queue_is_said_before_the_first_chunk():
-    async with served(max_num_seqs=1, max_waiting_requests=1) as tested:
-        with pytest.raises(CapacityError):
-            await answered(tested, ENDLESS | {"prompt": [[1], [2], [3], [4]]})
+    async with served(max_num_seqs=1, max_waiting_requests=2) as tested:
+        ask = read_body(COMPLETIONS, ENDLESS | {"prompt": [[1], [2]], "stream": True})
+        async with aclosing(stream_batches(tested.server.frontend, ask)) as batches:
+            assert await anext(batches) == []  # both are in, of which one waits at least
+            with pytest.raises(CapacityError):
+                await answered(tested, ENDLESS | {"prompt": [[3], [4]]})
 
 
 @in_loop

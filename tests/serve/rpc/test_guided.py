@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from jaxinfer.guides import compiler
+from jaxinfer.sampling_params import RequestLimits
 from jaxinfer.structured_outputs import Guide
 from serve.proto import inference_pb2 as pb
 from tests.serve.house import CANARY, in_loop, served
@@ -129,8 +130,7 @@ async def test_others_are_served_while_guides_are_compiled_and_slow_ones_are_ref
         return 'start: "b"'
 
     monkeypatch.setattr(compiler, "lark_of", held)
-    monkeypatch.setattr("serve.frontend.COMPILE_SECONDS", 0.5)
-    async with served() as tested:
+    async with served(request=RequestLimits(max_guide_seconds=0.5)) as tested:
         slow = [
             asyncio.create_task(tested.tokens(guided(regex=f"b{number}"))) for number in range(3)
         ]
