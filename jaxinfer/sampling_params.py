@@ -65,7 +65,7 @@ class RequestLimits:
             ("max_prompt_logprobs_bytes", 0, 2**40),
             ("max_prompts", 1, 2**16),
             ("max_guide_bytes", 1, 2**20),
-            ("max_schema_nesting", 1, 256),
+            ("max_schema_nesting", 1, 120),  # what reads it goes down 128 levels
             ("max_template_characters", 1, 2**30),
         ):
             fix = f"leave it out for {getattr(defaults, name)}"

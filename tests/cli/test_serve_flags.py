@@ -153,7 +153,7 @@ def test_there_is_a_test_for_each_of_our_files():
         ("[limits]\nmax-logprobs = 21", "max_logprobs = 21 .* between 0 and 20"),
         ("[limits]\nmax-prompts = 0", "max_prompts = 0 .* between 1 and 65536"),
         ("[limits]\nmax-guide-bytes = 2000000", "max_guide_bytes = 2000000 .* 1 and 1048576"),
-        ("[limits]\nmax-schema-nesting = 257", "max_schema_nesting = 257 .* between 1 and 256"),
+        ("[limits]\nmax-schema-nesting = 121", "max_schema_nesting = 121 .* between 1 and 120"),
         ("[limits]\nmax-guide-seconds = nan", "max_guide_seconds = nan .* from 0.01 to 600"),
         ("[limits]\nmax-template-seconds = 0", "max_template_seconds = 0.0 .* from 0.01 to 600"),
         ("[limits]\nmax-template-characters = 1.5", "max_template_characters = 1.5 .* integer"),

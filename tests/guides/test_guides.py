@@ -11,6 +11,7 @@ from jaxinfer.errors import CapacityError, EngineClosed, InvalidParameter, Unsat
 from jaxinfer.guides import GuideCompiler, compiler
 from jaxinfer.guides.lark import MAX_GBNF_BYTES, lark_of, needs_trial
 from jaxinfer.guides.trial import why_unfit
+from jaxinfer.sampling_params import RequestLimits
 from jaxinfer.structured_outputs import Guide, StructuredOutputsParams
 
 WORDS = [b"true", b'{"', b'":', b" the", b"abc", "é".encode()]
@@ -281,6 +282,12 @@ class Held:
         self.begun.release()
         assert self.go_on.wait(60)
         return 'start: "a"\n%llguidance {"no_forcing": true}'
+
+
+def test_as_deep_a_schema_as_limits_can_allow_is_compiled(guides):
+    schema = '{"items":' * 119 + "{}" + "}" * 119
+    limits = RequestLimits(max_schema_nesting=120)
+    guides.compile(limits.guide_of(StructuredOutputsParams(json=schema)))
 
 
 def test_few_guides_are_compiled_at_once_and_few_wait(guides, monkeypatch):
