@@ -56,9 +56,10 @@ def report(
 ) -> dict[str, Any]:
     """The figures of a run of ``duration`` seconds, by the names of ``vllm bench serve``.
 
-    Besides them: ``mean_``, ``p99_`` and ``max_send_lag_ms``, how late requests were sent, because
-    what was sent late was not the load that was asked for; ``total_cached_tokens`` of the prompts,
-    where the server tells; ``errors``, each kind with how often it came.
+    ``request_goodput`` is None where there are no objectives. Besides them: ``mean_``, ``p99_`` and
+    ``max_send_lag_ms``, how late requests were sent, because what was sent late was not the load
+    that was asked for; ``total_cached_tokens`` of the prompts, where the server tells; ``errors``,
+    each kind with how often it came.
     """
     completed = [timeline for timeline in timelines if timeline.error is None]
     times = [timeline.times for timeline in completed]
@@ -72,9 +73,8 @@ def report(
         num_outputs=sum(timeline.output_tokens for timeline in completed),
         duration=duration,
     )
-    if objectives:
-        good = sum(entry.meets(objectives) for entry in times)
-        figures["request_goodput"] = good / duration
+    good = sum(entry.meets(objectives) for entry in times) if objectives else None
+    figures["request_goodput"] = None if good is None else good / duration
     cached = [entry.cached_tokens for entry in completed if entry.cached_tokens is not None]
     if cached:
         figures["total_cached_tokens"] = sum(cached)

@@ -50,6 +50,7 @@ def test_a_sweep_is_a_run_a_rate_and_a_picture(run, tmp_path):
     first, second = json.loads(line)["sweep"]
     assert (first["request_rate"], second["request_rate"]) == (200, "inf")
     assert first["max_send_lag_ms"] >= 0
+    assert first["request_goodput"] is None  # nobody said what is good
     # Prompts of their own, which no run before it left in the cache.
     assert second["total_cached_tokens"] == 0
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -94,6 +94,15 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(conf
     assert (args.max_waiting_requests, args.max_waiting_tokens) == (1024, 99)
 
 
+def test_help_says_what_each_limit_is_of():
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    keys = {key: action for (_, key), action in _keys(parser).items()}
+    assert keys["max-stop-bytes"].help.startswith("of each stop string")
+    assert keys["max-prompts"].help.startswith("of a body")
+    assert all(keys[each.name.replace("_", "-")].help[0] != "(" for each in fields(RequestLimits))
+
+
 def test_every_limit_of_a_request_comes_from_a_flag_and_from_a_file(config):
     given = {
         each.name: each.default / 2 if isinstance(each.default, float) else each.default - 1
