@@ -25,7 +25,7 @@ FAILED = 1
 _DESCRIPTION = (
     "Answer a file of requests. Lines and results have the forms of the OpenAI API's batches. "
     "After an interrupt, a full disk or a kill, the same command goes on where it was, and no "
-    "result is lost or there twice."
+    "result is lost or there twice; where a line was changed that has a result, it refuses to."
 )
 
 

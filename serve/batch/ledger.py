@@ -57,7 +57,8 @@ class Ledger:
             source: name of the file that ``contents`` are of.
 
         Raises:
-            InvalidParameter: the results are of other requests.
+            InvalidParameter: the results are of other requests, or one is of what its line said
+                before it was changed.
         """
         if self._overwrite:
             return
@@ -71,10 +72,14 @@ class Ledger:
                 problem = f"which is not in {source}"
             elif result.key in self.done:
                 problem = "which it has answered before"
+            elif contents.has_changed(result.key, result.digest) and not self._forgets(result):
+                problem = f"whose request in {source} was changed since"
+                if not result.is_ok:
+                    problem += " (--retry-errors asks again where the result is an error)"
             if problem is not None:
                 raise self._not_ours(f"its line {number} answers {result.name}, {problem}")
             self._end += len(raw)
-            if self._retry_errors and not result.is_ok:
+            if self._forgets(result):
                 self._num_forgotten += 1
                 continue
             self.done.add(result.key)
@@ -148,6 +153,9 @@ class Ledger:
             return read_result(raw)
         except ValueError as error:
             raise self._not_ours(f"its line {number} is no line of results") from error
+
+    def _forgets(self, result: Result) -> bool:
+        return self._retry_errors and not result.is_ok
 
     def _not_ours(self, problem: str) -> InvalidParameter:
         return InvalidParameter(

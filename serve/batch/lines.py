@@ -4,7 +4,7 @@ import hashlib
 import json
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 URLS = ("/v1/chat/completions", "/v1/completions")
@@ -20,6 +20,7 @@ class Line:
     Attributes:
         number: of the line in its file, from 1 on.
         num_bytes: of the line.
+        digest: of what it asks, however that is spelled.
     """
 
     number: int
@@ -27,6 +28,7 @@ class Line:
     url: str
     body: Mapping[str, Any]
     num_bytes: int
+    digest: int
 
     @property
     def key(self) -> Key:
@@ -40,12 +42,14 @@ class BadLine:
     Attributes:
         code: for programs.
         message: for people; it names the line.
+        digest: of the line; None where nothing of it was read.
     """
 
     number: int
     custom_id: str | None
     code: str
     message: str
+    digest: int | None = None
 
     @property
     def key(self) -> Key:
@@ -61,6 +65,11 @@ def key_of(custom_id: str | None, number: int) -> Key:
 
 def read_line(number: int, raw: bytes) -> Line | BadLine:
     """The request that is on a line; whatever else is there is no exception but a ``BadLine``."""
+    line = _read(number, raw)
+    return replace(line, digest=_digest(raw.strip())) if isinstance(line, BadLine) else line
+
+
+def _read(number: int, raw: bytes) -> Line | BadLine:
     try:
         entry = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
@@ -87,12 +96,32 @@ def read_line(number: int, raw: bytes) -> Line | BadLine:
     if body.get("stream"):
         message = "stream = true is not possible: nobody reads along, leave it out"
         return _bad(number, custom_id, "invalid_body", message)
-    return Line(number=number, custom_id=custom_id, url=entry["url"], body=body, num_bytes=len(raw))
+    return Line(
+        number=number,
+        custom_id=custom_id,
+        url=entry["url"],
+        body=body,
+        num_bytes=len(raw),
+        digest=_digest(_spelled(entry["url"], body) or raw.strip()),
+    )
 
 
 def too_long(number: int, limit: int) -> BadLine:
     """A line of which nothing was read."""
     return _bad(number, None, "line_too_long", f"longer than {limit} bytes: send less at once")
+
+
+def _spelled(url: str, body: Mapping[str, Any]) -> bytes | None:
+    """In one way, whatever the order of keys; None where it nests too deeply for that."""
+    try:
+        return json.dumps([url, body], sort_keys=True, separators=(",", ":")).encode()
+    except RecursionError:
+        return None
+
+
+def _digest(raw: bytes) -> int:
+    """Of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest())
 
 
 def _bad(number: int, custom_id: str | None, code: str, message: str) -> BadLine:

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jaxinfer.errors import EngineClosed, JaxInferError, StepFailed
 from serve.batch.lines import BadLine, Line
@@ -155,7 +156,7 @@ class Run:
             usage = body["usage"]
             self.progress.num_prompt_tokens += usage["prompt_tokens"]
             self.progress.num_completion_tokens += usage["completion_tokens"]
-            raw = answered(line.custom_id, status=OK, body=body, request_id=ask.id)
+            raw = _answered(line, OK, body, ask.id)
             self._write(line, raw, is_ok=True)
             self._write_doubtful()
 
@@ -170,7 +171,7 @@ class Run:
         if not isinstance(error, JaxInferError):  # its message is not told
             _log.error("custom_id %.100r failed", line.custom_id, exc_info=error)
         request_id = request_id or uuid.uuid4().hex
-        raw = answered(line.custom_id, status=status, body=body, request_id=request_id)
+        raw = _answered(line, status, body, request_id)
         self._write(line, raw, is_ok=False)
 
     def _write(self, line: Line | BadLine, raw: bytes, *, is_ok: bool) -> None:
@@ -221,3 +222,9 @@ class Run:
                     await self._is_over.wait()
             except TimeoutError:
                 pass
+
+
+def _answered(line: Line, status: int, body: Mapping[str, Any], request_id: str) -> bytes:
+    return answered(
+        line.custom_id, status=status, body=body, request_id=request_id, digest=line.digest
+    )

@@ -5,8 +5,9 @@ import shutil
 import stat
 import sys
 import tempfile
+from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -103,9 +104,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Contents:
-    """What is in a batch file: the number of each line by what it is known by."""
+    """What is in a batch file: the number of each line by what it is known by; and by its number
+    the digest of what it asks, 0 where that is not known."""
 
     numbers: dict[Key, int]
+    digests: "array[int]" = field(default_factory=lambda: array("Q"))
+
+    def has_changed(self, key: Key, digest: int | None) -> bool:
+        """Whether a line is known to ask something else than one of this digest did."""
+        number = self.numbers[key]
+        now = self.digests[number] if number < len(self.digests) else 0
+        return bool(digest and now) and digest != now
 
     @classmethod
     def of(cls, source: Source) -> Self:
@@ -115,6 +124,7 @@ class Contents:
             InvalidParameter: two lines have the same custom_id.
         """
         numbers: dict[Key, int] = {}
+        digests = array("Q")
         for line in source:
             first = numbers.setdefault(line.key, line.number)
             if first != line.number:
@@ -122,7 +132,9 @@ class Contents:
                     f"lines {first} and {line.number} of {source.name} have the same custom_id "
                     f"{line.custom_id!r:.100}: give each its own"
                 )
-        return cls(numbers)
+            digests.extend([0] * (line.number - len(digests)))  # blank lines, and the one before 1
+            digests.append(line.digest or 0)
+        return cls(numbers, digests)
 
 
 def _kept(stream: BinaryIO) -> BinaryIO:

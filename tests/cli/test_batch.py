@@ -83,6 +83,17 @@ def test_another_inputs_results_are_kept_unless_they_are_to_be_lost(run, loads, 
     assert list(by_id(read_lines(paths[1]))) == ["another"]
 
 
+def test_a_request_that_was_changed_since_is_named_before_a_model_is_loaded(run, loads, paths):
+    run("batch", *paths)
+    before = paths[1].read_bytes()
+    write_lines(paths[0], [*requests(6)[:5], line("request-5", prompt="other")])
+    status, out, err = run("batch", *paths)
+    assert (status, out, len(loads)) == (2, "", 1)
+    assert "custom_id 'request-5', whose request in" in err
+    assert "--overwrite" in err
+    assert paths[1].read_bytes() == before
+
+
 def test_a_model_that_cannot_be_loaded_loses_nothing(run, paths):
     paths[1].write_bytes(b"my notes")
     status, out, err = run("batch", *paths, "--overwrite", "--model", "nothing here")

@@ -9,7 +9,7 @@ from jaxinfer.errors import InvalidParameter
 from serve.batch.lines import BadLine, Line, read_line
 from serve.batch.results import answered, read_result, refused
 from serve.batch.source import Contents, Source
-from tests.serve.batch.house import line
+from tests.serve.batch.house import CHAT, line
 
 
 def source_of(*raws: bytes, **limits) -> Source:
@@ -19,9 +19,53 @@ def source_of(*raws: bytes, **limits) -> Source:
 def test_a_line_is_read_as_it_is():
     entry = line("a", prompt="abc")
     raw = json.dumps(entry).encode()
-    assert read_line(3, raw) == Line(
-        number=3, custom_id="a", url=entry["url"], body=entry["body"], num_bytes=len(raw)
+    read = read_line(3, raw)
+    assert read == Line(
+        number=3,
+        custom_id="a",
+        url=entry["url"],
+        body=entry["body"],
+        num_bytes=len(raw),
+        digest=read.digest,
     )
+
+
+def test_a_digest_is_of_what_is_asked_however_it_is_spelled():
+    entry = line("a", prompt="é", logit_bias={"1": 1, "2": 2})
+    backwards = dict(reversed(entry.items())) | {"body": dict(reversed(entry["body"].items()))}
+    alike = [
+        json.dumps(entry).encode(),
+        json.dumps(entry, ensure_ascii=False, indent=None, separators=(" , ", " : ")).encode(),
+        json.dumps(backwards).encode() + b"\r\n",
+        json.dumps(entry | {"custom_id": "b", "more": 1}).encode(),
+    ]
+    others = [
+        json.dumps(line("a", prompt="e", logit_bias={"1": 1, "2": 2})).encode(),
+        json.dumps(line("a", prompt="é", logit_bias={"1": 1, "2": 1})).encode(),
+        json.dumps(entry | {"url": CHAT}).encode(),
+        json.dumps(entry | {"method": "GET"}).encode(),
+        json.dumps(entry | {"method": "PUT"}).encode(),
+        b"garbage",
+        b"other garbage",
+    ]
+    digests = {read_line(1, raw).digest for raw in alike}
+    assert len(digests) == 1
+    assert len({read_line(1, raw).digest for raw in others} | digests) == len(others) + 1
+    deep = b'{"custom_id": "a", "method": "POST", "url": "%s", "body": {"x": %s}}'
+    for depth in (100, 900):
+        raw = deep % (CHAT.encode(), b"[" * depth + b"]" * depth)
+        assert read_line(1, raw).digest == read_line(2, raw + b"\n").digest
+
+
+def test_contents_know_what_each_line_asks():
+    raws = [b"\n", json.dumps(line("a")).encode() + b"\n", b"\n", b"garbage\n"]
+    contents = Contents.of(source_of(*raws))
+    for number, raw in ((2, raws[1]), (4, raws[3])):
+        read = read_line(number, raw)
+        assert contents.numbers[read.key] == number
+        assert not contents.has_changed(read.key, read.digest)
+        assert contents.has_changed(read.key, read.digest ^ 1)
+        assert not contents.has_changed(read.key, None)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from jaxinfer.engine.faults import FaultyRunner
-from jaxinfer.errors import EngineClosed, StepFailed
+from jaxinfer.errors import EngineClosed, InvalidParameter, StepFailed
 from jaxinfer.sampling_params import SamplingParams
 from serve.batch import run as run_module
 from serve.batch.ledger import Ledger
@@ -221,14 +221,47 @@ def test_what_was_an_error_is_asked_again_when_that_is_wished(paths):
     write_lines(inputs, [line("a"), line("b", max_tokens=MAX_LEN * 2, prompt="a" * MAX_LEN)])
     with engine() as llm:
         run_batch(llm, inputs, outputs)
-        write_lines(inputs, [line("a", prompt="never asked"), line("b")])
-        assert run_batch(llm, inputs, outputs).progress.num_done == 0
+        write_lines(inputs, [line("a"), line("b")])
+        with pytest.raises(InvalidParameter, match=r"'b', whose request .*--retry-errors"):
+            run_batch(llm, inputs, outputs)
         assert run_batch(llm, inputs, outputs, retry_errors=True).progress.num_done == 1
     assert {r["custom_id"]: text_in(r) for r in read_lines(outputs)} == {
         "a": expected_text(line("a")),
         "b": expected_text(line("b")),
     }
     assert len(read_lines(outputs)) == 2
+
+
+def test_a_line_that_was_changed_since_is_named_and_the_results_stay(paths):
+    inputs, outputs = paths
+    write_lines(inputs, [line("a"), line("b")])
+    with engine() as llm:
+        run_batch(llm, inputs, outputs)
+        before = outputs.read_bytes()
+        for flags in ({}, {"retry_errors": True}):
+            write_lines(inputs, [line("a", prompt="ab"), line("b"), line("c")])
+            with pytest.raises(InvalidParameter, match=r"custom_id 'a', whose request in .*chang"):
+                run_batch(llm, inputs, outputs, **flags)
+            assert outputs.read_bytes() == before
+        write_lines(inputs, [line("c"), line("b"), line("a")])  # elsewhere, and one more
+        assert run_batch(llm, inputs, outputs).progress.num_done == 1
+        assert outputs.read_bytes().startswith(before)
+
+
+def test_results_of_earlier_versions_are_gone_on_with(paths):
+    inputs, outputs = paths
+    write_lines(inputs, [line("a"), line("b")])
+    with engine() as llm:
+        run_batch(llm, inputs, outputs)
+        earlier = [json.loads(raw) for raw in outputs.read_bytes().splitlines()]
+        for result in earlier:
+            result["id"] = result["id"].rpartition("_")[0]
+            assert len(result["id"]) == len("batch_req_") + 32
+        write_lines(outputs, earlier)
+        before = outputs.read_bytes()
+        write_lines(inputs, [line("a", prompt="ab"), line("b"), line("c")])
+        assert run_batch(llm, inputs, outputs).progress.num_done == 1
+        assert outputs.read_bytes().startswith(before)
 
 
 def test_a_result_that_cannot_be_written_ends_the_run_and_the_next_goes_on(paths, monkeypatch):

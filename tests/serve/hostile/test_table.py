@@ -39,4 +39,6 @@ def test_each_row_names_tests_that_are_there(row):
         found = TESTS / path.removeprefix("tests/") if "tests/" in path else TESTS / "serve" / path
         files = [found] if found.is_file() else sorted(found.glob("test_*.py"))
         assert files, named
-        assert any(re.search(r"^(async )?def test_|^Test\w+ = ", file.read_text(), re.M) for file in files)
+        assert any(
+            re.search(r"^(async )?def test_|^Test\w+ = ", file.read_text(), re.M) for file in files
+        )
