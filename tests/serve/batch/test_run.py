@@ -324,20 +324,27 @@ def test_a_request_of_ours_that_fails_is_a_result_and_no_more(paths, monkeypatch
     assert text_in(results["b"]) == expected_text(line("b", prompt="b"))
 
 
-def test_a_request_that_a_failing_device_gave_up_is_an_error_that_can_be_retried(paths):
+def test_a_request_that_a_failing_device_gave_up_is_an_error_that_can_be_retried(
+    paths, monkeypatch
+):
     inputs, outputs = paths
     entries = requests(3)
     write_lines(inputs, entries)
     with engine() as llm:
-        faulty = llm.engine.runner = FaultyRunner(llm.engine.runner)
-        for _ in range(3):  # the last one hits a request that is alone
-            faulty.fail_next("read", StepFailed("the device is ill"))
+        launch = llm.engine.runner.launch
+
+        def launch_all_but_one(plan):
+            if any(admission.prompt.tolist() == [0, 0, 1] for admission in plan.admissions):
+                raise StepFailed("the device is ill")
+            return launch(plan)
+
+        monkeypatch.setattr(llm.engine.runner, "launch", launch_all_but_one)
         run = run_batch(llm, inputs, outputs)
         assert run.failure is None
-        results = read_lines(outputs)
-        statuses = [result["response"]["status_code"] for result in results]
-        assert sorted(statuses) == [200, 200, 500]
+        statuses = {r["custom_id"]: r["response"]["status_code"] for r in read_lines(outputs)}
+        assert statuses == {"request-0": 200, "request-1": 500, "request-2": 200}
         assert run.progress.num_failed == 1
+        monkeypatch.undo()
         assert run_batch(llm, inputs, outputs, retry_errors=True).failure is None
     assert {r["custom_id"]: text_in(r) for r in read_lines(outputs)} == {
         entry["custom_id"]: expected_text(entry) for entry in entries
