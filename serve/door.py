@@ -16,7 +16,8 @@ from serve.observer import Watch
 
 _log = logging.getLogger(__name__)
 
-#: Seconds after a request's deadline that the engine has to say so itself. A step may take longer.
+#: Seconds after a request's deadline that the engine has to say so itself, at most half of those
+#: before it. A step may take longer.
 _DEADLINE_GRACE = 0.05
 
 #: The patience of readers that show nothing before the end: see ``EventStream.batches``.
@@ -72,7 +73,8 @@ class Door:
         stream = EventStream(self, request, self._max_pending_tokens, watches)
         self._streams[request.request_id] = stream
         if request.deadline is not None:
-            stream.end_at(request.deadline + _DEADLINE_GRACE)
+            left = request.deadline - time.monotonic()
+            stream.end_at(request.deadline + min(_DEADLINE_GRACE, max(left, 0.0) / 2))
         return stream
 
     def abort(self, request_id: str) -> bool:

@@ -217,14 +217,16 @@ class Frontend:
                 )
 
     async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """The text of tokens, made in another thread.
+        """The text of tokens, made in another thread; of none it is empty.
 
         Raises:
             InvalidPrompt: an id outside of the vocabulary, too many, or no tokenizer.
         """
         require_room_for_ids(token_ids, max(MAX_LIST, self.model.max_model_len))
-        verify_prompt(token_ids, self.model.vocab_size)
         decode = self.model.require_tokenizer().decode
+        if not token_ids:  # which is no prompt, but a text
+            return ""
+        verify_prompt(token_ids, self.model.vocab_size)
         return await self._aside(
             partial(decode, token_ids, skip_special_tokens=skip_special_tokens)
         )

@@ -52,7 +52,8 @@ class ServeSettings:
         max_connection_age: seconds after which a connection is asked to end, so that balancers of
             connections see new ones; None is never. gRPC varies it by a tenth.
         max_connection_grace: seconds that its calls may then go on.
-        deadline_margin: seconds before a call's deadline at which its outputs end.
+        deadline_margin: seconds before a call's deadline at which its outputs end, at most half of
+            those that it leaves.
         step_patience: seconds for a step, after which health says NOT_SERVING.
         hang_patience: seconds that the device may then still take, after which the server ends.
         drain_seconds: how long requests under way may go on after SIGTERM.

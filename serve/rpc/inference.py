@@ -27,7 +27,7 @@ class Inference(pb_grpc.InferenceServicer):
         """
         Args:
             deadline_margin: seconds before a call's deadline at which its outputs end, so that
-                their last events still reach the client.
+                their last events still reach the client; at most half of what the call leaves.
             max_message_bytes: of one answer.
         """
         self._frontend = frontend
@@ -168,4 +168,6 @@ class Inference(pb_grpc.InferenceServicer):
     def _timeout(self, context: ServicerContext) -> float | None:
         """Seconds that a call leaves for its outputs."""
         remaining = context.time_remaining()
-        return None if remaining is None else remaining - self._margin
+        if remaining is None:
+            return None
+        return remaining - min(self._margin, remaining / 2)

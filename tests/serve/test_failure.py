@@ -198,9 +198,9 @@ async def test_a_drain_after_which_nothing_is_left_is_no_failure():
 
 @in_loop
 async def test_at_a_deadline_the_end_comes_though_the_device_hangs():
-    async with served(ServeSettings(grpc_port=0, deadline_margin=9.5)) as tested:
+    async with served(ServeSettings(grpc_port=0, deadline_margin=60)) as tested:
         canary = await tested.tokens()
-        stream = tested.stub.GenerateStream(endless("s"), timeout=10)
+        stream = tested.stub.GenerateStream(endless("s"), timeout=3)
         await stream.read()
         tested.faults.hang()
         ends, code = await ends_of(stream)

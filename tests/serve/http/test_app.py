@@ -157,6 +157,7 @@ async def test_texts_become_tokens_and_tokens_texts():
         answer = (await tested.post(HELLO, "/tokenize")).json()
         assert answer["tokens"] == CANARY["prompt"]
         assert (await tested.post({"tokens": [3, 1, 4]}, "/detokenize")).json() == {"prompt": "dbe"}
+        assert (await tested.post({"tokens": []}, "/detokenize")).json() == {"prompt": ""}
         for url, body in (
             ("/tokenize", {}),
             ("/tokenize", {"prompt": "a"} | HELLO),

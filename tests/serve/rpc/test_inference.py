@@ -178,14 +178,20 @@ async def test_a_client_that_leaves_takes_its_request_along():
 
 @in_loop
 async def test_at_a_deadline_the_end_comes_before_the_status():
-    async with served(ServeSettings(grpc_port=0, deadline_margin=9.5)) as tested:
-        stream = tested.stub.GenerateStream(ENDLESS, timeout=10)
+    async with served(ServeSettings(grpc_port=0, deadline_margin=60)) as tested:
+        stream = tested.stub.GenerateStream(ENDLESS, timeout=3)
         events = [await stream.read()]
         while events[-1].WhichOneof("event") != "finished":
             events.append(await stream.read())
         assert events[-1].finished.reason == pb.DEADLINE
         error = await refused(stream.read())
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@in_loop
+async def test_a_call_that_leaves_less_than_the_margin_has_half_of_its_time():
+    async with served(ServeSettings(grpc_port=0, deadline_margin=60)) as tested:
+        assert await tested.tokens(timeout=30) == await tested.tokens()
 
 
 @in_loop
@@ -308,6 +314,7 @@ async def test_tokens_facts_and_load_are_told():
         assert list((await tested.stub.Tokenize(pb.TokenizeRequest(chat=chat))).token_ids) == [0, 1]
         ids = pb.DetokenizeRequest(token_ids=[3, 1, 4])
         assert (await tested.stub.Detokenize(ids)).text == "dbe"
+        assert (await tested.stub.Detokenize(pb.DetokenizeRequest())).text == ""
         error = await refused(tested.stub.Detokenize(pb.DetokenizeRequest(token_ids=[VOCAB])))
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         model = await tested.stub.GetModelInfo(pb.GetModelInfoRequest())
