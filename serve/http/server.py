@@ -40,7 +40,7 @@ class HttpServer:
         app = application(frontend, settings, is_well=is_well, metrics=metrics)
         config = uvicorn.Config(
             app if tracing is None else TraceEntry(app, tracing),
-            http=bounded_connection(settings.http_patience),
+            http=bounded_connection(settings.http_patience, settings.max_metadata_bytes),
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -50,7 +50,6 @@ class HttpServer:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=math.ceil(settings.http_keep_alive),
-            h11_max_incomplete_event_size=settings.max_metadata_bytes,
         )
         config.load()
         config.ssl = None if settings.tls is None else server_context(settings.tls)

@@ -14,7 +14,7 @@ from jaxinfer.errors import InvalidParameter
 from serve.settings import ServeSettings
 from serve.tls import TlsFiles, server_context
 from tests.serve.house import in_loop
-from tests.serve.http.house import CANARY, ENDLESS, SETTINGS, http_served
+from tests.serve.http.house import CANARY, ENDLESS, SETTINGS, error_of, http_served
 from tests.serve.test_auth import Authority
 
 IMPATIENT = replace(SETTINGS, http_patience=0.3)
@@ -89,6 +89,64 @@ async def test_bytes_that_are_no_request_are_refused(pieces):
         answer = await raw(tested, *pieces)
         assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
         assert await tested.text()
+
+
+def head_of(num_bytes: int) -> bytes:
+    """Of a request for health, with headers that make it so long."""
+    line, end = b"GET /health HTTP/1.1\r\nHost: x\r\n", b"\r\n"
+    headers = b"X: y\r\n" * ((num_bytes - len(line) - 100) // 6)
+    filler = num_bytes - len(line + headers + end) - len(b"X: \r\n")
+    return line + headers + b"X: " + b"y" * filler + b"\r\n" + end
+
+
+def too_long(answer: bytes, limit: int) -> bool:
+    """Whether it says so, in the API's form, and names the limit."""
+    start, _, body = answer.partition(b"\r\n\r\n")
+    error = json.loads(body)["error"]
+    assert b"x-request-id: " in start
+    assert set(error) == {"message", "type", "param", "code"}
+    return start.startswith(b"HTTP/1.1 431 ") and f"more than {limit} bytes" in error["message"]
+
+
+@pytest.mark.parametrize("num_bytes", [16_385, 17_000, 66_000, 130_000, 600_000, 3_000_000])
+@in_loop
+async def test_headers_beyond_the_limit_are_refused_with_its_name_whatever_their_size(num_bytes):
+    async with http_served() as tested:
+        assert len(head_of(num_bytes)) == num_bytes
+        assert too_long(await raw(tested, head_of(num_bytes)), 16_384)
+        assert too_long(await raw(tested, b"GET /" + b"a" * num_bytes), 16_384)
+        long = {"X": "y" * num_bytes}
+        response = await tested.post(CANARY, **long)
+        assert response.status_code == 431
+        assert error_of(response)["type"] == "invalid_request_error"
+        assert await tested.text()
+
+
+@in_loop
+async def test_headers_up_to_the_limit_are_read_and_so_is_what_follows_them():
+    settings = replace(SETTINGS, max_metadata_bytes=1024)
+    async with http_served(settings) as tested:
+        body = json.dumps(CANARY).encode().ljust(100_000)
+        first = head(len(body)) + b"\r\n" + body
+        closing = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        answers = await raw(tested, first + head_of(1024) + closing)
+        assert answers.count(b"HTTP/1.1 200 ") == 3
+        answers = await raw(tested, first + head_of(1025) + closing)
+        assert answers.count(b"HTTP/1.1 200 ") == 1
+        assert too_long(answers[answers.rindex(b"HTTP/1.1 ") :], 1024)
+
+
+@in_loop
+async def test_a_bad_chunk_after_its_answer_ends_the_connection_quietly(caplog):
+    async with http_served() as tested:
+        reader, writer = await asyncio.open_connection("127.0.0.1", tested.server.http_port)
+        writer.write(b"POST /no HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert b" 404 " in await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"no chunk\r\n")
+        assert b"HTTP/1.1 " not in await reader.read()
+        writer.close()
+        assert await tested.text()
+    assert not caplog.records
 
 
 @in_loop
