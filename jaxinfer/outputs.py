@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from jaxinfer.errors import StepFailed, UnsatisfiableGuide
+from jaxinfer.errors import JaxInferError, StepFailed, UnsatisfiableGuide
 
 
 class FinishReason(StrEnum):
@@ -75,7 +75,7 @@ class TokenEvent:
     is_unsatisfiable: bool = False
 
     @property
-    def failure(self) -> UnsatisfiableGuide | StepFailed | None:
+    def failure(self) -> JaxInferError | None:
         """``error`` as an exception."""
         if self.finish_reason is not FinishReason.ERROR:
             return None

@@ -5,7 +5,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from jaxinfer.engine.engine import Engine
 from jaxinfer.engine.request import Request
@@ -22,6 +22,16 @@ _DEADLINE_GRACE = 0.05
 
 #: The patience of readers that show nothing before the end: see ``EventStream.batches``.
 PATIENT = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class MissedEvent(TokenEvent):
+    """The end of an output for a reader that was too slow: what waited for it is gone."""
+
+    @property
+    def failure(self) -> SlowReader:
+        """What the reader is told."""
+        return SlowReader(self.error)
 
 
 class Door:
@@ -136,7 +146,6 @@ class EventStream:
         self._pending: dict[int, list[TokenEvent]] = {}
         self._has_news = asyncio.Event()
         self._patience = -1  # even an event without tokens is news
-        self._failure: SlowReader | None = None
         self._ended: set[int] = set()
         self._num_cached_tokens = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -188,21 +197,37 @@ class EventStream:
     def _take(self, event: TokenEvent) -> None:
         if event.finish_reason is not None:
             self._ended.add(event.index)
-        if self._is_closed or self._failure is not None:
+        if self._is_closed:
             return
         self._num_cached_tokens = event.num_cached_tokens
         self._pending.setdefault(event.index, []).append(event)
         self._room -= _weight(event)
         if self._room < 0:
-            self._pending.clear()
-            self._failure = SlowReader(
-                f"more than {self._max_pending_tokens} tokens of request "
-                f"{self.request.request_id!r} waited for their reader: read faster"
-            )
-            self._door.abort(self.request.request_id)
-        # A failure leaves no room, and so wakes whoever waits.
+            self._miss()
         if event.finish_reason is not None or self._num_waiting > self._patience:
             self._has_news.set()
+
+    def _miss(self) -> None:
+        """What waits is dropped, and each output ends of which the reader has not seen the end."""
+        unseen = [
+            index
+            for index in range(self.request.params.n)
+            if index in self._pending or index not in self._ended
+        ]
+        self._pending = {index: [self._missed(index)] for index in unseen}
+        self._ended.update(unseen)
+        self._has_news.set()
+        self._door.abort(self.request.request_id)
+
+    def _missed(self, index: int) -> TokenEvent:
+        return MissedEvent(
+            request_id=self.request.request_id,
+            index=index,
+            finish_reason=FinishReason.ERROR,
+            num_cached_tokens=self._num_cached_tokens,
+            error=f"more than {self._max_pending_tokens} tokens of request "
+            f"{self.request.request_id!r} waited for their reader: read faster",
+        )
 
     @property
     def _num_waiting(self) -> int:
@@ -219,15 +244,13 @@ class EventStream:
             patience: how many tokens may wait, while no output ends, before the reader is woken;
                 never so many that it might be too slow. None: it is for every event.
 
-        Raises:
-            SlowReader: the reader was too slow, and the request was aborted.
+        To a reader that was too slow each output that it has not seen the end of ends with ERROR,
+        for which ``failure`` is ``SlowReader``, and the request was aborted.
         """
         self._patience = -1 if patience is None else min(patience, self._max_pending_tokens // 2)
-        while self._pending or self._failure or len(self._ended) < self.request.params.n:
+        while self._pending or len(self._ended) < self.request.params.n:
             await self._has_news.wait()
             self._has_news.clear()
-            if self._failure is not None:
-                raise self._failure
             pending, self._pending = self._pending, {}
             self._room = self._max_pending_tokens
             yield [_joined(events) for events in pending.values()]

@@ -20,6 +20,17 @@ def asked(num_tokens: int, **params) -> Request:
     return Request(request_id="r", prompt_token_ids=[1, 2], params=params)
 
 
+class Record(list):
+    """Of all events of a request, read or not."""
+
+    def note(self, event, now) -> None:
+        self.append(event)
+
+
+def tokens_of(events, index: int) -> list[int]:
+    return [token for event in events if event.index == index for token in event.token_ids]
+
+
 def run_to_the_end(house: House) -> None:
     """Every step there is, while nobody reads."""
     while house.engine.step():
@@ -42,17 +53,47 @@ async def test_what_a_slow_reader_missed_comes_as_one_event_an_output():
 
 
 @in_loop
-async def test_a_reader_that_is_too_slow_loses_its_stream_and_the_pages_are_free():
+async def test_a_reader_that_is_too_slow_sees_the_end_of_its_request_and_the_pages_are_free():
     house = House(clock=time.monotonic)
     door = Door(house.engine, max_pending_tokens=5)
     stream = door.submit(asked(40))
     while house.engine.step():
         await asyncio.sleep(0)
     await asyncio.sleep(0)
-    with pytest.raises(SlowReader, match="more than 5 tokens of request 'r'"):
-        [batch async for batch in stream]
+    [[event]] = [batch async for batch in stream]
+    assert (event.token_ids, event.finish_reason) == ((), FinishReason.ERROR)
+    assert isinstance(event.failure, SlowReader)
+    assert "more than 5 tokens of request 'r'" in str(event.failure)
     house.assert_idle()
     assert len(door) == 0
+
+
+@in_loop
+async def test_a_slow_reader_sees_one_end_of_each_output_and_no_gap_before_it():
+    house = House(clock=time.monotonic)
+    door = Door(house.engine, max_pending_tokens=12)
+    all_events = Record()
+    stream = door.submit(asked(60, n=3, seed=1, stop_token_ids=[4]), [all_events])
+    batches, seen = stream.batches(), []
+
+    async def read_to_the_first_end() -> None:
+        while not any(event.finish_reason for event in seen):
+            seen.extend(await anext(batches))
+
+    reader = asyncio.create_task(read_to_the_first_end())
+    while house.engine.step():
+        for _ in range(3):  # the events cross, the reader wakes, the reader reads
+            await asyncio.sleep(0)
+    await reader
+    missed = [event for batch in [batch async for batch in batches] for event in batch]
+    ends = {event.index: event.finish_reason for event in seen + missed if event.finish_reason}
+    assert [event.finish_reason for event in missed] == [FinishReason.ERROR] * len(missed)
+    assert sorted(ends) == [0, 1, 2]
+    assert len(missed) == 3 - sum(event.finish_reason is not None for event in seen) >= 1
+    for index in range(3):  # nothing that it has seen came after something that it has not
+        tokens, came = tokens_of(seen, index), tokens_of(all_events, index)
+        assert tokens == came[: len(tokens)]
+    house.assert_idle()
 
 
 @in_loop

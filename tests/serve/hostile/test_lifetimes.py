@@ -163,7 +163,7 @@ async def test_a_stream_that_its_client_never_closes_is_served_and_let_go():
 
 
 @in_loop
-async def test_a_reader_that_does_not_read_loses_its_stream_and_nobody_waits_for_it():
+async def test_a_reader_that_does_not_read_sees_the_ends_and_nobody_waits_for_it():
     settings = ServeSettings(grpc_port=0, max_pending_tokens=200)
     async with served(settings) as tested:
         canary = await tested.tokens()
@@ -177,7 +177,7 @@ async def test_a_reader_that_does_not_read_loses_its_stream_and_nobody_waits_for
             assert await tested.tokens() == canary
             await until(lambda: tested.engine.num_unfinished == 0)
             reasons, status = await outcome(stream)
-            assert (reasons, status) == ([], "RESOURCE_EXHAUSTED")
+            assert (reasons, status) == ([pb.ERROR] * 4, "RESOURCE_EXHAUSTED")
         assert await tested.tokens() == canary
 
 

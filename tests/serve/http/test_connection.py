@@ -149,22 +149,45 @@ async def test_a_bad_chunk_after_its_answer_ends_the_connection_quietly(caplog):
     assert not caplog.records
 
 
+async def unread(tested, client: socket.socket) -> None:
+    """Asks for a stream that it does not read, until its request has ended all the same."""
+    # Else the kernel takes megabytes before it says that nobody reads.
+    [listener] = tested.server._http._server.servers[0].sockets
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", tested.server.http_port))
+    body = json.dumps(ENDLESS | {"stream": True, "n": 4, "logprobs": 11}).encode()
+    client.sendall(head(len(body)) + b"\r\n" + body)
+    while not tested.engine.num_running:
+        await asyncio.sleep(0.001)
+    await tested.idle()
+
+
 @in_loop
 async def test_a_reader_that_takes_nothing_is_left_and_its_request_ends():
     settings = replace(IMPATIENT, max_pending_tokens=100)
     async with http_served(settings) as tested:
-        # Else the kernel takes megabytes before it says that nobody reads.
-        [listener] = tested.server._http._server.servers[0].sockets
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.connect(("127.0.0.1", tested.server.http_port))
-            body = json.dumps(ENDLESS | {"stream": True, "n": 4, "logprobs": 11}).encode()
-            client.sendall(head(len(body)) + b"\r\n" + body)
-            while not tested.engine.num_running:
-                await asyncio.sleep(0.001)
-            await tested.idle()
+            await unread(tested, client)
         assert tested.house.stats.num_generated_tokens < 4 * 3900
+
+
+@in_loop
+async def test_a_reader_that_was_too_slow_is_told_so_when_it_reads():
+    async with http_served(replace(SETTINGS, max_pending_tokens=100)) as tested:
+        with socket.socket() as client:
+            await unread(tested, client)
+            client.setblocking(False)
+            answer, loop = b"", asyncio.get_running_loop()
+            while not answer.endswith(b"0\r\n\r\n"):
+                answer += await loop.sock_recv(client, 65536)
+        *_, last, end, _, _ = answer.split(b"\r\n")
+        assert end == b"0"
+        error = json.loads(last.removeprefix(b"data: "))["error"]
+        assert error["type"] == "rate_limit_error"
+        assert "waited for their reader" in error["message"]
+        assert b"[DONE]" not in answer
+        assert await tested.text()
 
 
 async def idle_connections(tested, number: int) -> list[asyncio.StreamWriter]:
