@@ -18,8 +18,9 @@ MAX_NAME = 256
 MAX_TOKENIZED = 2**20
 #: Bytes that a message may be longer than the prompt in it.
 _MAX_BESIDES_PROMPT = 2**22
-#: Bytes on the wire of one log-probability with its token's text.
-_LOGPROB_BYTES = 32
+#: Bytes on the wire of a token with its text, and of a log-probability with that. Longer texts
+#: are rare; what has many of them is parted, or refused when it is there.
+_TOKEN_BYTES, _LOGPROB_BYTES = 16, 32
 
 
 def few(name: str, values: Values) -> Values:
@@ -77,14 +78,48 @@ def require_lean(message: Message, max_prompt: int) -> None:
         )
 
 
-def require_sendable(params: SamplingParams, max_model_len: int, max_bytes: int) -> None:
-    """Raises InvalidParameter where the log-probabilities of all outputs fit into no message."""
-    if params.logprobs is None:
-        return
-    num_tokens = min(params.max_tokens or max_model_len, max_model_len)
-    size = params.n * num_tokens * (1 + params.logprobs) * _LOGPROB_BYTES
+def require_sendable_prompt(params: SamplingParams, prompt_len: int, max_bytes: int) -> None:
+    """Raises InvalidParameter where the log-probabilities of a prompt fit into no message."""
+    size = _prompt_bytes(params, prompt_len)
     if size > max_bytes:
         raise InvalidParameter(
-            f"n = {params.n} outputs with logprobs = {params.logprobs} may take {size} bytes: one "
-            f"message has at most {max_bytes}; set max_tokens, or read a stream"
+            f"prompt_logprobs = {params.prompt_logprobs} of {prompt_len} tokens may take {size}"
+            f" bytes: one message has at most {max_bytes} (max_message_bytes); ask for fewer, or"
+            " send a shorter prompt"
         )
+
+
+def require_sendable(
+    params: SamplingParams, prompt_len: int, max_model_len: int, max_bytes: int
+) -> None:
+    """Raises InvalidParameter where all outputs, and what is told of the prompt, fit into no
+    message."""
+    require_sendable_prompt(params, prompt_len, max_bytes)
+    room = max_model_len - prompt_len
+    num_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+    num_logprobs = 0 if params.logprobs is None else 1 + params.logprobs
+    size = params.n * num_tokens * (_TOKEN_BYTES + num_logprobs * _LOGPROB_BYTES)
+    size += _prompt_bytes(params, prompt_len)
+    if size > max_bytes:
+        logprobs = "" if params.logprobs is None else f" with logprobs = {params.logprobs}"
+        raise InvalidParameter(
+            f"n = {params.n} outputs of up to {num_tokens} tokens{logprobs} may take {size} bytes:"
+            f" one message has at most {max_bytes} (max_message_bytes); set max_tokens, ask for"
+            " less, or read a stream"
+        )
+
+
+def require_fits(size: int, max_bytes: int) -> None:
+    """Raises InvalidParameter where an answer of ``size`` bytes fits into no message."""
+    if size > max_bytes:
+        raise InvalidParameter(
+            f"the answer has {size} bytes or more: one message has at most {max_bytes}"
+            " (max_message_bytes); ask for less at once, or read a stream where there is one"
+        )
+
+
+def _prompt_bytes(params: SamplingParams, prompt_len: int) -> int:
+    """Of a prompt's log-probabilities."""
+    if params.prompt_logprobs is None:
+        return 0
+    return (prompt_len - 1) * (1 + params.prompt_logprobs) * _LOGPROB_BYTES

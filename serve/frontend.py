@@ -98,8 +98,12 @@ class Frontend:
         """Requests that have not ended."""
         return len(self._door)
 
-    async def generate(self, ask: Ask) -> EventStream:
+    async def generate(
+        self, ask: Ask, admit: Callable[[Request], None] = lambda request: None
+    ) -> EventStream:
         """Hands a request in; whoever got its stream closes it.
+
+        ``admit``: raises what it is refused with, now that the length of its prompt is known.
 
         Raises:
             NotFound: another model.
@@ -132,6 +136,7 @@ class Frontend:
             bypass_prefix_cache=ask.bypass_prefix_cache,
             guide=guide,
         )
+        admit(request)
         watches = [observer.begin(ask, request, arrival) for observer in self._observers]
         return self._door.submit(request, watches)
 

@@ -76,7 +76,7 @@ class ServeSettings:
     otlp_endpoint: str | None = None
     max_connections: int = bounded(4096, 1, 2**20)
     max_calls: int = bounded(8192, 4, 2**20)
-    max_message_bytes: int = bounded(64 * 2**20, 1024, _MOST)
+    max_message_bytes: int = bounded(64 * 2**20, 2**14, _MOST)
     max_metadata_bytes: int = bounded(16 * 2**10, 1024, 2**20)
     max_pending_tokens: int = bounded(65_536, 1, _MOST)
     min_ping_interval_ms: int = bounded(10_000, 0, _MOST)

@@ -113,11 +113,20 @@ class Reader:
             case "prompt":
                 self._prompt = message.prompt
                 if self._prompt.logprobs:
-                    told = (None, *positions(self._prompt.logprobs))
-                    return self._of(0, prompt_logprobs=told)
+                    return self._of(0, prompt_logprobs=self._prompt_logprobs())
             case "error":
                 self._error = message.error.message
         return None
+
+    def _prompt_logprobs(self) -> tuple[PositionLogprobs | None, ...]:
+        """All that have come: where they are too many for one message, those of the next follow."""
+        before: tuple[PositionLogprobs | None, ...] = (None,)
+        for event in self._events:
+            if event.prompt_logprobs is not None:
+                before = event.prompt_logprobs
+                self._events.remove(event)
+                break
+        return (*before, *positions(self._prompt.logprobs))
 
     def _end(self, finished: pb.Finished) -> TokenEvent:
         stop = finished.WhichOneof("stop_match")

@@ -5,12 +5,21 @@ The methods have the wire's names. Each reads a message, asks the frontend, and 
 
 import time
 from collections.abc import AsyncGenerator
+from functools import partial
+from typing import TypeVar
 
+from google.protobuf.message import Message
 from grpc.aio import ServicerContext
 
-from jaxinfer.errors import InvalidPrompt
-from serve.bounds import require_lean, require_sendable
-from serve.door import PATIENT
+from jaxinfer.engine.request import Request
+from jaxinfer.errors import InvalidParameter, InvalidPrompt
+from serve.bounds import (
+    require_fits,
+    require_lean,
+    require_sendable,
+    require_sendable_prompt,
+)
+from serve.door import PATIENT, EventStream
 from serve.frontend import Ask, Conversation, Frontend
 from serve.proto import inference_pb2 as pb
 from serve.proto import inference_pb2_grpc as pb_grpc
@@ -18,6 +27,8 @@ from serve.rpc.answers import answers, streams
 from serve.rpc.convert import read_ask, read_messages, read_score_ask, score_response
 from serve.rpc.transcript import Transcript
 from serve.score import score
+
+T = TypeVar("T", bound=Message)
 
 
 class Inference(pb_grpc.InferenceServicer):
@@ -41,9 +52,9 @@ class Inference(pb_grpc.InferenceServicer):
     ) -> AsyncGenerator[pb.GenerateEvent, None]:
         """The events of a request as they come."""
         ask = self._read(request, context)
-        stream = await self._frontend.generate(ask)
+        stream = await self._frontend.generate(ask, partial(self._admit, as_one=False))
         try:
-            transcript = Transcript(stream.request, self._frontend.model.name)
+            transcript = self._transcript(stream)
             yield pb.GenerateEvent(prompt=transcript.prompt_info())
             async for events in stream:
                 for event in events:
@@ -59,10 +70,9 @@ class Inference(pb_grpc.InferenceServicer):
     ) -> pb.GenerateResponse:
         """All outputs of a request."""
         ask = self._read(request, context)
-        require_sendable(ask.params, self._frontend.model.max_model_len, self._max_message_bytes)
-        stream = await self._frontend.generate(ask)
+        stream = await self._frontend.generate(ask, partial(self._admit, as_one=True))
         try:
-            transcript = Transcript(stream.request, self._frontend.model.name)
+            transcript = self._transcript(stream)
             async for events in stream.batches(PATIENT):
                 for event in events:
                     transcript.note(event)
@@ -75,7 +85,7 @@ class Inference(pb_grpc.InferenceServicer):
     async def Score(self, request: pb.ScoreRequest, context: ServicerContext) -> pb.ScoreResponse:  # noqa: N802
         """How likely a text is."""
         ask = read_score_ask(request, self._timeout(context))
-        return score_response(*await score(self._frontend, ask))
+        return self._fitting(score_response(*await score(self._frontend, ask)))
 
     @answers
     async def Tokenize(  # noqa: N802
@@ -95,7 +105,9 @@ class Inference(pb_grpc.InferenceServicer):
                 ids = await frontend.encode(chat, must_fit=False)
             case _:
                 raise InvalidPrompt("nothing to tokenize: set text or chat")
-        return pb.TokenizeResponse(token_ids=ids, max_model_len=frontend.model.max_model_len)
+        return self._fitting(
+            pb.TokenizeResponse(token_ids=ids, max_model_len=frontend.model.max_model_len)
+        )
 
     @answers
     async def Detokenize(  # noqa: N802
@@ -105,7 +117,7 @@ class Inference(pb_grpc.InferenceServicer):
         self._frontend.require_model(request.model)
         skip = not request.HasField("skip_special_tokens") or request.skip_special_tokens
         text = await self._frontend.decode(request.token_ids, skip_special_tokens=skip)
-        return pb.DetokenizeResponse(text=text)
+        return self._fitting(pb.DetokenizeResponse(text=text))
 
     @answers
     async def Abort(self, request: pb.AbortRequest, context: ServicerContext) -> pb.AbortResponse:  # noqa: N802
@@ -157,6 +169,32 @@ class Inference(pb_grpc.InferenceServicer):
             num_slots=engine.runner.limits.max_num_seqs,
             is_draining=self._frontend.is_draining,
         )
+
+    def _transcript(self, stream: EventStream) -> Transcript:
+        return Transcript(
+            stream.request, self._frontend.model.name, max_bytes=self._max_message_bytes
+        )
+
+    def _admit(self, request: Request, *, as_one: bool) -> None:
+        """Raises InvalidParameter for a request of which a message would be too long."""
+        prompt_len, params = len(request.prompt_token_ids), request.params
+        limits, most = self._frontend.model.engine.runner.limits, self._max_message_bytes
+        try:
+            if as_one:
+                require_sendable(params, prompt_len, limits.max_model_len, most)
+            else:
+                require_sendable_prompt(params, prompt_len, most)
+        except InvalidParameter:
+            # What is not allowed at all is told so, not that there is too much of it.
+            params.verify(
+                vocab_size=limits.vocab_size, prompt_len=prompt_len, limits=limits.request
+            )
+            raise
+
+    def _fitting(self, answer: T) -> T:
+        """The answer itself, where a message has room for it."""
+        require_fits(answer.ByteSize(), self._max_message_bytes)
+        return answer
 
     def _read(self, request: pb.GenerateRequest, context: ServicerContext) -> Ask:
         """What is asked for, where it is not too long to be kept."""

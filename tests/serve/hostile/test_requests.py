@@ -6,7 +6,8 @@ import struct
 import grpc
 import pytest
 
-from jaxinfer.sampling_params import RequestLimits
+from jaxinfer.sampling_params import RequestLimits, SamplingParams
+from serve.bounds import require_sendable
 from serve.proto import inference_pb2 as pb
 from serve.settings import ServeSettings
 from tests.engine.house import VOCAB
@@ -333,12 +334,77 @@ def test_a_message_beyond_64_mib_is_refused(server):
     server.assert_unharmed()
 
 
-def test_log_probabilities_that_fit_into_no_message_are_refused_before_they_are_made():
-    with background(ServeSettings(grpc_port=0, max_message_bytes=2**14)) as server:
-        request = _request(sampling=pb.Sampling(n=5), output=pb.Output(logprobs=20))
-        assert_answer(answer_of(server, request), "INVALID_ARGUMENT", "read a stream")
-        assert stream_of(server, request)[0] == "OK"
-        server.assert_unharmed()
+NO_ROOM = {
+    "n and its log-probabilities": (
+        _request(sampling=pb.Sampling(n=5), output=pb.Output(logprobs=20)),
+        "n = 5 outputs of up to 6 tokens with logprobs = 20 may take",
+        5 * 6,
+    ),
+    "n and its tokens": (
+        _request(sampling=pb.Sampling(n=8), stopping=pb.Stopping(max_tokens=170, ignore_eos=True)),
+        "n = 8 outputs of up to 170 tokens may take 21760 bytes",
+        8 * 170,
+    ),
+    "n and its prompt": (
+        _request(
+            sampling=pb.Sampling(n=2),
+            token_ids=pb.TokenIds(ids=[1] * 80),
+            output=pb.Output(logprobs=20, prompt_logprobs=3),
+        ),
+        "n = 2 outputs of up to 6 tokens with logprobs = 20 may take",
+        2 * 6,
+    ),
+    "log-probabilities of a prompt": (
+        _request(token_ids=pb.TokenIds(ids=[1] * 190), output=pb.Output(prompt_logprobs=3)),
+        "prompt_logprobs = 3 of 190 tokens may take 24192 bytes",
+        None,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    with background(ServeSettings(grpc_port=0, max_message_bytes=2**14), max_model_len=200) as it:
+        yield it
+
+
+@pytest.mark.parametrize("name", NO_ROOM)
+def test_what_fits_into_no_message_is_refused_before_it_is_made(narrow, name):
+    request, words, num_streamed = NO_ROOM[name]
+    num_tokens = narrow.tested.house.stats.num_generated_tokens
+    answers = [answer_of(narrow, request)]
+    if num_streamed is None:
+        answers.append(stream_of(narrow, request))
+    for answer in answers:
+        assert_answer(answer, "INVALID_ARGUMENT", words)
+        assert "one message has at most 16384" in answer[1]
+    assert narrow.tested.house.stats.num_generated_tokens == num_tokens
+    if num_streamed is not None:
+        assert stream_of(narrow, request) == ("OK", "", num_streamed)
+    narrow.assert_unharmed()
+
+
+def test_what_turns_out_to_fit_into_no_message_is_told_so(narrow):
+    request = pb.TokenizeRequest(text="b" * (2**14 - 4))
+    assert request.ByteSize() < 2**14  # and as many tokens, and the length of the context
+    with pytest.raises(grpc.RpcError) as caught:
+        narrow.stub.Tokenize(request, timeout=60)
+    answer = (caught.value.code().name, caught.value.details(), 0)
+    assert_answer(answer, "INVALID_ARGUMENT", "one message has at most 16384")
+    narrow.assert_unharmed()
+
+
+def test_ordinary_requests_are_never_too_long_for_a_message():
+    for most in (64 * 2**20, 16 * 2**20):  # as it comes, and of configs/serve/production.toml
+        for params, prompt_len, max_model_len in (
+            (SamplingParams(n=128, max_tokens=None), 1, 8192),
+            (SamplingParams(n=8, max_tokens=None), 1, 131_072),
+            (SamplingParams(n=1, max_tokens=None, logprobs=1), 1, 131_072),
+            (SamplingParams(n=16, max_tokens=1024, logprobs=20), 1024, 32_768),
+            (SamplingParams(prompt_logprobs=20, max_tokens=16), 24_000, 32_768),
+            (SamplingParams(prompt_logprobs=0, max_tokens=1), 131_071, 131_072),
+        ):
+            require_sendable(params, prompt_len, max_model_len, most)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, 1e-9])
