@@ -21,6 +21,11 @@ import grpc
 
 from jaxinfer.errors import JaxInferError, UsageError
 
+#: What gRPC says, with the status of that name, for a call that came while the port closed, before
+#: anybody looked at it. Who cancels calls on purpose says something else: ``Aborted`` names the
+#: request, clients that they did it themselves.
+_NOT_LOOKED_AT = "CANCELLED"
+
 #: In a call's trailing metadata: milliseconds after which to try again, negative: never.
 PUSHBACK = "grpc-retry-pushback-ms"
 
@@ -147,8 +152,10 @@ _CLASSES: dict[grpc.StatusCode, type[ServerError]] = {
 
 
 def error_of(failed: grpc.RpcError) -> ServerError:
-    """The same failure, as its class."""
+    """The same failure, as its class; a call that met a port while it closed is UNAVAILABLE."""
     code = failed.code()
+    if code is grpc.StatusCode.CANCELLED and failed.details() == _NOT_LOOKED_AT:
+        return Unavailable("the server closed its port before it looked at the call")
     return _CLASSES.get(code, ServerError)(
         failed.details() or code.name,
         code=code,

@@ -30,6 +30,16 @@ CANARY = pb.GenerateRequest(
 )
 
 
+def is_not_taken(error: grpc.RpcError) -> bool:
+    """Whether it says that the server takes nothing any more.
+
+    gRPC itself cancels a call that meets a port while it closes, and then says only that.
+    """
+    return error.code() is grpc.StatusCode.UNAVAILABLE or (
+        error.code() is grpc.StatusCode.CANCELLED and error.details() == "CANCELLED"
+    )
+
+
 class ChattyTokenizer(FakeTokenizer):
     """A conversation is its contents, one after the other."""
 

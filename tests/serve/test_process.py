@@ -1,19 +1,24 @@
 """Whole processes that serve: how they end, and what their clients see of it."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import grpc
 import pytest
 
+from serve.client import Client, RetryPolicy
+from serve.client.errors import ServerError, Unavailable
 from serve.proto import inference_pb2 as pb
 from serve.proto import inference_pb2_grpc as pb_grpc
-from tests.serve.house import CANARY, in_loop
+from tests.serve.house import CANARY, in_loop, is_not_taken
 
 #: With its answer, anything that lives in a process goes wrong.
 TRIGGER = pb.GenerateRequest(token_ids=pb.TokenIds(ids=[11]), stopping=pb.Stopping(max_tokens=9))
@@ -61,7 +66,7 @@ async def end_of(call) -> tuple[str, str]:
             if kind == "finished":
                 kind = pb.FinishReason.Name(event.finished.reason)
     except grpc.aio.AioRpcError as error:
-        return kind, error.code().name
+        return kind, "UNAVAILABLE" if is_not_taken(error) else error.code().name
     return kind, "OK"
 
 
@@ -79,7 +84,6 @@ async def test_a_process_whose_engine_is_gone_ends_with_an_error(fault):
             assert set(await asyncio.gather(*ends)) <= {
                 ("ERROR", "INTERNAL"),  # taken, and ended
                 ("nothing", "UNAVAILABLE"),  # not taken
-                ("nothing", "CANCELLED"),  # met the port while it closed
             }
             # Two failures may end all that is there; whoever comes then meets the last one.
             while (await end_of(stub.GenerateStream(TRIGGER)))[1] == "INTERNAL":
@@ -99,6 +103,46 @@ async def test_sigterm_under_load_ends_or_aborts_all_that_was_taken():
             ends = await asyncio.gather(*map(end_of, streams))
             assert set(ends) <= {("ABORT", "OK"), ("LENGTH", "OK")}
         assert await server.exit_code() == 0
+
+
+def test_whoever_comes_while_the_port_closes_is_told_that_the_server_is_not_there():
+    own_connection = (("grpc.use_local_subchannel_pool", 1),)
+    answered, has_ended = threading.Semaphore(0), threading.Event()
+
+    def ask_on(ask, kind: type[Exception], errors: list[Exception]) -> None:
+        """Always has a call on its way, until the server has gone."""
+        while not (errors and has_ended.is_set()):
+            try:
+                ask()
+                answered.release()
+            except kind as error:
+                errors.append(error)
+
+    errors: list[list[Exception]] = [[] for _ in range(5)]
+    with process("none") as server, contextlib.ExitStack() as stack:
+        askers = []
+        for number, mine in enumerate(errors):
+            if number < 3:  # as other clients do
+                channel = grpc.insecure_channel(server.address, options=own_connection)
+                ask = partial(pb_grpc.InferenceStub(stack.enter_context(channel)).Generate, CANARY)
+                askers.append(threading.Thread(target=ask_on, args=(ask, grpc.RpcError, mine)))
+            else:
+                once = RetryPolicy(max_attempts=1)
+                client = stack.enter_context(Client(server.address, timeout=30, retry=once))
+                ask = partial(client.generate, [3, 1, 4], max_tokens=1)
+                askers.append(threading.Thread(target=ask_on, args=(ask, ServerError, mine)))
+        stack.callback(has_ended.set)
+        for asker in askers:
+            asker.start()
+        for _ in range(50):
+            assert answered.acquire(timeout=60)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        has_ended.set()
+        for asker in askers:
+            asker.join()
+    assert all(is_not_taken(error) for mine in errors[:3] for error in mine)
+    assert {type(error) for mine in errors[3:] for error in mine} == {Unavailable}
 
 
 @in_loop

@@ -68,8 +68,8 @@ both_clients = pytest.mark.parametrize("face", [SyncFace, AsyncFace])
 class Refusal(Exception):
     """A status, and with it perhaps when to come back."""
 
-    def __init__(self, code: str, pushback: str | None = None):
-        self.code = grpc.StatusCode[code]
+    def __init__(self, code: str, pushback: str | None = None, words: str = "as the script says"):
+        self.code, self.words = grpc.StatusCode[code], words
         self.metadata = () if pushback is None else (("grpc-retry-pushback-ms", pushback),)
 
 
@@ -91,7 +91,7 @@ class Scripted(pb_grpc.InferenceServicer):
         for step in self.script.pop(0):
             if isinstance(step, Refusal):
                 context.set_trailing_metadata(step.metadata)
-                context.abort(step.code, "as the script says")
+                context.abort(step.code, step.words)
             yield step
 
     def Generate(self, request, context):  # noqa: N802

@@ -5,6 +5,7 @@ import pytest
 
 from serve.client.errors import (
     AlreadyExists,
+    Cancelled,
     DeadlineExceeded,
     Internal,
     InvalidArgument,
@@ -123,6 +124,17 @@ async def test_refusals_that_pass_are_waited_for(face, kind):
 @both_clients
 @both_ways
 @in_loop
+async def test_a_call_that_met_a_port_while_it_closed_is_made_again(face, kind):
+    with scripted([Refusal("CANCELLED", words="CANCELLED")], ANSWER) as (server, target):
+        async with face(target, retry=QUICK) as asking:
+            result = await tell(asking, kind)
+        assert result.outputs[0].finish_reason == "stop"
+        assert len(server.requests) == 2
+
+
+@both_clients
+@both_ways
+@in_loop
 async def test_refusals_that_stay_are_raised(face, kind):
     for refusal, error in (
         (Refusal("RESOURCE_EXHAUSTED"), ResourceExhausted),
@@ -130,6 +142,7 @@ async def test_refusals_that_stay_are_raised(face, kind):
         (Refusal("RESOURCE_EXHAUSTED", "soon"), ResourceExhausted),
         (Refusal("ALREADY_EXISTS"), AlreadyExists),
         (Refusal("INTERNAL"), Internal),
+        (Refusal("CANCELLED"), Cancelled),
     ):
         with scripted([refusal], ANSWER) as (server, target):
             async with face(target, retry=QUICK) as asking:
