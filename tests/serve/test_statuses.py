@@ -52,7 +52,7 @@ async def test_a_message_in_any_language_arrives(character, num_bytes, monkeypat
     expected = character * min(MAX_MESSAGE, MAX_MESSAGE_BYTES // num_bytes)
     assert message_of(InvalidParameter(message)) == expected
 
-    async def refuse(ask):
+    async def refuse(ask, admit):
         raise InvalidParameter(message)
 
     async with served() as tested:

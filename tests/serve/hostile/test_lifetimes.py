@@ -182,6 +182,26 @@ async def test_a_reader_that_does_not_read_sees_the_ends_and_nobody_waits_for_it
 
 
 @in_loop
+async def test_what_waited_for_a_slow_reader_comes_in_messages_that_may_be_sent():
+    most = 2**14
+    async with served(ServeSettings(grpc_port=0, max_message_bytes=most)) as tested:
+        request = endless(sampling=pb.Sampling(n=4), output=pb.Output(logprobs=3))
+        request.stopping.max_tokens = 600
+        address = f"127.0.0.1:{tested.server.grpc_port}"
+        narrow = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024))
+        async with grpc.aio.insecure_channel(address, options=narrow) as channel:
+            call = channel.unary_stream(METHOD)(request.SerializeToString())
+            await until(lambda: tested.engine.num_running)
+            await until(lambda: tested.engine.num_unfinished == 0)
+            messages = [message async for message in call]
+        sizes = [len(message) for message in messages]
+        assert most // 4 < max(sizes) <= most  # some of them were parted
+        events = [pb.GenerateEvent.FromString(message) for message in messages]
+        assert sum(len(event.delta.token_ids) for event in events) == 4 * 600
+        assert sum(event.WhichOneof("event") == "finished" for event in events) == 4
+
+
+@in_loop
 async def test_a_client_may_ping_through_a_long_prefill():
     settings = ServeSettings(grpc_port=0, min_ping_interval_ms=100)
     async with served(settings) as tested:
