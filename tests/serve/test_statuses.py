@@ -52,7 +52,7 @@ async def test_a_message_in_any_language_arrives(character, num_bytes, monkeypat
     expected = character * min(MAX_MESSAGE, MAX_MESSAGE_BYTES // num_bytes)
     assert message_of(InvalidParameter(message)) == expected
 
-    async def refuse(ask, admit):
+    async def refuse(*_):
         raise InvalidParameter(message)
 
     async with served() as tested:
@@ -80,7 +80,7 @@ def test_the_table_has_these_rows_and_no_others():
 async def test_each_row_arrives_over_both_protocols(kind, monkeypatch):
     code, http, name, seconds = EXPECTED[kind.__name__]
 
-    async def refuse(ask):
+    async def refuse(*_):
         raise kind("no")
 
     async with http_served() as tested:
