@@ -24,9 +24,10 @@ _log = logging.getLogger(__name__)
 Given = TypeVar("Given")
 Result = TypeVar("Result")
 
-#: So many failed steps, with none between them that was finished, end an engine, if nobody was
-#: found whose fault they were.
-MAX_FAILURES = 8
+#: After so many failed steps, with none between them that was finished, the device has to prove
+#: that it can do anything; after ``MAX_FAILURES`` an engine of which that is all ends.
+_PROOF_AFTER = 8
+MAX_FAILURES = 64
 
 
 class StepLoop:
@@ -226,18 +227,27 @@ class StepLoop:
         culprit = self.scheduler.reset(self._unread)
         self._unread.clear()
         self.runner.reset()
+        if culprit is not None or self._num_failures % _PROOF_AFTER == 0:
+            self._prove_device()
         if culprit is not None:
-            self._take_step_of_its_own()
-            self._num_failures = 0
             self.scheduler.acquit_all()
             self.roster.end(self.roster.jobs[culprit.family], FinishReason.ERROR, str(error))
 
-    def _take_step_of_its_own(self) -> None:
-        """Has the device compute a token for nobody.
+    def _prove_device(self) -> None:
+        """Has the device compute a token for nobody; in a second try, if it has to be.
 
         Raises:
             StepFailed: it cannot even do that.
         """
+        try:
+            self._compute_a_token()
+        except StepFailed as error:
+            _log.error("a step for nobody failed, too: %s", error, exc_info=error.__cause__)
+            self.scheduler.reset(())
+            self.runner.reset()
+            self._compute_a_token()
+
+    def _compute_a_token(self) -> None:
         params = SamplingParams(max_tokens=1)
         request = Request(
             request_id="", prompt_token_ids=[0], params=params, bypass_prefix_cache=True
@@ -249,10 +259,12 @@ class StepLoop:
         )
         [sequence] = family.sequences
         plan = self.scheduler.plan_alone(sequence)
-        pending = _on_device(self.runner.launch, plan)
-        _on_device(partial(self.runner.sample, pending), {})
-        self.scheduler.commit(plan, _on_device(self.runner.read, pending))
-        self.scheduler.finish(sequence)
+        try:
+            pending = _on_device(self.runner.launch, plan)
+            _on_device(partial(self.runner.sample, pending), {})
+            self.scheduler.commit(plan, _on_device(self.runner.read, pending))
+        finally:
+            self.scheduler.finish(sequence)
 
     def _drop_errands(self) -> None:
         self._errands.fail_all(EngineClosed("the engine was closed before this could run"))

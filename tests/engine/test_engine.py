@@ -380,7 +380,7 @@ def test_a_device_that_finishes_no_step_any_more_closes_the_engine(where):
         house.run(max_steps=20)
     for name in names:
         assert ends(house, name) == {0: FinishReason.ERROR}
-    assert house.runner.num_resets == 4  # two of all, two of one alone
+    assert house.runner.num_resets == 5  # two of all, two of one alone, a proof
     assert house.engine.num_unfinished == 0
     with pytest.raises(EngineClosed):
         house.submit("late", PROMPT)

@@ -3,6 +3,8 @@
 import pytest
 
 from jaxinfer.engine.failure_record import PROOF_TOKENS
+from jaxinfer.engine.step_loop import MAX_FAILURES
+from jaxinfer.errors import StepFailed
 from jaxinfer.outputs import FinishReason
 from tests.engine.house import House, full_group, window_group
 from tests.engine.poison import Poison, poison
@@ -115,13 +117,68 @@ def test_neither_failures_that_are_long_past_nor_those_of_another_are_held_again
     assert house.stats.num_failed_steps == 6
     poison(house, "launch", POISONS["its prompt"])
     house.submit("bad", PROMPT, max_tokens=9)
-    while not house.events["bad"]:
-        house.step()
+    while house.step() and not house.events["bad"]:
+        pass
     house.runner.fail_on = "read"
     house.run()
     assert ends(house, "bad") == {FinishReason.ERROR}
     house.assert_as_expected("alone")
     house.assert_idle()
+
+
+@AHEAD
+def test_those_that_are_gone_before_they_are_found_out_do_not_end_the_engine(lookahead):
+    house = House(lookahead=lookahead)
+    poison(house, "launch", POISONS["its prompt"])
+    house.submit("good", PROMPT, max_tokens=9, ignore_eos=True, priority=-1)
+    for number in range(20):
+        house.submit(f"bad{number}", PROMPT, max_tokens=9)
+        house.step()
+        house.engine.abort(f"bad{number}")
+        house.step()
+        assert ends(house, f"bad{number}") == {FinishReason.ABORT}
+    house.run()
+    house.assert_as_expected("good")
+    house.assert_idle()
+
+
+@AHEAD
+def test_a_device_that_fails_once_more_when_it_is_asked_for_proof_is_asked_again(lookahead):
+    house = House(lookahead=lookahead)
+    poison(house, "launch", POISONS["its prompt"])
+    reset, proofs = house.runner.reset, []
+
+    def reset_and_fail_on_the_proof():
+        reset()
+        if house.scheduler.waiting[0].failures.is_guilty:
+            proofs.append(house.stats.num_failed_steps)
+            if len(proofs) == 1:
+                house.runner.fail_on = "read"
+
+    house.runner.reset = reset_and_fail_on_the_proof
+    for name in ("good", "bad"):
+        house.submit(name, PROMPT, max_tokens=9)
+    house.run()
+    assert proofs == [4, 5]
+    assert ends(house, "bad") == {FinishReason.ERROR}
+    house.assert_as_expected("good")
+    house.assert_idle()
+
+
+@AHEAD
+def test_a_device_that_can_do_nothing_but_prove_itself_ends_the_engine(lookahead):
+    house = House(lookahead=lookahead, max_num_seqs=2)
+    poison(house, "launch", POISONS["its prompt"])
+
+    def keep_asking():
+        for number in range(MAX_FAILURES):
+            house.submit(f"bad{number}", PROMPT, max_tokens=9)
+            house.run()
+
+    with pytest.raises(StepFailed, match="cannot bear"):
+        keep_asking()
+    assert house.stats.num_failed_steps == MAX_FAILURES - 1
+    assert not house.engine.step()
 
 
 @AHEAD
