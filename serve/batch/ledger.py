@@ -68,15 +68,17 @@ class Ledger:
                 break
             result = self._result(number, raw)
             problem = None
-            if result.key not in contents.numbers:
+            if self._forgets(result):
+                pass
+            elif result.key not in contents.numbers:
                 problem = f"which is not in {source}"
             elif result.key in self.done:
                 problem = "which it has answered before"
-            elif contents.has_changed(result.key, result.digest) and not self._forgets(result):
+            elif contents.has_changed(result.key, result.digest):
                 problem = f"whose request in {source} was changed since"
+            if problem is not None:
                 if not result.is_ok:
                     problem += " (--retry-errors asks again where the result is an error)"
-            if problem is not None:
                 raise self._not_ours(f"its line {number} answers {result.name}, {problem}")
             self._end += len(raw)
             if self._forgets(result):

@@ -31,6 +31,8 @@ def bounded_connection(patience: float, max_head_bytes: int) -> type[H11Protocol
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            # Whatever the client has not taken counts. With 0, TLS would wait for less than none.
+            transport.set_write_buffer_limits(high=1, low=0)
             self._owed.start()
 
         def data_received(self, data: bytes) -> None:
@@ -41,11 +43,20 @@ def bounded_connection(patience: float, max_head_bytes: int) -> type[H11Protocol
             if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
                 self._owed.stop()
 
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            # The next request may have come with the last one, but not the whole of it.
+            if self.conn.their_state is h11.SEND_BODY:
+                self._owed.start()
+
         def send_400_response(self, msg: str) -> None:
             answer = self.conn.refusal()
             if not answer:
                 self.transport.close()
                 return
+            if self.cycle is not None:  # it has its answer
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
             self.transport.write(answer)
             if self.transport.can_write_eof():
                 self.transport.write_eof()

@@ -27,6 +27,7 @@ class BoundedHeads(h11.Connection):
     def __init__(self, most: int):
         super().__init__(h11.SERVER, max_incomplete_event_size=most)
         self._most = most
+        self._what = ""
         self.refused: h11.RemoteProtocolError | None = None
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
@@ -35,8 +36,10 @@ class BoundedHeads(h11.Connection):
         Raises:
             h11.RemoteProtocolError: no request, or one with too long a head.
         """
+        is_head = self.their_state is h11.IDLE
+        self._what = "the line and the headers of the request" if is_head else "a line of the body"
         try:
-            if self.their_state is h11.IDLE:
+            if is_head:
                 self._require_short()
             return super().next_event()
         except h11.RemoteProtocolError as error:
@@ -55,8 +58,8 @@ class BoundedHeads(h11.Connection):
         if self.refused is not None and self.refused.error_status_hint == TOO_LARGE:
             status = TOO_LARGE
             words = (
-                f"the line and the headers of the request have more than {self._most} bytes"
-                " (--max-metadata-bytes): send fewer"
+                f"{self._what}: more than {self._most} bytes (--max-metadata-bytes) are not"
+                " allowed, send fewer"
             )
         else:
             status = 400

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from jaxinfer.errors import CapacityError, DeadlinePassed
+from jaxinfer.errors import CapacityError, DeadlinePassed, InvalidPrompt
 from jaxinfer.outputs import FinishReason, TokenEvent
 from serve.door import EventStream
 from serve.errors import Aborted, Draining
@@ -47,12 +47,11 @@ class Generation:
                 stream = await self._frontend.generate(ask)
             except CapacityError:
                 # Perhaps it has filled the queue by itself, and would do so again.
-                num_tokens += len(await self._encoded(ask))
-                self._frontend.require_room_in_queue(1, num_tokens)
+                await self._require_room(num_tokens + len(await self._encoded(ask)))
                 raise
             self._streams.append(stream)
             num_tokens += len(stream.request.prompt_token_ids)
-            self._frontend.require_room_in_queue(1, num_tokens)
+            await self._require_room(num_tokens)
         self.echoes = [await self._echo(index) for index in range(len(self._streams))]
 
     async def batches(self, patience: int | None = None) -> AsyncIterator[Batch]:
@@ -99,6 +98,15 @@ class Generation:
             pump.cancel()
         for stream in self._streams:
             stream.close()
+
+    async def _require_room(self, num_tokens: int) -> None:
+        """Refuses so many tokens of the first prompts, with the number of all."""
+        try:
+            self._frontend.require_room_in_queue(1, num_tokens)
+        except InvalidPrompt:
+            of_all = sum([len(await self._encoded(ask)) for ask in self._ask.asks])
+            self._frontend.require_room_in_queue(1, of_all)
+            raise
 
     async def _encoded(self, ask: Ask) -> Sequence[int]:
         return await self._frontend.encode(ask.prompt, add_special_tokens=ask.add_special_tokens)

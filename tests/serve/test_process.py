@@ -124,13 +124,18 @@ def test_whoever_comes_while_the_port_closes_is_told_that_the_server_is_not_ther
         for number, mine in enumerate(errors):
             if number < 3:  # as other clients do
                 channel = grpc.insecure_channel(server.address, options=own_connection)
-                ask = partial(pb_grpc.InferenceStub(stack.enter_context(channel)).Generate, CANARY)
-                askers.append(threading.Thread(target=ask_on, args=(ask, grpc.RpcError, mine)))
+                stub = pb_grpc.InferenceStub(stack.enter_context(channel))
+                ask = partial(stub.Generate, CANARY, timeout=60)
+                askers.append(
+                    threading.Thread(target=ask_on, args=(ask, grpc.RpcError, mine), daemon=True)
+                )
             else:
                 once = RetryPolicy(max_attempts=1)
                 client = stack.enter_context(Client(server.address, timeout=30, retry=once))
                 ask = partial(client.generate, [3, 1, 4], max_tokens=1)
-                askers.append(threading.Thread(target=ask_on, args=(ask, ServerError, mine)))
+                askers.append(
+                    threading.Thread(target=ask_on, args=(ask, ServerError, mine), daemon=True)
+                )
         stack.callback(has_ended.set)
         for asker in askers:
             asker.start()
@@ -140,7 +145,8 @@ def test_whoever_comes_while_the_port_closes_is_told_that_the_server_is_not_ther
         assert server.process.wait(60) == 0
         has_ended.set()
         for asker in askers:
-            asker.join()
+            asker.join(90)
+            assert not asker.is_alive()
     assert all(is_not_taken(error) for mine in errors[:3] for error in mine)
     assert {type(error) for mine in errors[3:] for error in mine} == {Unavailable}
 

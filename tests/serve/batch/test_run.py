@@ -232,6 +232,24 @@ def test_what_was_an_error_is_asked_again_when_that_is_wished(paths):
     assert len(read_lines(outputs)) == 2
 
 
+@pytest.mark.parametrize(
+    "mended", [[line("a"), line("b")], [line("b"), line("a")], [line("b")]], ids=len
+)
+def test_a_line_that_was_none_may_be_mended_moved_or_left_out(paths, mended):
+    inputs, outputs = paths
+    write_lines(inputs, [b'{"custom_id": "a"', line("b")])
+    with engine() as llm:
+        run_batch(llm, inputs, outputs)
+        assert len(read_lines(outputs)) == 2
+        write_lines(inputs, mended)
+        with pytest.raises(InvalidParameter, match="--retry-errors asks again"):
+            run_batch(llm, inputs, outputs)
+        assert run_batch(llm, inputs, outputs, retry_errors=True).failure is None
+    assert {r["custom_id"]: text_in(r) for r in read_lines(outputs)} == {
+        entry["custom_id"]: expected_text(entry) for entry in mended
+    }
+
+
 def test_a_line_that_was_changed_since_is_named_and_the_results_stay(paths):
     inputs, outputs = paths
     write_lines(inputs, [line("a"), line("b")])

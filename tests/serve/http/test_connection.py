@@ -149,6 +149,46 @@ async def test_a_bad_chunk_after_its_answer_ends_the_connection_quietly(caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize("path", ["/health", "/no"])
+@in_loop
+async def test_a_bad_chunk_of_what_nobody_reads_is_answered_quietly(path, caplog):
+    async with http_served() as tested:
+        head = f"GET {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        answer = await raw(tested, head + b"no chunk\r\n")
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert await tested.text()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@in_loop
+async def test_who_sends_half_a_second_request_with_the_first_has_no_more_patience():
+    async with http_served(replace(IMPATIENT, max_connections=2)) as tested:
+        pieces = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" + head(100) + b"\r\n{"
+        answers = await raw(tested, pieces)
+        assert answers.count(b"HTTP/1.1 200 ") == 1
+        assert await tested.text()
+
+
+@in_loop
+async def test_what_was_not_taken_is_dropped_with_the_connection_however_little_it_is():
+    async with http_served(IMPATIENT) as tested:
+        [listener] = tested.server._http._server.servers[0].sockets
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", tested.server.http_port))
+            body = json.dumps(CANARY | {"max_tokens": 60, "logprobs": 11, "n": 3}).encode()
+            client.sendall(head(len(body)) + b"Connection: close\r\n\r\n" + body)
+            connections = tested.server._http._server.server_state.connections
+            async with asyncio.timeout(60):
+                while not connections:
+                    await asyncio.sleep(0.001)
+                while connections:  # it has taken nothing
+                    await asyncio.sleep(0.001)
+        assert await tested.text()
+
+
 async def unread(tested, client: socket.socket) -> None:
     """Asks for a stream that it does not read, until its request has ended all the same."""
     # Else the kernel takes megabytes before it says that nobody reads.
@@ -180,7 +220,9 @@ async def test_a_reader_that_was_too_slow_is_told_so_when_it_reads():
             client.setblocking(False)
             answer, loop = b"", asyncio.get_running_loop()
             while not answer.endswith(b"0\r\n\r\n"):
-                answer += await loop.sock_recv(client, 65536)
+                came = await loop.sock_recv(client, 65536)
+                assert came, "the connection has ended"
+                answer += came
         *_, last, end, _, _ = answer.split(b"\r\n")
         assert end == b"0"
         error = json.loads(last.removeprefix(b"data: "))["error"]

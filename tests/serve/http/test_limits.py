@@ -101,14 +101,25 @@ async def test_as_many_prompts_as_the_queue_has_room_for_are_served_whatever_the
         assert len(response.json()["choices"]) == 256
 
 
-@pytest.mark.parametrize("prompt", [[[1] * 4, [2] * 4, [3] * 4], ["a" * 4] * 3, [1] * 11, "a" * 11])
+@pytest.mark.parametrize(
+    ("prompt", "num_tokens"),
+    [
+        ([[1] * 4, [2] * 4, [3] * 4], 12),
+        (["a" * 4] * 5, 20),
+        ([[1] * 10, [1]], 11),
+        ([1] * 11, 11),
+        ("a" * 11, 11),
+    ],
+)
 @in_loop
-async def test_the_same_holds_of_tokens(prompt):
+async def test_the_same_holds_of_tokens(prompt, num_tokens):
     async with http_served(max_num_seqs=1, max_waiting_tokens=10) as tested:
         response = await tested.post({"prompt": prompt})
         assert response.status_code == 400, response.text
-        for words in ("prompt tokens", "has room for 10", "--max-waiting-tokens 1"):
-            assert words in error_of(response)["message"]
+        message = error_of(response)["message"]
+        assert f"holds {num_tokens} prompt tokens" in message
+        assert "has room for 10" in message
+        assert message.endswith(f"--max-waiting-tokens {num_tokens}")
         assert (await tested.post({"prompt": [[1] * 5] * 2})).status_code == 200
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await tested.tokens(pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1] * 11)))
