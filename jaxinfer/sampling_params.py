@@ -11,6 +11,8 @@ from jaxinfer.errors import InvalidParameter
 from jaxinfer.structured_outputs import (
     MAX_GUIDE_BYTES,
     MAX_SCHEMA_NESTING,
+    MOST_GUIDE_BYTES,
+    MOST_SCHEMA_NESTING,
     Guide,
     StructuredOutputsParams,
 )
@@ -64,8 +66,8 @@ class RequestLimits:
             ("max_logprobs", 0, defaults.max_logprobs),
             ("max_prompt_logprobs_bytes", 0, 2**40),
             ("max_prompts", 1, 2**16),
-            ("max_guide_bytes", 1, 2**20),
-            ("max_schema_nesting", 1, 120),  # what reads it goes down 128 levels
+            ("max_guide_bytes", 1, MOST_GUIDE_BYTES),
+            ("max_schema_nesting", 1, MOST_SCHEMA_NESTING),
             ("max_template_characters", 1, 2**30),
         ):
             fix = f"leave it out for {getattr(defaults, name)}"

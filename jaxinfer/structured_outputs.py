@@ -13,6 +13,8 @@ from jaxinfer.errors import InvalidParameter
 MAX_GUIDE_BYTES = 65_536
 #: Levels of objects and arrays in a schema, unless limits say otherwise.
 MAX_SCHEMA_NESTING = 64
+#: What limits may allow: what reads a schema goes down 128 levels.
+MOST_GUIDE_BYTES, MOST_SCHEMA_NESTING = 2**20, 120
 MAX_CHOICES = 1024
 
 _KINDS = ("json", "regex", "choice", "grammar", "json_object")
@@ -58,16 +60,6 @@ class StructuredOutputsParams:
     grammar: str | None = None
     json_object: bool | None = None
     disable_any_whitespace: bool = False
-
-    def verify(
-        self, *, max_bytes: int = MAX_GUIDE_BYTES, max_nesting: int = MAX_SCHEMA_NESTING
-    ) -> None:
-        """Checks every value.
-
-        Raises:
-            InvalidParameter: as ``guide_within``.
-        """
-        self.guide_within(max_bytes=max_bytes, max_nesting=max_nesting)
 
     @property
     def guide(self) -> Guide:

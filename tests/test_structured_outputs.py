@@ -59,7 +59,7 @@ def nested(levels: int) -> str:
 )
 def test_what_is_wrong_is_named(params, message):
     with pytest.raises(InvalidParameter, match=message):
-        StructuredOutputsParams(**params).verify()
+        StructuredOutputsParams(**params).guide_within()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_limits_may_be_wider():
     assert long.guide_within(max_bytes=MAX_GUIDE_BYTES + 1).text == long.regex
     for wanted in (deep, long):
         with pytest.raises(InvalidParameter):
-            wanted.verify()
+            wanted.guide_within()
 
 
 @pytest.mark.parametrize("schema", [nested(64), '{"enum": ["[[[[", "\\"{{{", "\\\\"]}', "true"])
@@ -128,5 +128,5 @@ def test_it_takes_time_in_proportion_to_the_text():
     """Where it went back at every quotation mark, this would take minutes."""
     begin = time.process_time()
     with pytest.raises(InvalidParameter):
-        StructuredOutputsParams(json='{"a": "' + '\\"' * 32_000).verify()
+        StructuredOutputsParams(json='{"a": "' + '\\"' * 32_000).guide_within()
     assert time.process_time() - begin < 10

@@ -62,12 +62,12 @@ class Inbox:
         now. Those that were aborted, or whose own deadline is sooner, do not count.
         """
         with self._changed:
-            aborted = {job.family for job in self._mail.aborted}
+            aborted = set(self._mail.aborted)
             return sum(
                 not job.is_scheduled
                 and job.request.priority >= priority
                 and not job.is_late(deadline)
-                and job.family not in aborted
+                and job not in aborted
                 for job in self._jobs.values()
             )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxinfer.errors import InvalidParameter, InvalidPrompt
 from jaxinfer.sampling_params import SamplingParams
-from jaxinfer.structured_outputs import Guide
+from jaxinfer.structured_outputs import MOST_GUIDE_BYTES, MOST_SCHEMA_NESTING, Guide
 from serve.client.options import RequestOptions
 from serve.proto import inference_pb2 as pb
 
@@ -152,7 +152,10 @@ def _write_params(params: SamplingParams, message: pb.GenerateRequest) -> None:
         )
     )
     if params.structured_outputs is not None:
-        message.guided.CopyFrom(_guided(params.structured_outputs.guide))
+        guide = params.structured_outputs.guide_within(
+            max_bytes=MOST_GUIDE_BYTES, max_nesting=MOST_SCHEMA_NESTING
+        )  # the server knows what it allows
+        message.guided.CopyFrom(_guided(guide))
     message.stopping.MergeFrom(
         pb.Stopping(
             max_tokens=params.max_tokens,

@@ -65,7 +65,7 @@ class Transcript:
             yield pb.GenerateEvent(error=pb.Error(code=code, message=message_of(failure)))
         elif event.finish_reason is FinishReason.DEADLINE:
             self._failure = self._failure or DeadlinePassed(
-                "the deadline has passed: only a stream has what was generated"
+                "the deadline has passed before all was generated"
             )
         if event.finish_reason is not None:
             yield pb.GenerateEvent(finished=self._finished(event))

@@ -373,7 +373,8 @@ def test_what_was_refused_costs_no_time_for_a_while(wanted, kind, monkeypatch):
     errors, compiles = [], []
     compile_ = guides._compile
     monkeypatch.setattr(guides, "_compile", lambda guide: (compiles.append(guide), compile_(guide)))
-    for now[0] in (0.0, 1.0, compiler.REFUSED_SECONDS):
+    for at in (0.0, 1.0, compiler.REFUSED_SECONDS):
+        now[0] = at
         with pytest.raises(kind) as caught:
             compiled(guides, **wanted)
         errors.append(caught.value)

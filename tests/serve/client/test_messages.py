@@ -120,6 +120,11 @@ def test_each_kind_of_structured_outputs_arrives(guide):
     assert asked(structured_outputs=wanted).params.structured_outputs == wanted
 
 
+def test_how_large_a_guide_may_be_is_for_the_server_to_say():
+    wanted = StructuredOutputsParams(regex="a" * 70_000)
+    assert asked(structured_outputs=wanted).params.structured_outputs == wanted
+
+
 def test_what_the_wire_cannot_say_of_structured_outputs_is_refused():
     compact = StructuredOutputsParams(json_object=True, disable_any_whitespace=True)
     with pytest.raises(InvalidParameter, match="disable_any_whitespace"):
