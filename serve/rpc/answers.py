@@ -2,8 +2,7 @@
 
 import functools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -17,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 def answers(method: Callable[[Any, Any, ServicerContext], Awaitable[Any]]) -> Callable[..., Any]:
-    """For a method with one answer."""
+    """For a method that returns its one answer, or writes several of them."""
 
     @functools.wraps(method)
     async def answered(servicer: Any, request: Any, context: ServicerContext) -> Any:
@@ -29,25 +28,6 @@ def answers(method: Callable[[Any, Any, ServicerContext], Awaitable[Any]]) -> Ca
             await _refuse(error, context)
 
     return answered
-
-
-def streams(
-    method: Callable[[Any, Any, ServicerContext], AsyncGenerator[Any, None]],
-) -> Callable[..., Any]:
-    """For a method with a stream of them."""
-
-    @functools.wraps(method)
-    async def streamed(servicer: Any, request: Any, context: ServicerContext) -> AsyncIterator[Any]:
-        if isinstance(request, Malformed):
-            await request.refuse(context)
-        try:
-            async with aclosing(method(servicer, request, context)) as messages:
-                async for message in messages:
-                    yield message
-        except Exception as error:
-            await _refuse(error, context)
-
-    return streamed
 
 
 async def _refuse(error: Exception, context: ServicerContext) -> None:
