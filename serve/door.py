@@ -20,11 +20,6 @@ _log = logging.getLogger(__name__)
 #: before it. A step may take longer.
 _DEADLINE_GRACE = 0.05
 
-#: Seconds that the engine's thread steps aside when it has brought events. It would go on with the
-#: next step, which has time while the device computes, and Python's lock would keep the loop from
-#: the events meanwhile: by some 2 ms, which is half of what a server adds to a first token.
-_STEP_ASIDE = 1e-4
-
 #: The patience of readers that show nothing before the end: see ``EventStream.batches``.
 PATIENT = 256
 
@@ -113,7 +108,6 @@ class Door:
     def _on_events(self, events: list[TokenEvent]) -> None:
         """In the engine's thread."""
         self._loop.call_soon_threadsafe(self._deliver, events)
-        time.sleep(_STEP_ASIDE)
 
     def _deliver(self, events: list[TokenEvent]) -> None:
         now = self._clock()

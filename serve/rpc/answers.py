@@ -31,7 +31,7 @@ def answers(method: Callable[[Any, Any, ServicerContext], Awaitable[Any]]) -> Ca
 
 
 async def _refuse(error: Exception, context: ServicerContext) -> None:
-    if isinstance(error, grpc.aio.AbortError):  # it has said so already
+    if isinstance(error, grpc.aio.BaseError):  # it has said so already, or nobody listens
         raise error
     status = status_of(error)
     if status.grpc is grpc.StatusCode.INTERNAL and not isinstance(error, StepFailed):

@@ -24,10 +24,10 @@ def policies():
 
 os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # whatever this one has inherited
 enough = threading.Event()
-threading.Thread(target=enough.wait).start()
+threading.Thread(target=enough.wait, daemon=True).start()
 print(policies())
 stop_preempting()
-threading.Thread(target=enough.wait).start()
+threading.Thread(target=enough.wait, daemon=True).start()
 print(policies())
 enough.set()
 """
@@ -35,7 +35,11 @@ enough.set()
 
 def test_it_is_all_threads_that_are_there_and_those_that_come():
     ran = subprocess.run(
-        [sys.executable, "-c", _OF_ALL_THREADS], capture_output=True, text=True, check=True
+        [sys.executable, "-c", _OF_ALL_THREADS],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     before, after = ran.stdout.splitlines()
     assert before == str([os.SCHED_OTHER] * 2)
@@ -47,6 +51,27 @@ def test_where_it_is_refused_nothing_changes(monkeypatch):
         raise PermissionError("not here")
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    before = os.sched_getscheduler(0)
+    thread_policy.stop_preempting()
+    assert os.sched_getscheduler(0) == before
+
+
+def test_a_policy_that_was_chosen_stays():
+    seen = []
+
+    def choose():
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        thread_policy._stop_thread(threading.get_native_id())
+        seen.append(os.sched_getscheduler(0))
+
+    thread = threading.Thread(target=choose)
+    thread.start()
+    thread.join()
+    assert seen == [os.SCHED_IDLE]
+
+
+def test_without_a_list_of_threads_nothing_changes(monkeypatch, tmp_path):
+    monkeypatch.setattr(thread_policy, "Path", lambda _: tmp_path / "nothing")
     before = os.sched_getscheduler(0)
     thread_policy.stop_preempting()
     assert os.sched_getscheduler(0) == before

@@ -2,9 +2,11 @@
 
 import itertools
 import threading
+from types import SimpleNamespace
 
 import pytest
 
+from jaxinfer.engine import engine
 from jaxinfer.outputs import FinishReason
 from tests.engine.house import House
 
@@ -133,3 +135,19 @@ def test_books_that_turn_wrong_while_nobody_asks_end_the_engine():
     waiter.wait_for("s")
     assert isinstance(house.engine.ended.exception(timeout=60), AssertionError)
     house.engine.close()
+
+
+@pytest.mark.parametrize(("step_seconds", "steps_aside"), [(1.0, True), (0.001, False)])
+def test_readers_have_pythons_lock_where_a_step_takes_much_longer(
+    step_seconds, steps_aside, monkeypatch
+):
+    slept = []
+    monkeypatch.setattr(engine, "time", SimpleNamespace(sleep=slept.append))
+    house = House(clock=itertools.count(step=step_seconds).__next__)
+    waiter = Waiter(house)
+    house.engine.start()
+    house.submit("r", [1], max_tokens=8, ignore_eos=True)
+    waiter.wait_for("r")
+    house.engine.close()
+    assert bool(slept) == steps_aside
+    house.assert_as_expected("r")
