@@ -320,7 +320,7 @@ class Engine:
         computes, and a first token would come some 2 ms later.
         """
         shortest = self._loop.step_clock.shortest_step
-        if shortest is not None and _STEP_ASIDE <= _NEXT_TO_NOTHING * shortest:
+        if shortest is not None and _NEXT_TO_NOTHING * shortest >= _STEP_ASIDE:
             time.sleep(_STEP_ASIDE)
 
     def _audit(self) -> None:
