@@ -85,6 +85,6 @@ def test_it_is_for_models_on_the_cpu(platform, monkeypatch):
     )
     monkeypatch.setattr("jaxinfer.llm.LLM", lambda **_: llm)
     asked = []
-    monkeypatch.setattr(loading, "stop_preempting", lambda: asked.append(threading.get_ident()))
+    monkeypatch.setattr(loading, "stop_preempting", lambda: asked.append(True))
     assert loading.load_llm() is llm
     assert len(asked) == (platform == "cpu")
