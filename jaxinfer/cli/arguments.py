@@ -70,6 +70,19 @@ def llm_arguments(args: argparse.Namespace, **defaults: Any) -> dict[str, Any]:
     return {"model": args.model} | defaults | given
 
 
+def model_words(args: argparse.Namespace) -> list[str]:
+    """What was given of ``add_model_arguments``, for another command."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_model_arguments(parser)
+    words = []
+    for action in parser._actions:
+        value = getattr(args, action.dest)
+        if value != action.default:
+            flag = action.option_strings[0]
+            words.append(flag if action.nargs == 0 else f"{flag}={value}")
+    return words
+
+
 def one_request_at_a_time(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments for ``LLM`` with as few programs to compile as one request needs."""
     num_tokens = args.max_num_batched_tokens or 128

@@ -1,11 +1,10 @@
 """``jaxinfer bench``: measures; the last line is JSON."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from jaxinfer.cli import bench_serve
+from jaxinfer.cli import bench_serve, bench_streaming
 from jaxinfer.cli.arguments import (
     MODEL_CHOICE,
     add_model_arguments,
@@ -14,7 +13,7 @@ from jaxinfer.cli.arguments import (
     new_parser,
 )
 from jaxinfer.cli.loading import load_llm
-from jaxinfer.cli.printing import note, print_json
+from jaxinfer.cli.printing import note, show
 
 _OBJECTIVES = ("ttft", "tpot", "e2el")
 
@@ -27,6 +26,7 @@ def add_parser(commands: Any, name: str) -> None:
     _add_throughput(kinds)
     _add_startup(kinds)
     bench_serve.add_parser(kinds, _objective)
+    bench_streaming.add_parser(kinds)
 
 
 def _add_latency(kinds: Any) -> None:
@@ -83,7 +83,7 @@ def run_latency(args: argparse.Namespace) -> int:
             output_len=args.output_len,
             num_iters=args.num_iters,
         )
-        return _show({"model": args.model, "dtype": llm.dtype} | report, args)
+        return show({"model": args.model, "dtype": llm.dtype} | report, as_json=args.json)
 
 
 def run_throughput(args: argparse.Namespace) -> int:
@@ -105,7 +105,7 @@ def run_throughput(args: argparse.Namespace) -> int:
                 args.dataset, num_prompts=args.num_prompts, output_len=args.output_len
             )
         report = measure_throughput(llm, workload, dict(args.goodput or ()))
-        return _show({"model": args.model, "dtype": llm.dtype} | report, args)
+        return show({"model": args.model, "dtype": llm.dtype} | report, as_json=args.json)
 
 
 def run_startup(args: argparse.Namespace) -> int:
@@ -115,16 +115,7 @@ def run_startup(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in MODEL_CHOICE}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value]
     report = measure_startup(words)
-    return _show({"model": args.model} | report, args)
-
-
-def _show(report: dict[str, Any], args: argparse.Namespace) -> int:
-    if not args.json:
-        for name, value in report.items():
-            print(f"{name:<26}{value:,.4g}" if isinstance(value, float) else f"{name:<26}{value}")
-        sys.stdout.flush()
-    print_json(report)
-    return 0
+    return show({"model": args.model} | report, as_json=args.json)
 
 
 def _objective(text: str) -> tuple[str, float]:

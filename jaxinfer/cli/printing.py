@@ -23,6 +23,16 @@ def print_json(document: Any) -> None:
     print(json.dumps(_plain(document), ensure_ascii=False, allow_nan=False), flush=True)
 
 
+def show(report: Mapping[str, Any], *, as_json: bool) -> int:
+    """Figures by name for people, unless they want JSON alone, and as one line of JSON. 0."""
+    if not as_json:
+        for name, value in report.items():
+            print(f"{name:<26}{value:,.4g}" if isinstance(value, float) else f"{name:<26}{value}")
+        sys.stdout.flush()
+    print_json(report)
+    return 0
+
+
 def note(message: str) -> None:
     """One line for the person at the terminal."""
     print(message, file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxinfer.bench.workload import workload_from_file
+from jaxinfer.bench.workload import Workload, workload_from_file
 from jaxinfer.errors import InvalidParameter
 
 TokenIds = tuple[int, ...]
@@ -136,7 +136,11 @@ def multi_turn(
 
 def from_file(path: Path, *, num: int | None, output_len: int) -> list[Conversation]:
     """JSON lines ``{"prompt": text or ids, "output_len": n}``; other lines are texts."""
-    workload = workload_from_file(path, num_prompts=num, output_len=output_len)
+    return conversations_of(workload_from_file(path, num_prompts=num, output_len=output_len))
+
+
+def conversations_of(workload: Workload) -> list[Conversation]:
+    """One of one turn for each prompt."""
     return [
         (
             Turn(

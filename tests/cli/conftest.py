@@ -29,7 +29,7 @@ def loaded(tiny_llm, monkeypatch):
         asked.append(settings)
         return _Borrowed(tiny_llm)
 
-    for command in ("generate", "chat", "score", "bench"):
+    for command in ("generate", "chat", "score", "bench", "bench_streaming"):
         monkeypatch.setattr(f"jaxinfer.cli.{command}.load_llm", give)
     assert loading.load_llm is not give
     return asked

@@ -16,7 +16,7 @@ from jaxinfer.errors import CapacityError, InvalidParameter, StepFailed
 
 COMMANDS = ["generate", "chat", "score", "batch", "serve", "inspect", "pull"]
 STANDARD_INPUT = [["generate", "-"], ["chat"], ["score", "-"], ["score", "--file", "-"]]
-MEASUREMENTS = ["latency", "throughput", "startup", "serve"]
+MEASUREMENTS = ["latency", "throughput", "startup", "serve", "streaming"]
 
 
 def test_the_help_lists_what_there_is(run):
