@@ -29,8 +29,8 @@ def add_parser(kinds: Any) -> None:
     )
     parser = new_parser(kinds, "streaming", description, run)
     for name, default, text in (
-        ("rounds", 12, "of one load each"),
-        ("num-prompts", 96, "of a load"),
+        ("rounds", 24, "of one load each"),
+        ("num-prompts", 32, "of a load"),
         ("input-len", 128, "tokens of each"),
         ("output-len", 128, "tokens after each"),
         ("max-concurrency", 32, "streams at once, and --max-num-seqs unless given"),
