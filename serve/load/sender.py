@@ -14,7 +14,7 @@ def begin() -> None:
 
 
 def send(target: str, workload: Workload, max_concurrency: int) -> dict[str, Any]:
-    """The figures of a closed loop of streams over one connection, which another one opens."""
+    """The figures of a closed loop of streams over one connection, after one that opens it."""
     conversations = conversations_of(workload)
     opening = (Turn(prompt=conversations[0][0].prompt, output_len=1),)
 

@@ -1,22 +1,20 @@
 """What streaming costs: a load goes to ``LLM`` and, over gRPC, to a server, by turns."""
 
+import math
+import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from jaxinfer.bench.throughput import measure_throughput
 from jaxinfer.bench.workload import Workload
 from jaxinfer.errors import JaxInferError
+from jaxinfer.sampling_params import SamplingParams
 from serve.load.sender import send
 
 if TYPE_CHECKING:
     from jaxinfer.llm import LLM
-
-#: Of the bootstrap.
-_NUM_DRAWS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +49,9 @@ def measure_streaming(
         max_concurrency: streams at once.
 
     Returns:
-        throughputs; ``ratio``, of their medians, for what slows a machine down for a while is no
-        part of either side; ``ratio_low`` and ``ratio_high``, between which 95 % of such ratios are
-        when the rounds are drawn again (a bootstrap).
+        throughputs, and the ``median_`` ones with their ``ratio``, which a few slow rounds move
+        little; ``mean_ratio`` of the rounds, and its ``standard_error`` as if they were independent
+        (slow times of a machine last longer than a round), None of a single one.
 
     Raises:
         InvalidParameter, InvalidPrompt: the model takes no such load.
@@ -61,11 +59,13 @@ def measure_streaming(
     """
 
     def offline(workload: Workload) -> float:
+        llm.generate(workload.prompts[:1], opening, use_tqdm=False)
         return _throughput(measure_throughput(llm, workload))
 
     def streamed(workload: Workload) -> float:
         return _throughput(clients.submit(send, target, workload, max_concurrency).result())
 
+    opening = SamplingParams(temperature=0, max_tokens=1)  # as the client's, before its clock
     rounds: list[Round] = []
     for number, workload in enumerate(workloads):
         sides = (offline, streamed) if number % 2 == 0 else (streamed, offline)
@@ -77,25 +77,23 @@ def measure_streaming(
 
 def _throughput(figures: dict[str, Any]) -> float:
     if figures["failed"]:
-        errors = ", ".join(figures.get("errors", ())) or "see the log"
+        errors = ", ".join(figures.get("errors", ())) or "LLM does not say why"
         raise JaxInferError(f"{figures['failed']} requests failed: {errors}")
     return figures["output_throughput"]
 
 
 def _report(rounds: Sequence[Round]) -> dict[str, Any]:
-    offline_R = np.array([each.offline for each in rounds])
-    streamed_R = np.array([each.streamed for each in rounds])
-    ratio = float(np.median(streamed_R) / np.median(offline_R))
-    drawn_DR = np.random.default_rng(0).integers(len(rounds), size=(_NUM_DRAWS, len(rounds)))
-    ratios_D = np.median(streamed_R[drawn_DR], axis=1) / np.median(offline_R[drawn_DR], axis=1)
-    low, high = np.percentile(ratios_D, (2.5, 97.5))
+    offline = [each.offline for each in rounds]
+    streamed = [each.streamed for each in rounds]
+    ratios = [each.ratio for each in rounds]
+    error = None if len(rounds) < 2 else statistics.stdev(ratios) / math.sqrt(len(rounds))
     return {
-        "num_rounds": len(rounds),
-        "llm_output_throughput": float(np.median(offline_R)),
-        "grpc_output_throughput": float(np.median(streamed_R)),
-        "ratio": ratio,
-        "ratio_low": float(low),
-        "ratio_high": float(high),
-        "llm_output_throughputs": [round(each.offline, 1) for each in rounds],
-        "grpc_output_throughputs": [round(each.streamed, 1) for each in rounds],
+        "rounds": len(rounds),
+        "median_llm_throughput": statistics.median(offline),
+        "median_grpc_throughput": statistics.median(streamed),
+        "ratio": statistics.median(streamed) / statistics.median(offline),
+        "mean_ratio": statistics.mean(ratios),
+        "standard_error": error,
+        "llm_output_throughputs": [round(throughput, 1) for throughput in offline],
+        "grpc_output_throughputs": [round(throughput, 1) for throughput in streamed],
     }
