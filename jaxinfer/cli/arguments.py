@@ -1,11 +1,11 @@
 """Command-line arguments that several commands share."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 DEFAULT_MODEL = "smollm2-135m"
-MODEL_CHOICE = ("model", "tokenizer", "load_format", "dtype")
 
 
 def new_parser(commands: Any, name: str, description: str, run: Any) -> argparse.ArgumentParser:
@@ -18,7 +18,7 @@ def new_parser(commands: Any, name: str, description: str, run: Any) -> argparse
 
 
 def add_model_choice(group: Any) -> None:
-    """Which model, from where, in which dtype: the names in ``MODEL_CHOICE``."""
+    """Which model, from where, in which dtype."""
     group.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -70,10 +70,10 @@ def llm_arguments(args: argparse.Namespace, **defaults: Any) -> dict[str, Any]:
     return {"model": args.model} | defaults | given
 
 
-def model_words(args: argparse.Namespace) -> list[str]:
-    """What was given of ``add_model_arguments``, for another command."""
+def words_given(args: argparse.Namespace, add: Callable[[Any], None]) -> list[str]:
+    """What was given of the flags that ``add`` adds, for another command."""
     parser = argparse.ArgumentParser(add_help=False)
-    add_model_arguments(parser)
+    add(parser)
     words = []
     for action in parser._actions:
         value = getattr(args, action.dest)

@@ -6,11 +6,11 @@ from typing import Any
 
 from jaxinfer.cli import bench_serve, bench_streaming
 from jaxinfer.cli.arguments import (
-    MODEL_CHOICE,
     add_model_arguments,
     add_model_choice,
     llm_arguments,
     new_parser,
+    words_given,
 )
 from jaxinfer.cli.loading import load_llm
 from jaxinfer.cli.printing import note, show
@@ -112,9 +112,7 @@ def run_startup(args: argparse.Namespace) -> int:
     """Runs ``bench startup``."""
     from jaxinfer.bench.startup import measure_startup
 
-    given = {name: getattr(args, name) for name in MODEL_CHOICE}
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value]
-    report = measure_startup(words)
+    report = measure_startup(words_given(args, add_model_choice))
     return show({"model": args.model} | report, as_json=args.json)
 
 

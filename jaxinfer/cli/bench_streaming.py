@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from jaxinfer.cli.arguments import add_model_arguments, llm_arguments, model_words, new_parser
+from jaxinfer.cli.arguments import add_model_arguments, llm_arguments, new_parser, words_given
 from jaxinfer.cli.loading import load_llm
 from jaxinfer.cli.printing import note, show
 from jaxinfer.errors import InvalidParameter, JaxInferError, Unsupported
@@ -68,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
         raise Unsupported(f"{error}: pip install 'jaxinfer[serve]'") from error
 
     # The client begins before there are threads of a policy that it would inherit.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as clients:
+    with (
+        _sigterm_unwinds(),
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as clients,
+    ):
         clients.submit(begin).result()
         with load_llm(**llm_arguments(args, enable_prompt_logprobs=False)) as llm:
             report = _measure(llm, args, clients)
@@ -97,7 +100,7 @@ def _measure(llm: Any, args: argparse.Namespace, clients: ProcessPoolExecutor) -
         for number in range(args.rounds)
     ]
     require_room(conversations_of(workloads[0]), llm.max_model_len)
-    with _server(model_words(args)) as target:
+    with _server(words_given(args, add_model_arguments)) as target:
         try:
             return measure_streaming(
                 llm,
@@ -119,7 +122,6 @@ def _server(words: Sequence[str]) -> Iterator[str]:
         JaxInferError: it ended before the block did; with the last line that it wrote.
     """
     with (
-        _sigterm_unwinds(),
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
             [sys.executable, *_SERVE, *words],

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from jaxinfer.cli.arguments import add_model_arguments, model_words
+from jaxinfer.cli.arguments import add_model_arguments, words_given
 
 
 def parsed(words):
@@ -23,6 +23,6 @@ def parsed(words):
 )
 def test_what_was_given_of_a_model_can_be_handed_on(words):
     args = parsed(words)
-    handed_on = model_words(args)
+    handed_on = words_given(args, add_model_arguments)
     assert sorted(handed_on) == sorted(words)
     assert parsed(handed_on) == args

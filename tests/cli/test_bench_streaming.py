@@ -46,7 +46,7 @@ def test_both_sides_are_measured_in_each_round(run_json, loaded, tiny_directory,
 
 
 def test_a_server_that_does_not_start_is_told_with_its_words(run, loaded, monkeypatch, children):
-    monkeypatch.setattr(bench_streaming, "model_words", lambda _: ["--no-such-flag"])
+    monkeypatch.setattr(bench_streaming, "words_given", lambda *_: ["--no-such-flag"])
     status, out, err = run(*SMALL)
     assert (status, out) == (1, "")
     assert "did not start" in err
@@ -60,7 +60,7 @@ SERVER = (
 
 
 def signalled(signum):
-    with bench_streaming._server([]) as target:
+    with bench_streaming._sigterm_unwinds(), bench_streaming._server([]) as target:
         assert target == "127.0.0.1:1"
         signal.raise_signal(signum)
 
