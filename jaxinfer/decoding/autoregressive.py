@@ -122,13 +122,14 @@ def decode_steps(
     mask_SW: jax.Array,
     *,
     num_steps: int,
+    has_loops: bool = True,
 ) -> tuple[Cache, SlotState, StepOutput]:
     """``decode`` and ``sample_slots``, ``num_steps`` times in one call."""
 
     def body(carry: tuple[Cache, SlotState], _: None) -> tuple[tuple, StepOutput]:
         cache, state = carry
         cache, logits = decode(decoder, cache, state, page_tables, planned_S)
-        state, output = sample_slots(state, logits, mask_SW)
+        state, output = sample_slots(state, logits, mask_SW, has_loops=has_loops)
         return (cache, state), jax.tree.map(lambda leaf: leaf[0], output)
 
     (cache, state), outputs = lax.scan(body, (cache, state), length=num_steps)
@@ -167,7 +168,10 @@ def prefill(
     )
 
     token_T = jnp.arange(batch.tokens_T.shape[0], dtype=jnp.int32)
-    row_T = jnp.searchsorted(batch.cu_q_lens_S1[1:], token_T, side="right").astype(jnp.int32)
+    # Compared with all, for a binary search is a loop, which parts a GPU's graph of kernels.
+    row_T = jnp.searchsorted(
+        batch.cu_q_lens_S1[1:], token_T, side="right", method="compare_all"
+    ).astype(jnp.int32)
     row_T = jnp.minimum(row_T, num_slots - 1)
     positions_T = start_S[row_T] + token_T - batch.cu_q_lens_S1[row_T]
     tokens_T = jnp.where(decodes_S[row_T], state.last_token_S[slot_S[row_T]], batch.tokens_T)
@@ -202,16 +206,18 @@ def score_rows(
 
 
 def sample_slots(
-    state: SlotState, logits: SlotLogits, mask_SW: jax.Array
+    state: SlotState, logits: SlotLogits, mask_SW: jax.Array, *, has_loops: bool = True
 ) -> tuple[SlotState, StepOutput]:
     """Samples where it is asked for, and remembers lengths for every slot that had a row.
 
     ``mask_SW``: packed bits of the tokens allowed in this step, beside each slot's own mask. The
-    output has J = 1.
+    output has J = 1. ``has_loops``: see ``sample``.
     """
     samples_S = logits.samples_S
     with jax.named_scope("sample"):
-        sampled, sampling = sample(logits.logits_SV, state.sampling, samples_S, mask_SW)
+        sampled, sampling = sample(
+            logits.logits_SV, state.sampling, samples_S, mask_SW, has_loops=has_loops
+        )
     finished_S = samples_S & (sampled.finish_S > 0)
     state = replace(
         state,

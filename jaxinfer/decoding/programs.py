@@ -280,7 +280,8 @@ class ProgramTable:
                 hidden = self._array((num_tokens, model.config.width), model.dtype)
                 pairs = (self._ints(shapes.score_rows),) * 2
                 add(f"score/{num_tokens}", self._score, whole, (), params, hidden, *pairs)
-        add("sample", sample_slots, (where_state, whole), (0,), state, self._slot_logits, mask)
+        sample = functools.partial(sample_slots, has_loops=self._has_loops)
+        add("sample", sample, (where_state, whole), (0,), state, self._slot_logits, mask)
         row = jax.tree.map(
             lambda leaf: self._array(leaf.shape, leaf.dtype),
             blank_slot_sampling(model.config.vocab_size),
@@ -303,7 +304,14 @@ class ProgramTable:
         def run(params, cache, state, tables, planned_S, mask_SW):
             decoder = self.model.merge(params)
             return decode_steps(
-                decoder, cache, state, tables, planned_S, mask_SW, num_steps=num_steps
+                decoder,
+                cache,
+                state,
+                tables,
+                planned_S,
+                mask_SW,
+                num_steps=num_steps,
+                has_loops=self._has_loops,
             )
 
         return run
@@ -354,6 +362,10 @@ class ProgramTable:
             "samples_S": flags_S,
         }
         return SlotLogits(**arguments)
+
+    @property
+    def _has_loops(self) -> bool:
+        return self.model.mesh.devices.flat[0].platform != "gpu"
 
     @property
     def _whole(self) -> NamedSharding:

@@ -112,9 +112,12 @@ class EngineBuilder:
         # other half of the memory is for pages and temporaries.
         self._is_laid_out = 2 * blank.device_weight_bytes < self._room // 2
         self._model = self.lay_out(blank)
-        is_cpu = blank.mesh.devices.flat[0].platform == "cpu"
-        # XLA:CPU multiplies one row with plain 16-bit weights far slower than two.
-        least = 1 if not is_cpu or self._model.is_blocked or self._model.is_packed else 2
+        platform = blank.mesh.devices.flat[0].platform
+        is_cpu = platform == "cpu"
+        # XLA:CPU multiplies one row with plain 16-bit weights far slower than two, and XLA:GPU
+        # takes twice as many kernels for it, some of which write products as large as the weights.
+        has_form = self._model.is_blocked or self._model.is_packed
+        least = 1 if platform == "tpu" or has_form else 2
         self._num_slots = max(least, max_num_seqs)
         # On an accelerator a step takes as long as reading the weights, whatever its rows; on a CPU
         # it takes longer with each row, and each program a second or two to compile.

@@ -25,20 +25,22 @@ _SIDE_BY_SIDE = (("q", "k", "v"), ("gate", "up"), ("q", "kv_down"), ("q_down", "
 
 
 def for_decoding(model: Model, num_slots: int, *, release: bool = False) -> Model:
-    """The model with its kernels as decode steps of ``num_slots`` rows gain on one CPU.
+    """The model with its kernels as decode steps of ``num_slots`` rows gain on one CPU or GPU.
 
-    Kernels of the same input are joined. In bfloat16 all are packed, where the CPU can use them so
-    (``ops.packed``). Where it cannot, and there are few slots, all are also kept in blocks
-    (``ops.blocked``), which takes the memory of the weights again: then what float32 weights would
-    take.
+    Kernels of the same input are joined. On a CPU those in bfloat16 are all packed, where it can
+    use them so (``ops.packed``). Where it cannot, and there are few slots, all are also kept in
+    blocks (``ops.blocked``), which takes the memory of the weights again: then what float32 weights
+    would take.
 
     A blank model gives a blank one. Joining and packing copy. ``release``: ``model`` gives up its
     kernels one by one as they are copied, so that no weights lie in memory twice, and has no use
     afterwards. Without it, it stays as it is.
     """
     platform = model.mesh.devices.flat[0].platform
-    if platform != "cpu" or model.mesh.size > 1:
+    if platform not in ("cpu", "gpu") or model.mesh.size > 1:
         return model
+    if platform == "gpu":
+        return replace(model, params=_laid_out(model.params, _keep, release))
     can_be_packed = packing_reason() is None
     form = _pack if can_be_packed else _block if num_slots <= FEW_ROWS else _keep
     params = _laid_out(model.params, form, release)

@@ -32,7 +32,11 @@ def join(kernels: list[jax.Array]) -> JoinedKernel:
     first, sizes = kernels[0], tuple(kernel.shape[1] for kernel in kernels)
     if isinstance(first, jax.ShapeDtypeStruct):
         return JoinedKernel(first.update(shape=(first.shape[0], sum(sizes))), sizes)
-    columns = np.concatenate([np.asarray(kernel) for kernel in kernels], axis=1)
+    columns: jax.Array | np.ndarray
+    if {device.platform for device in first.devices()} == {"cpu"}:  # no program to compile
+        columns = np.concatenate([np.asarray(kernel) for kernel in kernels], axis=1)
+    else:
+        columns = jnp.concatenate(kernels, axis=1)
     return JoinedKernel(jax.device_put(columns, first.sharding), sizes)
 
 

@@ -19,23 +19,32 @@ def greedy(logits_SV: jax.Array) -> jax.Array:
     return argmax(logits_SV, reduce_blocks(logits_SV, jnp.max))
 
 
-def choose(logits_SV: jax.Array, state: SamplingState, wanted_S: jax.Array) -> jax.Array:
+def choose(
+    logits_SV: jax.Array, state: SamplingState, wanted_S: jax.Array, *, has_loops: bool = True
+) -> jax.Array:
     """int32 ``[S]``: each wanted row's token from its processed logits: the greedy one at
-    temperature 0, else one drawn. A row in which nothing is allowed gives id 0.
+    temperature 0, else one drawn. A row in which nothing is allowed gives id 0. ``has_loops``: see
+    ``sample``.
     """
     block_max_SB = reduce_blocks(logits_SV, jnp.max)
     sampled_S = wanted_S & (state.temperature_S > 0)
     greedy_S = argmax(logits_SV, block_max_SB)
     max_S = jnp.max(block_max_SB, axis=-1)
-    return lax.cond(
-        jnp.any(sampled_S),
-        lambda: jnp.where(sampled_S, _draw(logits_SV, max_S, state, sampled_S), greedy_S),
-        lambda: greedy_S,
-    )
+
+    def draw() -> jax.Array:
+        drawn_S = _draw(logits_SV, max_S, state, sampled_S, has_loops=has_loops)
+        return jnp.where(sampled_S, drawn_S, greedy_S)
+
+    return lax.cond(jnp.any(sampled_S), draw, lambda: greedy_S)
 
 
 def _draw(
-    logits_SV: jax.Array, max_S: jax.Array, state: SamplingState, sampled_S: jax.Array
+    logits_SV: jax.Array,
+    max_S: jax.Array,
+    state: SamplingState,
+    sampled_S: jax.Array,
+    *,
+    has_loops: bool,
 ) -> jax.Array:
     temperature_S = jnp.where(sampled_S, state.temperature_S, jnp.float32(1))
     # Where nothing is allowed, -inf minus itself would be NaN.
@@ -45,7 +54,7 @@ def _draw(
     weights_SV = lax.optimization_barrier(weights_SV)
 
     def filtered() -> jax.Array:
-        floor_S = floors(weights_SV, state, sampled_S)
+        floor_S = floors(weights_SV, state, sampled_S, has_loops=has_loops)
         return jnp.where(weights_SV >= floor_S[:, None], weights_SV, jnp.float32(0))
 
     kept_SV = lax.cond(jnp.any(sampled_S & is_filtered(state)), filtered, lambda: weights_SV)

@@ -12,6 +12,7 @@ trained model. The others are settled, a few rows at a time, by bisection over t
 float32, which for positive numbers are ordered like the numbers: exact after 30 passes.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -25,6 +26,8 @@ from jaxinfer.sampling.state import SamplingState
 NUM_BEST = 64
 #: Rows bisected together: few, because the rows that need it are few and far between.
 ROWS_BISECTED_AT_ONCE = 4
+#: From the bits of 0 to those of 1 there are less than 2^30 steps.
+BISECTIONS = 30
 
 
 def is_filtered(state: SamplingState) -> jax.Array:
@@ -32,14 +35,16 @@ def is_filtered(state: SamplingState) -> jax.Array:
     return (state.min_p_S > 0) | _has_top_filter(state)
 
 
-def floors(weights_SV: jax.Array, state: SamplingState, sampled_S: jax.Array) -> jax.Array:
+def floors(
+    weights_SV: jax.Array, state: SamplingState, sampled_S: jax.Array, *, has_loops: bool = True
+) -> jax.Array:
     """float32 ``[S]``: weights below are dropped. Meaningful for ``sampled_S``; the best token's
-    weight, 1, is never below.
+    weight, 1, is never below. ``has_loops``: see ``sample``.
     """
     needs_top_S = sampled_S & _has_top_filter(state)
     return lax.cond(
         jnp.any(needs_top_S),
-        lambda: _top_floors(weights_SV, state, needs_top_S),
+        lambda: _top_floors(weights_SV, state, needs_top_S, has_loops=has_loops),
         lambda: state.min_p_S,
     )
 
@@ -48,7 +53,9 @@ def _has_top_filter(state: SamplingState) -> jax.Array:
     return (state.top_k_S > 0) | (state.top_p_S < 1)
 
 
-def _top_floors(weights_SV: jax.Array, state: SamplingState, needs_S: jax.Array) -> jax.Array:
+def _top_floors(
+    weights_SV: jax.Array, state: SamplingState, needs_S: jax.Array, *, has_loops: bool
+) -> jax.Array:
     num_best = min(NUM_BEST, weights_SV.shape[1])
     best_SJ, _ = top(weights_SV, num_best)
 
@@ -75,28 +82,33 @@ def _top_floors(weights_SV: jax.Array, state: SamplingState, needs_S: jax.Array)
     ends_in_sight_S = ~has_top_p_S | (nucleus_floor_S > best_SJ[:, -1])
     is_settled_S = ends_in_sight_S & (state.top_k_S <= num_best)
     return map_rows(
-        _bisected_floors,
+        functools.partial(_bisected_floors, has_loops=has_loops),
         needs_S & ~is_settled_S,
         (weights_SV, state.min_p_S, state.top_k_S, state.top_p_S),
         floor_S,
-        rows_at_once=ROWS_BISECTED_AT_ONCE,
+        rows_at_once=ROWS_BISECTED_AT_ONCE if has_loops else None,
     )
 
 
-def _bisected_floors(_: jax.Array, operands: tuple[jax.Array, ...]) -> jax.Array:
+def _bisected_floors(
+    _: jax.Array, operands: tuple[jax.Array, ...], *, has_loops: bool
+) -> jax.Array:
     weights_RV, min_p_R, top_k_R, top_p_R = operands
-    shape = top_k_R.shape
+    num_rows = top_k_R.size
+
+    def largest_floor(is_enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        return _largest_floor(is_enough, num_rows, has_loops=has_loops)
 
     def top_k_floor() -> jax.Array:
         wanted_R = top_k_R.astype(jnp.float32)
-        kth_R = _largest_floor(lambda floor_R: _count(weights_RV, floor_R) >= wanted_R, shape)
+        kth_R = largest_floor(lambda floor_R: _count(weights_RV, floor_R) >= wanted_R)
         return jnp.where(top_k_R > 0, jnp.maximum(min_p_R, kth_R), min_p_R)
 
     floor_R = lax.cond(jnp.any(top_k_R > 0), top_k_floor, lambda: min_p_R)
 
     def top_p_floor() -> jax.Array:
         goal_R = top_p_R * _mass(weights_RV, floor_R)
-        nucleus_R = _largest_floor(lambda floor_R: _mass(weights_RV, floor_R) >= goal_R, shape)
+        nucleus_R = largest_floor(lambda floor_R: _mass(weights_RV, floor_R) >= goal_R)
         return jnp.where(top_p_R < 1, jnp.maximum(floor_R, nucleus_R), floor_R)
 
     return lax.cond(jnp.any(top_p_R < 1), top_p_floor, lambda: floor_R)
@@ -114,7 +126,7 @@ def _mass(weights_SV: jax.Array, floor_S: jax.Array) -> jax.Array:
 
 
 def _largest_floor(
-    is_enough: Callable[[jax.Array], jax.Array], shape: tuple[int, ...]
+    is_enough: Callable[[jax.Array], jax.Array], num_rows: int, *, has_loops: bool
 ) -> jax.Array:
     """The largest float32 from 0 to 1 for which ``is_enough`` holds, as it does for 0."""
 
@@ -129,6 +141,11 @@ def _largest_floor(
         return jnp.where(holds_R, middle_R, enough_R), jnp.where(holds_R, too_high_R, middle_R)
 
     above_one = lax.bitcast_convert_type(jnp.float32(1), jnp.int32) + 1
-    bounds = (jnp.zeros(shape, jnp.int32), jnp.broadcast_to(above_one, shape))
-    enough_R, _ = lax.while_loop(unfinished, halve, bounds)
+    bounds = (jnp.zeros(num_rows, jnp.int32), jnp.broadcast_to(above_one, (num_rows,)))
+    if has_loops:
+        enough_R, _ = lax.while_loop(unfinished, halve, bounds)
+    else:
+        for _ in range(BISECTIONS):
+            bounds = halve(bounds)
+        enough_R, _ = bounds
     return lax.bitcast_convert_type(enough_R, jnp.float32)

@@ -36,16 +36,32 @@ def changes_logits(state: SamplingState, mask_SW: jax.Array | None) -> jax.Array
 
 
 def process(
-    logits_SV: jax.Array, state: SamplingState, wanted_S: jax.Array, mask_SW: jax.Array | None
+    logits_SV: jax.Array,
+    state: SamplingState,
+    wanted_S: jax.Array,
+    mask_SW: jax.Array | None,
+    *,
+    has_loops: bool = True,
 ) -> jax.Array:
     """Float32 ``[S, V]``: logits after biases, penalties and masks; ``-inf`` where forbidden.
 
     Only what some wanted row uses is done; for rows that use none of it nothing changes.
+    ``has_loops``: see ``sample``.
     """
     num_biases = jnp.max(jnp.where(wanted_S, state.num_biases_S, 0))
+    add_biases = _add_biases if has_loops else _add_all_biases
+
+    def change() -> jax.Array:
+        return _penalize_and_mask(add_biases(logits_SV, state, num_biases), state, mask_SW)
+
+    return lax.cond(jnp.any(wanted_S & changes_logits(state, mask_SW)), change, lambda: logits_SV)
+
+
+def _add_all_biases(logits_SV: jax.Array, state: SamplingState, num_biases: jax.Array) -> jax.Array:
+    row_S1 = jnp.arange(logits_SV.shape[0], dtype=jnp.int32)[:, None]
     return lax.cond(
-        jnp.any(wanted_S & changes_logits(state, mask_SW)),
-        lambda: _penalize_and_mask(_add_biases(logits_SV, state, num_biases), state, mask_SW),
+        num_biases > 0,
+        lambda: logits_SV.at[row_S1, state.bias_ids_SB].add(state.bias_values_SB, mode="drop"),
         lambda: logits_SV,
     )
 

@@ -19,19 +19,20 @@ def map_rows(
     operands: Tree,
     default: Tree,
     *,
-    rows_at_once: int = ROWS_AT_ONCE,
+    rows_at_once: int | None = ROWS_AT_ONCE,
 ) -> Tree:
     """``function(wanted_R, operands_R)`` for the rows that are wanted, ``default`` for the others.
 
     Args:
         function: Maps rows to rows, each by itself. It is called for R neighbouring rows of which
             any is wanted; what it returns for the others is dropped.
+        rows_at_once: R; None for all of them, without a loop.
         wanted_S: Bool.
         operands: Arrays with S rows.
         default: Arrays with S rows, in the structure that ``function`` returns.
     """
     num_slots = wanted_S.shape[0]
-    num_rows = min(rows_at_once, num_slots)
+    num_rows = min(rows_at_once or num_slots, num_slots)
 
     def do_chunk(chunk: jax.Array, result: Tree) -> Tree:
         # The last chunk overlaps the one before where R does not divide S: the same rows again.
@@ -51,4 +52,6 @@ def map_rows(
 
         return lax.cond(jnp.any(take(wanted_S)), update, lambda: result)
 
+    if num_rows == num_slots:
+        return do_chunk(jnp.int32(0), default)
     return lax.fori_loop(0, -(-num_slots // num_rows), do_chunk, default)

@@ -1,5 +1,6 @@
 """One step of sampling for every slot: logits in, tokens and what became of the slots out."""
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -9,8 +10,8 @@ from jax import lax
 from jaxinfer.sampling.bits import contains
 from jaxinfer.sampling.draw import choose, greedy
 from jaxinfer.sampling.processors import changes_logits, process
-from jaxinfer.sampling.rows import map_rows
-from jaxinfer.sampling.scores import MAX_LOGPROBS, Scores, no_scores, score
+from jaxinfer.sampling.rows import ROWS_AT_ONCE, map_rows
+from jaxinfer.sampling.scores import MAX_LOGPROBS, no_scores, score
 from jaxinfer.sampling.state import SamplingState, record
 
 #: Codes of ``SampleOutput.finish_S``.
@@ -47,6 +48,7 @@ def sample(
     mask_SW: jax.Array | None = None,
     *,
     max_logprobs: int = MAX_LOGPROBS,
+    has_loops: bool = True,
 ) -> tuple[SampleOutput, SamplingState]:
     """Chooses a token for each active slot and counts it.
 
@@ -60,6 +62,8 @@ def sample(
         active_S: Bool; other rows are neither sampled nor counted, and may hold NaN.
         mask_SW: uint32, packed bits of the ids allowed in this step, beside each slot's own; not
             looked at in a row that it would leave without any.
+        has_loops: False for a program without loops, which takes all rows at once, and for a GPU:
+            its graphs of kernels have branches, but at a loop the host would wait for the device.
     """
     logits_SV = logits_SV[:, : state.vocab_size]
     special_S = active_S & ((state.temperature_S > 0) | changes_logits(state, mask_SW))
@@ -68,9 +72,22 @@ def sample(
         lambda: greedy(logits_SV),
         lambda: jnp.zeros(active_S.shape, jnp.int32),
     )
-    tokens_S = map_rows(_choose, special_S, (logits_SV, state, mask_SW), tokens_S)
+    rows_at_once = ROWS_AT_ONCE if has_loops else None
+    tokens_S = map_rows(
+        functools.partial(_choose, has_loops=has_loops),
+        special_S,
+        (logits_SV, state, mask_SW),
+        tokens_S,
+        rows_at_once=rows_at_once,
+    )
     tokens_S = jnp.where(active_S, tokens_S, 0)
-    scores = _scores(logits_SV, tokens_S, active_S & (state.num_logprobs_S >= 0), max_logprobs)
+    scores = map_rows(
+        lambda _, operands: score(*operands, max_logprobs=max_logprobs),
+        active_S & (state.num_logprobs_S >= 0),
+        (logits_SV, tokens_S),
+        no_scores(len(tokens_S), max_logprobs),
+        rows_at_once=rows_at_once,
+    )
     output = SampleOutput(
         tokens_S=tokens_S,
         finish_S=jnp.where(active_S, _finish(state, tokens_S), NOT_FINISHED),
@@ -83,24 +100,17 @@ def sample(
 
 
 def _choose(
-    wanted_S: jax.Array, operands: tuple[jax.Array, SamplingState, jax.Array | None]
+    wanted_S: jax.Array,
+    operands: tuple[jax.Array, SamplingState, jax.Array | None],
+    *,
+    has_loops: bool,
 ) -> jax.Array:
     logits_SV, state, mask_SW = operands
-    return choose(process(logits_SV, state, wanted_S, mask_SW), state, wanted_S)
+    processed_SV = process(logits_SV, state, wanted_S, mask_SW, has_loops=has_loops)
+    return choose(processed_SV, state, wanted_S, has_loops=has_loops)
 
 
 def _finish(state: SamplingState, tokens_S: jax.Array) -> jax.Array:
     is_last_S = state.num_generated_S + 1 >= state.max_tokens_S
     ends_S = contains(state.stop_SW, tokens_S)
     return jnp.where(ends_S, STOP, jnp.where(is_last_S, LENGTH, NOT_FINISHED)).astype(jnp.int32)
-
-
-def _scores(
-    logits_SV: jax.Array, tokens_S: jax.Array, wants_S: jax.Array, max_logprobs: int
-) -> Scores:
-    def score_rows(_: jax.Array, operands: tuple[jax.Array, jax.Array]) -> Scores:
-        return score(*operands, max_logprobs=max_logprobs)
-
-    return map_rows(
-        score_rows, wants_S, (logits_SV, tokens_S), no_scores(len(tokens_S), max_logprobs)
-    )

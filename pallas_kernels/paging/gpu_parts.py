@@ -3,6 +3,8 @@
 The parts of a row that is split (FlashDecoding) are such, and whatever else was attended to apart.
 """
 
+import functools
+import operator
 from typing import NamedTuple
 
 import jax
@@ -22,17 +24,20 @@ class Average(NamedTuple):
 def join(out_XnYH: jax.Array, lse_XnY: jax.Array, sinks_Y: jax.Array | None = None) -> Average:
     """One average of n, in float32; Y may be any axes. A part with ``lse = -inf`` does not count.
 
-    ``sinks_Y``: logits in powers of two that join the weights only.
+    ``sinks_Y``: logits in powers of two that join the weights only. The parts are few, and are told
+    apart one by one: reductions would be up to five kernels, each waiting for the one before it.
     """
-    top_XY = jnp.maximum(lse_XnY.max(axis=1), NO_TOP)
+    parts = range(lse_XnY.shape[1])
+    top_XY = functools.reduce(jnp.maximum, [lse_XnY[:, n] for n in parts], jnp.float32(NO_TOP))
     if sinks_Y is not None:
         top_XY = jnp.maximum(top_XY, sinks_Y[None])
-    weights_XnY = jnp.exp2(lse_XnY - top_XY[:, None])
-    total_XY = weights_XnY.sum(axis=1)
+    weights = [jnp.exp2(lse_XnY[:, n] - top_XY) for n in parts]
+    total_XY = functools.reduce(operator.add, weights)
     if sinks_Y is not None:
         total_XY += jnp.exp2(sinks_Y[None] - top_XY)
-    sums_XYH = (weights_XnY[..., None] * out_XnYH.astype(jnp.float32)).sum(axis=1)
-    out_XYH = sums_XYH / jnp.where(total_XY > 0, total_XY, 1.0)[..., None]
+    weighted = [weights[n][..., None] * out_XnYH[:, n].astype(jnp.float32) for n in parts]
+    out_XYH = functools.reduce(operator.add, weighted)
+    out_XYH = out_XYH / jnp.where(total_XY > 0, total_XY, 1.0)[..., None]
     return Average(out_XYH, top_XY + jnp.log2(jnp.maximum(total_XY, 1.0)))
 
 

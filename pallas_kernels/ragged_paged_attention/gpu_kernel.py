@@ -71,16 +71,15 @@ def attend(
             lowering_semantics=plgpu.LoweringSemantics.Warpgroup, approx_math=True
         ),
     )
-    leaves = [leaf for pool in pools for leaf in (pool.keys_PKpH, pool.values_PKpH)]
-    return kernel(num_items_1, items_I8, page_table_SM, q_XRcQH, *leaves)
+    heads = (pool.heads_PXpH for pool in pools)
+    return kernel(num_items_1, items_I8, page_table_SM, q_XRcQH, *heads)
 
 
 class _Refs:
     """Global memory."""
 
     def __init__(self, *refs: Any) -> None:
-        self.num_items_1, self.items_I8, self.page_table_SM, self.q_XRcQH, *pools = refs[:-2]
-        self.keys_PKpH, self.values_PKpH = pools[::2], pools[1::2]
+        self.num_items_1, self.items_I8, self.page_table_SM, self.q_XRcQH, *self.pools = refs[:-2]
         self.out_YRQH, self.lse_YRQ = refs[-2:]
 
     @property
@@ -89,11 +88,11 @@ class _Refs:
 
     @property
     def groups_per_head(self) -> int:
-        return self.num_groups // self.keys_PKpH[0].shape[1]
+        return 2 * self.num_groups // self.pools[0].shape[1]
 
     @property
     def page_size(self) -> int:
-        return self.keys_PKpH[0].shape[2]
+        return self.pools[0].shape[2]
 
     def for_each_unit(self, num_blocks: int, take: Any) -> tuple[jax.Array, jax.Array]:
         items = (self.num_items_1, self.items_I8)
@@ -175,13 +174,12 @@ def _load(plan: Plan, gmem: _Refs, shared: _Shared) -> None:
                     shared.q_ready,
                 )
 
-        def bring(
-            pools: Sequence[Any], page: jax.Array, offset: jax.Array, target: Any, ready: Any
-        ) -> None:
+        def bring(turn: int, page: jax.Array, offset: jax.Array, target: Any, ready: Any) -> None:
             def copy(pool: Any, page: jax.Array) -> None:
-                source = pool.at[page, head, pl.ds(offset, block_len)]
+                source = pool.at[page, 2 * head + turn, pl.ds(offset, block_len)]
                 plgpu.copy_gmem_to_smem(source, target, ready)
 
+            pools = gmem.pools
             if len(pools) == 1:
                 copy(pools[0], page)
                 return
@@ -194,13 +192,13 @@ def _load(plan: Plan, gmem: _Refs, shared: _Shared) -> None:
             page = gmem.page_table_SM[item["row"], jax.lax.div(block, blocks_per_page)]
             # Written as a product: the compiler must see that it is a multiple of a tile.
             offset = jax.lax.rem(block, blocks_per_page) * block_len
-            for turn, pools in enumerate((gmem.keys_PKpH, gmem.values_PKpH)):
+            for turn in range(2):  # keys, then values
                 slot = jax.lax.rem(2 * step + turn, jnp.int32(plan.stages))
 
                 is_taken = 2 * step + turn >= plan.stages
                 pl.when(is_taken)(functools.partial(plgpu.barrier_wait, shared.stage_free.at[slot]))
                 target, ready = shared.stage.at[slot], shared.stage_ready.at[slot]
-                pl.when(page > 0)(functools.partial(bring, pools, page, offset, target, ready))
+                pl.when(page > 0)(functools.partial(bring, turn, page, offset, target, ready))
                 # What the memory held before stays, and is not seen.
                 pl.when(page <= 0)(functools.partial(plgpu.barrier_arrive, ready))
             return step + 1

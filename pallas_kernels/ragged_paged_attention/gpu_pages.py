@@ -1,12 +1,12 @@
-"""Pages as a Hopper GPU wants them: keys and values as ``[pages, kv heads, page size, head dim]``.
+"""Pages as a Hopper GPU wants them: ``[pages, 2 * kv heads, page size, head dim]``, the keys of a
+kv head and then its values.
 
-A page of one kv head is one run of memory, which the copy engine (TMA) brings to shared memory, and
-the tensor cores read keys and values in this order. Every dtype is stored as itself: XLA:GPU
-scatters into a donated buffer in place whatever it holds.
+A page of one kv head is a run of memory, which the copy engine (TMA) brings to shared memory, and
+the tensor cores read keys and values in this order. In one array, both are written by one scatter.
+Every dtype is stored as itself: XLA:GPU scatters into a donated buffer in place whatever it holds.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,44 +20,37 @@ from pallas_kernels.paging.pool import dropped_unless, from_storage, is_owned, t
 class GpuKVPages:
     """The keys and values of one layer, in pages of ``page_size`` positions. Nobody owns page 0."""
 
-    keys_PKpH: jax.Array
-    values_PKpH: jax.Array
+    heads_PXpH: jax.Array
 
     @property
     def num_pages(self) -> int:
-        return self.keys_PKpH.shape[0]
+        return self.heads_PXpH.shape[0]
 
     @property
     def num_kv_heads(self) -> int:
-        return self.keys_PKpH.shape[1]
+        return self.heads_PXpH.shape[1] // 2
 
     @property
     def page_size(self) -> int:
-        return self.keys_PKpH.shape[2]
+        return self.heads_PXpH.shape[2]
 
     @property
     def head_dim(self) -> int:
-        return self.keys_PKpH.shape[3]
+        return self.heads_PXpH.shape[3]
 
     @property
     def dtype(self) -> np.dtype:
-        return self.keys_PKpH.dtype
+        return self.heads_PXpH.dtype
 
     def read(self, ids_n: jax.Array, keep_n: jax.Array) -> tuple[jax.Array, jax.Array]:
         nothing = jnp.zeros((), self.dtype)
-        keys, values = (
-            jnp.where(keep_n[:, None, None, None], pool[ids_n], nothing).transpose((0, 2, 1, 3))
-            for pool in (self.keys_PKpH, self.values_PKpH)
-        )
-        return keys, values
+        taken_nXpH = jnp.where(keep_n[:, None, None, None], self.heads_PXpH[ids_n], nothing)
+        taken_npXH = taken_nXpH.transpose((0, 2, 1, 3))
+        return taken_npXH[:, :, 0::2], taken_npXH[:, :, 1::2]
 
     def write(self, ids_n: jax.Array, keys_npKH: jax.Array, values_npKH: jax.Array) -> "GpuKVPages":
-        def put(pool: jax.Array, x_npKH: jax.Array) -> jax.Array:
-            return pool.at[ids_n].set(x_npKH.transpose((0, 2, 1, 3)), mode="drop")
-
-        return GpuKVPages(
-            keys_PKpH=put(self.keys_PKpH, keys_npKH), values_PKpH=put(self.values_PKpH, values_npKH)
-        )
+        heads_nXpH = _side_by_side(keys_npKH, values_npKH).transpose((0, 2, 1, 3))
+        return GpuKVPages(heads_PXpH=self.heads_PXpH.at[ids_n].set(heads_nXpH, mode="drop"))
 
     def element(self, value: float) -> jax.Array:
         return from_storage(to_storage(jnp.float32(value), self.dtype), self.dtype)
@@ -67,8 +60,9 @@ def allocate_gpu_kv_pages(
     num_pages: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: jax.typing.DTypeLike
 ) -> GpuKVPages:
     """A pool filled with zeros."""
-    shape = (num_pages, num_kv_heads, page_size, head_dim)
-    return GpuKVPages(keys_PKpH=jnp.zeros(shape, dtype), values_PKpH=jnp.zeros(shape, dtype))
+    return GpuKVPages(
+        heads_PXpH=jnp.zeros((num_pages, 2 * num_kv_heads, page_size, head_dim), dtype)
+    )
 
 
 def write_tokens(
@@ -77,8 +71,14 @@ def write_tokens(
     """Writes one key and value a token, in the dtype of the pages; pages not in 1..P-1 are
     dropped."""
     page_T = dropped_unless(is_owned(page_T, pages), page_T, pages)
-    options: dict[str, Any] = {"mode": "drop", "wrap_negative_indices": False}
     return GpuKVPages(
-        keys_PKpH=pages.keys_PKpH.at[page_T, :, offset_T].set(k_TKH, **options),
-        values_PKpH=pages.values_PKpH.at[page_T, :, offset_T].set(v_TKH, **options),
+        heads_PXpH=pages.heads_PXpH.at[page_T, :, offset_T].set(
+            _side_by_side(k_TKH, v_TKH), mode="drop", wrap_negative_indices=False
+        )
     )
+
+
+def _side_by_side(keys_KH: jax.Array, values_KH: jax.Array) -> jax.Array:
+    """``[..., K, H]`` twice as ``[..., 2 * K, H]``."""
+    heads_K2H = jnp.stack((keys_KH, values_KH), axis=-2)
+    return heads_K2H.reshape(*keys_KH.shape[:-2], -1, keys_KH.shape[-1])

@@ -30,10 +30,7 @@ def beside(
     row_n = jnp.minimum(count_ends(ends_S, copy_n), num_slots - 1)
     place_n = take(first_S, row_n) + copy_n - take(ends_S - count_S, row_n)
     page_n = jnp.where(copy_n < ends_S[-1], take(rows.page_table_SM, row_n, place_n), 0)
-    copied = GpuKVPages(
-        keys_PKpH=take(kv_pages.keys_PKpH, jnp.pad(page_n, (1, 0))),
-        values_PKpH=take(kv_pages.values_PKpH, jnp.pad(page_n, (1, 0))),
-    )
+    copied = GpuKVPages(heads_PXpH=take(kv_pages.heads_PXpH, jnp.pad(page_n, (1, 0))))
 
     place_M = jnp.arange(pages_per_row, dtype=jnp.int32)[None, :]
     copy_SM = place_M + (ends_S - count_S - first_S)[:, None] + 1

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import pytest
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from jaxinfer.cache import fast_page_sizes
 from jaxinfer.config import ModelConfig
 from jaxinfer.decoding.programs import ProgramShapes, ProgramTable
+from jaxinfer.models.layout import for_decoding
 from jaxinfer.models.model import blank_model
 from jaxinfer.models.registry import model_config
 from jaxinfer.presets import find_config
@@ -36,10 +38,11 @@ def two_layers_of_qwen3_moe_for(mesh: Mesh) -> ProgramTable:
     return table_for(replace(config, layers=config.layers[:2]), mesh)
 
 
-def table_for(config: ModelConfig, mesh: Mesh) -> ProgramTable:
-    model = blank_model(config, mesh=mesh, dtype="bfloat16", max_len=8192)
+def table_for(config: ModelConfig, mesh: Mesh, num_slots: int = SLOTS) -> ProgramTable:
+    blank = blank_model(config, mesh=mesh, dtype="bfloat16", max_len=8192)
+    model = for_decoding(blank, num_slots)
     shapes = ProgramShapes(
-        num_slots=SLOTS,
+        num_slots=num_slots,
         pages_per_sequence=8192 // PAGE_SIZE,
         page_size=PAGE_SIZE,
         num_pages=(PAGES,),
@@ -81,6 +84,36 @@ def test_llama_8b_on_one_gpu(name, hopper_mesh):
     table.compile(only=[name])
     check_memory(table, name)
     assert text(table, name).count('custom_call_target="mosaic_gpu') >= LAYERS
+
+
+@pytest.mark.parametrize(
+    ("name", "num_slots"),
+    [("decode/1", 2), ("decode/1", 64), ("prefill/512", 64), ("sample", 64)],
+)
+def test_a_step_on_a_gpu_is_one_graph_of_few_kernels(name, num_slots, hopper_mesh, tmp_path):
+    """Two layers. What is no part of the graph is launched by itself, and at a loop or a branch that
+    is none the host waits for the device."""
+    config = model_config(find_config("llama-3.1-8b"))
+    mesh = Mesh(hopper_mesh.devices.reshape(1, 1), ("data", "model"))
+    table = table_for(replace(config, layers=config.layers[:2]), mesh, num_slots)
+    launched = launches(table, name, tmp_path)
+    assert [line for line in launched if line[0].isdigit()] == launched[:1]
+    assert "kCommandBuffer" in launched[0]
+    if name.startswith("decode/"):
+        calls = [place for place, line in enumerate(launched) if "kCustomCall" in line]
+        # Attention, with its write, queries and join; two norms; four products, two of them with a
+        # sum of their own, and the activation.
+        assert len(calls) == 2
+        assert calls[1] - calls[0] <= 14
+
+
+def launches(table: ProgramTable, name: str, folder: Path) -> list[str]:
+    """What a program launches, a line each; what is in a graph of kernels is indented."""
+    with jax.set_mesh(table.model.mesh):
+        lowered = table._lowerings()[name]()
+    lowered.compile({"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True})
+    (dumped,) = folder.glob("*.thunk_sequence_after_thunk_passes.txt")
+    return [line for line in dumped.read_text().splitlines() if line.strip()]
 
 
 def test_experts_on_two_tpus_exchange_one_sum_and_their_weights_are_not_copied(tpu_mesh):

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from jaxinfer.errors import CapacityError, CheckpointError, InvalidParameter
 from jaxinfer.models.layout import for_decoding
 from jaxinfer.models.loading import dummy_model, load_model, restore_model, save_model
-from jaxinfer.models.model import Model
+from jaxinfer.models.model import Model, blank_model
 from jaxinfer.models.registry import model_config
 from jaxinfer.ops.blocked import BlockedEmbedding, BlockedKernel, block
 from jaxinfer.ops.joined import JoinedKernel
@@ -122,7 +123,7 @@ def test_a_packed_embedding_looks_up_and_multiplies_as_the_plain_one() -> None:
     )
 
 
-def test_kernels_of_one_input_are_joined_on_one_cpu_only() -> None:
+def test_kernels_of_one_input_are_joined_on_one_device_only(hopper_mesh: Mesh) -> None:
     def joined(model: Model) -> int:
         leaves = jax.tree.leaves(
             for_decoding(model, 8).params, is_leaf=lambda node: isinstance(node, JoinedKernel)
@@ -133,6 +134,10 @@ def test_kernels_of_one_input_are_joined_on_one_cpu_only() -> None:
     assert joined(model) == 2 * len(model.config.layers)
     assert for_decoding(model, 8).weight_bytes == model.weight_bytes
     assert joined(tiny(CONFIG, devices=2)) == 0
+    gpu = Mesh(hopper_mesh.devices.reshape(1, 1), ("data", "model"))
+    blank = blank_model(model.config, mesh=gpu)
+    assert joined(blank) == joined(model)
+    assert for_decoding(blank, 8).weight_bytes == model.weight_bytes
 
 
 def test_a_released_model_gives_up_its_kernels_as_they_are_joined() -> None:

@@ -4,6 +4,7 @@ Weights and fractions are multiples of powers of two, so that every sum is exact
 be equal, not close.
 """
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -21,6 +22,7 @@ VOCAB = 300
 assert NUM_BEST < VOCAB
 
 floors_of = jax.jit(floors)
+floors_without_loops = jax.jit(functools.partial(floors, has_loops=False))
 
 
 def kept_ids(weights: np.ndarray, min_p: float, top_k: int, top_p: float) -> set[int]:
@@ -44,7 +46,9 @@ def filtered_ids(weights: np.ndarray, min_p, top_k, top_p, sampled=None) -> list
         top_p_S=jnp.asarray(top_p, jnp.float32),
     )
     sampled = np.ones(len(weights), bool) if sampled is None else sampled
-    floor = np.asarray(floors_of(weights.astype(np.float32), state, sampled))
+    arguments = (weights.astype(np.float32), state, sampled)
+    floor = np.asarray(floors_of(*arguments))
+    np.testing.assert_array_equal(floors_without_loops(*arguments)[sampled], floor[sampled])
     return [
         set(np.flatnonzero(row >= least).tolist())
         for row, least in zip(weights, floor, strict=True)

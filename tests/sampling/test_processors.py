@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ ROWS, VOCAB, EOS = 4, 203, 5
 TOKENS = st.lists(st.integers(0, VOCAB - 1), max_size=20)
 PENALTY = st.floats(-2, 2, width=32)
 
-process_rows = jax.jit(process)
+process_rows = jax.jit(process, static_argnames="has_loops")
 admit_row = jax.jit(admit)
 
 
@@ -87,17 +88,19 @@ def test_processed_logits_are_those_of_the_plain_twin(data, seed, has_mask):
         expected.append(plain_process(logits[slot], params, prompt, generated, step_ids))
         masks.append(pack_ids(step_ids, VOCAB))
     mask = np.stack(masks) if has_mask else None
-    actual = np.asarray(process_rows(logits, state, np.ones(ROWS, bool), mask))
-    np.testing.assert_allclose(actual, np.stack(expected), rtol=1e-6, atol=1e-5)
+    for has_loops in (True, False):
+        actual = process_rows(logits, state, np.ones(ROWS, bool), mask, has_loops=has_loops)
+        np.testing.assert_allclose(actual, np.stack(expected), rtol=1e-6, atol=1e-5)
 
 
-def test_more_biases_than_a_chunk_are_added_once_each():
+@pytest.mark.parametrize("has_loops", [True, False])
+def test_more_biases_than_a_chunk_are_added_once_each(has_loops):
     vocab = 500
     biases = {token: float(token) / 8 for token in range(vocab) if token % 3 == 0}
     params = SamplingParams(logit_bias={token: min(bias, 100) for token, bias in biases.items()})
     row = slot_sampling(params, sample_index=0, vocab_size=vocab, eos_token_ids=[], max_tokens=9)
     state = admit(init_state(2, vocab), np.int32(1), row)
-    actual = process(jnp.zeros((2, vocab)), state, jnp.ones(2, bool), None)
+    actual = process(jnp.zeros((2, vocab)), state, jnp.ones(2, bool), None, has_loops=has_loops)
     expected = np.zeros((2, vocab))
     expected[1, ::3] = np.arange(0, vocab, 3) / 8
     assert np.array_equal(actual, expected)

@@ -25,7 +25,7 @@ from jaxinfer.sampling_params import SamplingParams
 SLOTS, VOCAB, EOS = 21, 700, 2
 NOT_FINISHED, STOP, LENGTH = 0, 1, 2
 
-step = jax.jit(sample)
+step = jax.jit(sample, static_argnames="has_loops")
 put = jax.jit(admit)
 ALL_ACTIVE = np.ones(SLOTS, bool)
 
@@ -98,7 +98,6 @@ def test_a_token_is_the_plain_inverse_of_the_filtered_distribution(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
     )
     row, logits = row_of(params), logits_of(seed)
-    output, _ = step(logits, state_of({4: row}), np.arange(SLOTS) == 4)
     uniform = float(uniforms(row.key_2[None], np.zeros(1, np.int32))[0])
 
     x = logits[4].astype(np.float64)
@@ -118,7 +117,10 @@ def test_a_token_is_the_plain_inverse_of_the_filtered_distribution(
         for shift in (-tolerance, tolerance):
             place = np.searchsorted(running, uniform * running[-1] + shift, side="right")
             possible.add(int(ids[min(place, len(ids) - 1)]))
-    assert int(output.tokens_S[4]) in possible
+    for has_loops in (True, False):
+        arguments = (logits, state_of({4: row}), np.arange(SLOTS) == 4)
+        output, _ = step(*arguments, has_loops=has_loops)
+        assert int(output.tokens_S[4]) in possible
 
 
 def test_a_row_is_bit_for_bit_the_same_alone_in_any_slot_and_beside_any_neighbours():

@@ -23,15 +23,15 @@ def test_unwritten_tokens_are_put_into_copies_of_the_pages_they_belong_to():
     copies, moved = gpu_unwritten.beside(pages, rows, new, -new)
     expected_rows = {0: (62, 65, 0), 3: (60, 130, 4)}
     numbers = np.asarray(moved.page_table_SM)
-    keys_PKpH, values_PKpH = (np.asarray(x) for x in (copies.keys_PKpH, copies.values_PKpH))
+    heads_PXpH = np.asarray(copies.heads_PXpH)
     np.testing.assert_array_equal(numbers[[1, 2]], np.asarray(rows.page_table_SM)[[1, 2]])
     assert numbers[0, 2] == table[0, 2]
     for row, (first, end, token) in expected_rows.items():
         for position in range(first // page_size * page_size, -(-end // page_size) * page_size):
             page, offset = numbers[row, position // page_size], position % page_size
             assert page > 13
-            key = float(keys_PKpH[page - 13, 0, offset, 0])
-            value = float(values_PKpH[page - 13, 0, offset, 63])
+            key = float(heads_PXpH[page - 13, 0, offset, 0])
+            value = float(heads_PXpH[page - 13, 1, offset, 63])
             if first <= position < end:
                 assert (key, value) == tuple(
                     float(jnp.bfloat16(sign * (100 + token + position - first))) for sign in (1, -1)
