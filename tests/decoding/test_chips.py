@@ -91,7 +91,7 @@ def test_llama_8b_on_one_gpu(name, hopper_mesh):
     [("decode/1", 2), ("decode/1", 64), ("prefill/512", 64), ("sample", 64)],
 )
 def test_a_step_on_a_gpu_is_one_graph_of_few_kernels(name, num_slots, hopper_mesh, tmp_path):
-    """Two layers. What is no part of the graph is launched by itself, and at a loop or a branch that
+    """Two layers. What is no part of the graph is launched by itself; at a loop or a branch that
     is none the host waits for the device."""
     config = model_config(find_config("llama-3.1-8b"))
     mesh = Mesh(hopper_mesh.devices.reshape(1, 1), ("data", "model"))
