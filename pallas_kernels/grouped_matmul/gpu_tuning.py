@@ -27,8 +27,8 @@ class GpuTiles:
     def heuristic(problem: Problem) -> "GpuTiles":
         """64 rows where weights take longer to read than to multiply, else twice as many."""
         rows = 64 if problem.num_rows <= 64 * problem.num_groups else 128
-        is_wide = rows == 128 and problem.columns % 256 == 0
-        return GpuTiles(rows=rows, columns=256 if is_wide else 128)
+        widths = (256, 128, 192, 64) if rows == 128 else (128, 192, 64)
+        return GpuTiles(rows=rows, columns=next(n for n in widths if problem.columns % n == 0))
 
     @staticmethod
     def candidates(problem: Problem) -> list["GpuTiles"]:
@@ -36,7 +36,7 @@ class GpuTiles:
         guess = GpuTiles.heuristic(problem)
         every = [
             GpuTiles(rows=rows, columns=columns)
-            for rows, columns in itertools.product((64, 128), (128, 256))
+            for rows, columns in itertools.product((64, 128), (64, 128, 192, 256))
             if problem.columns % columns == 0
         ]
         fitting = [tiles for tiles in every if tiles.most_stages(problem) >= LEAST_STAGES]

@@ -59,6 +59,7 @@ class Spec:
 _OLMOE: dict[str, Any] = {"num_groups": 64, "top_k": 8, "depth": 2048, "columns": 1024}
 _MIXTRAL: dict[str, Any] = {"num_groups": 8, "top_k": 2, "depth": 4096, "columns": 14336}
 _QWEN3: dict[str, Any] = {"num_groups": 128, "top_k": 8, "depth": 2048, "columns": 768}
+_GPT_OSS: dict[str, Any] = {"num_groups": 32, "top_k": 4, "depth": 2880, "columns": 2880}
 # One of eight devices, each with 32 of 256 experts: of eight rows a token about one comes here.
 _DEEPSEEK: dict[str, Any] = {"num_groups": 32, "top_k": 1, "depth": 7168, "columns": 2048}
 
@@ -79,6 +80,8 @@ ACCELERATOR_SPECS = {
     "mixtral-8x7b-up": Spec(**_MIXTRAL, num_tokens=2048),
     "mixtral-8x7b-down": Spec(**{**_MIXTRAL, "depth": 14336, "columns": 4096}, num_tokens=2048),
     "mixtral-8x7b-decode": Spec(**_MIXTRAL, num_tokens=64),
+    "gpt-oss-20b-decode": Spec(**_GPT_OSS, num_tokens=64),
+    "gpt-oss-20b-down": Spec(**_GPT_OSS, num_tokens=2048),
     # The rows of a step are bounded, not known: the shape has twice what comes on average.
     "deepseek-v3-device-up": Spec(**_DEEPSEEK, num_tokens=2048, num_rows=4096),
     "deepseek-v3-device-down": Spec(

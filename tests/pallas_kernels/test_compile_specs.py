@@ -28,7 +28,7 @@ LIKE_ANOTHER = {
     *("smollm2-decode-8", "smollm2-decode-32", "smollm2-one-long"),
     *("llama3-8b-decode-16", "llama3-8b-decode-256", "llama3-8b-prefill-8k"),
     *("gpt-oss-window-at-512", "gpt-oss-window-at-8k", "mixtral-8x7b-decode"),
-    *("qwen3-30b-a3b-down", "deepseek-v3-device-down"),
+    *("qwen3-30b-a3b-down", "deepseek-v3-device-down", "gpt-oss-20b-down"),
 }
 """Specs that differ from another one in sizes alone: slow, for whoever asks."""
 KINDS = {
@@ -46,7 +46,14 @@ KINDS = {
 }
 """A spec of each kind."""
 
-REFUSED_BY_HOPPER = {"64-experts-int8": "weights of int8 with a scale are not implemented"}
+REFUSED = {
+    "gpu": {"64-experts-int8": "weights of int8 with a scale are not implemented"},
+    "tpu": {
+        "gpt-oss-20b-decode": "D = 2880 is not a multiple of 128",
+        "gpt-oss-20b-down": "D = 2880 is not a multiple of 128",
+    },
+}
+"""Specs of grouped_matmul that a kind of chip leaves to plain XLA."""
 
 TEMPORARIES = {"tpu": (4, 16 * 2**20), "gpu": (8, 32 * 2**20)}
 """A program's may be so many times what it is given besides pages and matrices, and this: queries
@@ -91,7 +98,7 @@ def programs(operation):
     return list(names.values())
 
 
-def pairs(chips, *, of_each_kind=None, without=()):
+def pairs(chips, *, of_each_kind=None, without=REFUSED["tpu"]):
     """Operation, spec and chip; ``of_each_kind``: only those of ``KINDS``, or all others."""
     return [
         pytest.param(
@@ -176,9 +183,7 @@ def test_every_other_pair_compiles(operation, name, chip, tpu_mesh):
     assert_it_compiles_for_tpu(operation, name, chip, tpu_mesh(chip))
 
 
-@pytest.mark.parametrize(
-    ("operation", "name", "chip"), pairs(["sm_90a"], without=REFUSED_BY_HOPPER)
-)
+@pytest.mark.parametrize(("operation", "name", "chip"), pairs(["sm_90a"], without=REFUSED["gpu"]))
 def test_every_spec_compiles_for_hopper_in_registers(
     operation, name, chip, hopper_mesh, monkeypatch, capfd
 ):
@@ -197,10 +202,16 @@ def test_every_spec_compiles_for_hopper_in_registers(
     assert_is_lean(compiled, case, "gpu")
 
 
-@pytest.mark.parametrize(("name", "reason"), REFUSED_BY_HOPPER.items())
+@pytest.mark.parametrize(("name", "reason"), REFUSED["gpu"].items())
 def test_a_spec_that_hopper_refuses_is_refused_with_its_reason(name, reason, hopper_mesh):
     with pytest.raises(NoImplementation, match=reason):
         lower("grouped_matmul", name, hopper_mesh)
+
+
+@pytest.mark.parametrize(("name", "reason"), REFUSED["tpu"].items())
+def test_a_spec_that_a_tpu_refuses_is_refused_with_its_reason(name, reason, tpu_mesh):
+    with pytest.raises(NoImplementation, match=reason):
+        lower("grouped_matmul", name, tpu_mesh("v6e"))
 
 
 @pytest.mark.parametrize("operation", [RAGGED, LATENT], ids=lambda operation: operation.name)

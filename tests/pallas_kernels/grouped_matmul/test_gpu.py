@@ -50,6 +50,12 @@ def test_tiles_of_two_warpgroups(columns, check):
 
 
 @pytest.mark.interpreted
+@pytest.mark.parametrize("columns", [192, pytest.param(64, marks=pytest.mark.slow)])
+def test_sizes_that_are_half_registers_of_a_tpu(columns, check):
+    check((3, 17, 0, 9), num_rows=40, depth=192, columns=columns)
+
+
+@pytest.mark.interpreted
 def test_sums_in_float32(check):
     check((3, 60, 0, 5), depth=512, preferred_element_type="float32")
 
@@ -74,8 +80,8 @@ def test_a_row_is_the_same_bit_for_bit_wherever_it_lies(call_of, multiply):
     [
         ({"dtype": "float32"}, r"gpu: dtype of x_TD = float32 is not bfloat16"),
         ({"dtype": "bfloat16", "w_dtype": "int8"}, r"gpu: weights of int8 with a scale are not"),
-        ({"dtype": "bfloat16", "depth": 192}, r"gpu: D = 192 is not a multiple of 128"),
-        ({"dtype": "bfloat16", "columns": 64}, r"gpu: F = 64 is not a multiple of 128"),
+        ({"dtype": "bfloat16", "depth": 96}, r"gpu: D = 96 is not a multiple of 64"),
+        ({"dtype": "bfloat16", "columns": 32}, r"gpu: F = 32 is not a multiple of 64"),
     ],
 )
 def test_what_it_cannot_do_is_refused(kind, message, call_of):
