@@ -26,17 +26,31 @@ def for_each_unit(
 
     ``count`` counts the units, ``step`` the blocks of positions of all units so far. Returns both.
     """
-    first = jax.lax.axis_index("block")
-    left = num_items_1[0] * num_groups - first
-    num_units = jax.lax.div(jnp.maximum(left, 0) + (num_blocks - 1), jnp.int32(num_blocks))
+    me = jax.lax.axis_index("block")
+    num_units = share_of(me, num_items_1[0] * num_groups, num_blocks)
 
     def take_unit(count: jax.Array, step: jax.Array) -> jax.Array:
-        unit = first + count * num_blocks
+        unit = nth_unit(me, count, num_blocks)
         index = jax.lax.div(unit, jnp.int32(num_groups))
         item = {name: items_I8[index, field] for field, name in enumerate(FIELDS)}
         return take(count, item, jax.lax.rem(unit, jnp.int32(num_groups)), step)
 
     return num_units, jax.lax.fori_loop(0, num_units, take_unit, jnp.int32(0))
+
+
+def nth_unit(me: jax.Array, count: jax.Array, num_blocks: int) -> jax.Array:
+    """The unit that block ``me`` takes after ``count`` others: every second round goes backwards.
+
+    Long units come first (``gpu_work``): who had the longest of one has the shortest of the next.
+    """
+    place = jnp.where((count & 1) == 0, me, num_blocks - 1 - me)
+    return count * num_blocks + place
+
+
+def share_of(me: jax.Array, num_units: jax.Array, num_blocks: int) -> jax.Array:
+    """How many of the units block ``me`` takes."""
+    rounds = jax.lax.div(num_units, jnp.int32(num_blocks))
+    return rounds + (nth_unit(me, rounds, num_blocks) < num_units).astype(jnp.int32)
 
 
 def in_tile_layout(x: jax.Array, *, interpret: bool) -> jax.Array:

@@ -35,7 +35,8 @@ class Sizes(Protocol):
 
 
 class Work(NamedTuple):
-    """The items of one launch: ``items_I8`` has the columns ``gpu_units.FIELDS``."""
+    """The items of one launch, the longest first: ``items_I8`` has the columns
+    ``gpu_units.FIELDS``."""
 
     num_items_1: jax.Array
     items_I8: jax.Array
@@ -157,7 +158,9 @@ def _work(
     is_whole_I = take((~is_hole_SM.any(axis=1)).astype(jnp.int32), row_I)
     fields |= {"row": row_I, "kv_len": take(rows.kv_lens_S, row_I), "is_whole": is_whole_I}
     columns = [fields[name].astype(jnp.int32) for name in FIELDS]
-    return Work(num_items.reshape(1), jnp.stack(columns, axis=1))
+    is_item_I = jnp.arange(row_I.size, dtype=jnp.int32) < num_items
+    order_I = jnp.argsort(jnp.where(is_item_I, -fields["num_blocks"], 1))
+    return Work(num_items.reshape(1), jnp.stack(columns, axis=1)[order_I])
 
 
 def _first_block(tiles: Sizes, options: Options, position: jax.Array) -> jax.Array:

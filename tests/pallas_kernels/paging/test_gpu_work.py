@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.paging import gpu_work
+from pallas_kernels.paging import gpu_units, gpu_work
 from pallas_kernels.paging.options import Options
 from pallas_kernels.paging.rows import token_pages
 from tests.pallas_kernels.described import described, described_rows
@@ -82,7 +82,25 @@ def test_every_row_is_given_the_blocks_that_it_sees_once(rows, options):
             positions = range(item.position, min(item.position + LANES, length))
             assert fetched([item]) == seen_blocks(positions, length, options)
     assert len({x.out for x in splits}) == len(splits)
-    assert [x.out for x in tiles] == list(range(len(tiles)))
+    assert sorted(x.out for x in tiles) == list(range(len(tiles)))
+    for items in (splits, tiles):
+        lengths = [x.num_blocks for x in items]
+        assert lengths == sorted(lengths, reverse=True)
+
+
+@pytest.mark.parametrize("num_units", [0, 1, 6, 7, 8, 13, 14, 15, 700, 703])
+def test_blocks_of_a_grid_share_the_units_evenly(num_units):
+    blocks, lengths = 7, np.sort(np.random.default_rng(num_units).integers(1, 500, num_units))[::-1]
+    shares = [int(gpu_units.share_of(me, num_units, blocks)) for me in range(blocks)]
+    taken = [
+        [int(gpu_units.nth_unit(me, count, blocks)) for count in range(share)]
+        for me, share in enumerate(shares)
+    ]
+    assert sorted(unit for units in taken for unit in units) == list(range(num_units))
+    # Of two blocks one is ahead by a part of a unit that sinks from round to round: never by more
+    # than the longest.
+    work = [int(lengths[units].sum()) for units in taken]
+    assert max(work) - min(work) <= (lengths[0] if num_units else 0)
 
 
 def test_a_window_costs_its_own_pages_however_long_the_row_is():
@@ -102,7 +120,7 @@ def test_a_million_positions_in_sixteen_thousand_pages():
     assert fetched(splits) == list(range(2**14))
     assert {x.position for x in splits} == {length - 1}
     tiles, tiled = tiles_of(rows, Options(scale=1.0, sliding_window=100))
-    assert [x.position for x in tiles] == [length - 20, length - 12, length - 4]
+    assert sorted(x.position for x in tiles) == [length - 20, length - 12, length - 4]
     assert {x.first_block for x in tiles} == {(length - 20 - 99) // 64}
     np.testing.assert_array_equal(np.asarray(tiled.tile_T)[1:21], np.arange(20) // LANES)
 
