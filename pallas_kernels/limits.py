@@ -57,14 +57,21 @@ def seconds_of(step: Callable[[], jax.Array], repeats: int) -> list[float]:
 
 
 def measure_limits(dtype: jax.typing.DTypeLike = "float32", repeats: int = 5) -> Limits:
-    """The limits of the default device.
+    """The limits of the default device: ``copy_bandwidth`` and ``product_rate``."""
+    return Limits(
+        bytes_per_second=copy_bandwidth(repeats),
+        flops_per_second=product_rate(dtype, repeats),
+        dtype=jnp.dtype(dtype).name,
+    )
 
-    Bytes: read and written by an update in place of 256 MB (2 GB on an accelerator). FLOPs: of a
-    product of side 2,048 (8,192) on random numbers, for zeros and ones draw less power and run
-    faster. A float32 product is one to float32 precision. Kernels for Hopper make it of bfloat16
-    ones, which are faster: measure their limit in bfloat16.
+
+def copy_bandwidth(repeats: int = 5) -> float:
+    """Bytes a second that the default device reads and writes together.
+
+    They are those of an update in place of 256 MB (2 GB on an accelerator): new memory would first
+    have to be found.
     """
-    num_floats, side = (2**29, 8192) if is_accelerator() else (2**26, 2048)
+    num_floats = 2**29 if is_accelerator() else 2**26
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
     large = jnp.zeros(num_floats, jnp.float32)
 
@@ -73,9 +80,20 @@ def measure_limits(dtype: jax.typing.DTypeLike = "float32", repeats: int = 5) ->
         large = add(large)
         return large
 
-    bytes_per_second = 2 * large.nbytes / min(seconds_of(update, repeats))
+    seconds = min(seconds_of(update, repeats))
+    num_bytes = 2 * large.nbytes
     large.delete()
+    return num_bytes / seconds
 
+
+def product_rate(dtype: jax.typing.DTypeLike = "float32", repeats: int = 5) -> float:
+    """FLOPs a second of a product of side 2,048 (8,192 on an accelerator) in ``dtype``.
+
+    On random numbers, for zeros and ones draw less power and run faster. A float32 product is one
+    to float32 precision. Kernels for Hopper make it of bfloat16 ones, which are faster: measure
+    their limit in bfloat16.
+    """
+    side = 8192 if is_accelerator() else 2048
     # With this deviation products keep the size of their numbers, however many follow each other.
     left = jax.random.normal(jax.random.key(0), (side, side), jnp.float32) * side**-0.5
     left, right = left.astype(dtype), jax.random.normal(jax.random.key(1), left.shape).astype(dtype)
@@ -87,8 +105,4 @@ def measure_limits(dtype: jax.typing.DTypeLike = "float32", repeats: int = 5) ->
         right = product(left, right)
         return right
 
-    return Limits(
-        bytes_per_second=bytes_per_second,
-        flops_per_second=2 * side**3 / min(seconds_of(multiply, repeats)),
-        dtype=left.dtype.name,
-    )
+    return 2 * side**3 / min(seconds_of(multiply, repeats))

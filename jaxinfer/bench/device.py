@@ -1,33 +1,14 @@
-"""What the machine does, measured: its memory's speed, its memory's peak, its compilations."""
+"""What the machine does, measured: its memory's peak, its compilations."""
 
 import resource
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
-import jax.numpy as jnp
 from jax import monitoring
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-_REPEATS = 5
-
-
-def copy_bandwidth(nbytes: int = 256 * 2**20) -> float:
-    """Bytes a second that the first device reads and writes together, the best of five passes.
-
-    Each pass reads all of an array and writes it in place: new memory would first have to be found.
-    """
-    data = jnp.zeros((nbytes // 4,), jnp.float32)
-    add_one = jax.jit(lambda x: x + jnp.float32(1), donate_argnums=0).lower(data).compile()
-    data = add_one(data).block_until_ready()
-    seconds = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        data = add_one(data).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return 2 * data.nbytes / min(seconds)
 
 
 def peak_memory_bytes() -> int:

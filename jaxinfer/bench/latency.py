@@ -1,8 +1,9 @@
-"""One batch of requests, alone on the machine: how long, and how near to the memory's speed.
+"""One batch of requests, alone on the machine: how long, and how near to the machine's limits.
 
 A decode step must read every weight that it multiplies by, and the keys and values of every token
 in the cache. What the memory could deliver is measured by copying; the ratio of the two is how much
-of the machine a step uses.
+of the machine a step uses. A prefill must compute; on an accelerator that is held against what a
+large product reaches.
 """
 
 import math
@@ -12,13 +13,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxinfer.bench.device import copy_bandwidth
+from jaxinfer.bench.flops import prefill_flops
 from jaxinfer.bench.latencies import drain, request_times, statistics
 from jaxinfer.bench.workload import random_workload
 from jaxinfer.cache import layer_groups, layer_page_bytes
 from jaxinfer.errors import InvalidParameter
 from jaxinfer.llm import LLM
 from jaxinfer.outputs import RequestOutput
+from pallas_kernels.limits import copy_bandwidth, is_accelerator, product_rate
 
 
 def measure_latency(
@@ -29,7 +31,9 @@ def measure_latency(
     Medians over the batches: ``ttft_ms`` to the last request's first token, ``tpot_ms`` of a decode
     step, ``prefill_throughput`` and ``decode_throughput`` in tokens a second. ``statistics`` of the
     single requests stand beside them. ``fraction_of_limit``: bytes that a decode step must read, in
-    ``tpot_ms``, over what copying achieves.
+    ``tpot_ms``, over what copying achieves. On an accelerator, ``prefill_fraction_of_limit``: FLOPs
+    that the prompts take (``prefill_flops``), in ``ttft_ms``, over what a large product in the
+    model's dtype achieves: its MFU.
 
     Raises:
         InvalidParameter: no second token to time, or no batch.
@@ -64,7 +68,7 @@ def measure_latency(
         "prefill_throughput": batch_size * input_len / prefill,
         "decode_throughput": batch_size * (output_len - 1) / decode,
     }
-    return report | _limit(llm, report) | statistics(times)
+    return report | _limit(llm, report) | _prefill_limit(llm, report) | statistics(times)
 
 
 def _batch_times(outputs: Sequence[RequestOutput]) -> tuple[float, float]:
@@ -86,6 +90,20 @@ def _limit(llm: LLM, report: dict[str, Any]) -> dict[str, Any]:
         "kv_bytes_per_step": round(cached),
         "copy_bandwidth": bandwidth,
         "fraction_of_limit": (weights + cached) / (1e-3 * report["tpot_ms"]) / bandwidth,
+    }
+
+
+def _prefill_limit(llm: LLM, report: dict[str, Any]) -> dict[str, Any]:
+    """Of accelerators: a CPU's float32 product is no limit for what it multiplies in bfloat16."""
+    if not is_accelerator():
+        return {}
+    sizes = {name: report[name] for name in ("batch_size", "input_len")}
+    flops = prefill_flops(llm.config, llm.num_active_params, **sizes)
+    rate = product_rate(llm.dtype) * llm.mesh.size
+    return {
+        "prefill_flops": flops,
+        "product_rate": rate,
+        "prefill_fraction_of_limit": flops / (1e-3 * report["ttft_ms"]) / rate,
     }
 
 

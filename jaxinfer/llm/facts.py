@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.config import MoeSpec
 from jaxinfer.errors import InvalidParameter
 from jaxinfer.llm.kv_cost import (
     GroupFacts,
@@ -114,7 +113,7 @@ def model_facts(
         vocab_size=config.vocab_size,
         max_len=config.max_len,
         num_params=blank.num_params,
-        num_active_params=blank.num_params - _idle_params(blank),
+        num_active_params=blank.num_active_params,
         dtype=dtype,
         weight_bytes=weight_bytes,
         stored_weights=_stored_weights(opened),
@@ -136,17 +135,6 @@ def _bytes_in(blank: Model, dtype: jnp.dtype) -> int:
         leaf.size * (dtype if leaf.dtype == blank.dtype else leaf.dtype).itemsize
         for leaf in jax.tree.leaves(blank.params)
     )
-
-
-def _idle_params(blank: Model) -> int:
-    """The parameters of the experts that one token does not go to."""
-    idle = 0
-    for i, layer in enumerate(blank.config.layers):
-        if isinstance(layer.mlp, MoeSpec):
-            experts = blank.params["layers"][i]["mlp"]["experts"]
-            router, size = layer.mlp.router, sum(leaf.size for leaf in jax.tree.leaves(experts))
-            idle += size // router.num_experts * (router.num_experts - router.top_k)
-    return idle
 
 
 def _stored_weights(opened: OpenModel) -> dict[str, int]:

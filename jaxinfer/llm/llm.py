@@ -67,6 +67,7 @@ class LLM:
         tokenizer: of its prompts and outputs; None where it was made without.
         has_prompt_logprobs: it can give them.
         weight_bytes: of its weights on one device, each counted once in whatever forms it is held.
+        num_active_params: parameters but those of the experts that one token does not go to.
         budget: bytes by use, and how many tokens the pages hold; printable.
         startup_seconds: how long each phase of its making took; weights are loaded while programs
             are compiled.
@@ -114,7 +115,9 @@ class LLM:
             max_num_batched_tokens: tokens in one step; longer prompts come in chunks.
             page_size: tokens a page of the KV cache: 8, 16, 32, 64, 128 or 256.
             num_pages: None takes what the memory holds.
-            memory_utilization: the share of the device's memory that everything may take.
+            memory_utilization: the share of the device's memory that everything may take: of a
+                GPU's, the share of what XLA's client has, which is three quarters of the card
+                unless XLA_CLIENT_MEM_FRACTION says otherwise (the command line sets 0.95).
             enable_prefix_caching: prompts that begin with the same tokens share their pages.
             enable_prompt_logprobs: False spares the programs for prompt log-probabilities.
             tensor_parallel_size: devices over which each layer is laid.
@@ -209,6 +212,7 @@ class LLM:
         self.max_model_len = blank.max_len
         # Of the checkpoint: the engine may hold some weights in a second form besides.
         self.weight_bytes = blank.device_weight_bytes
+        self.num_active_params = blank.num_active_params
         self.startup_seconds = clock.seconds
         self.tokenizer = opened.tokenizer
         self.has_prompt_logprobs = enable_prompt_logprobs

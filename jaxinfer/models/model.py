@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxinfer.config import ModelConfig
+from jaxinfer.config import ModelConfig, MoeSpec
 from jaxinfer.errors import CapacityError, ConfigError, InvalidParameter
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.ops.blocked import BlockedEmbedding, BlockedKernel
@@ -46,6 +46,17 @@ class Model:
     @property
     def num_params(self) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def num_active_params(self) -> int:
+        """All but those of the experts that one token does not go to."""
+        idle = 0
+        for i, layer in enumerate(self.config.layers):
+            if isinstance(layer.mlp, MoeSpec):
+                experts = self.params["layers"][i]["mlp"]["experts"]
+                router, size = layer.mlp.router, sum(leaf.size for leaf in jax.tree.leaves(experts))
+                idle += size // router.num_experts * (router.num_experts - router.top_k)
+        return self.num_params - idle
 
     @property
     def is_blocked(self) -> bool:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.bench.device import copy_bandwidth, counted_compiles, peak_memory_bytes
+from jaxinfer.bench.device import counted_compiles, peak_memory_bytes
 
 
 def test_a_compilation_is_counted_once_and_a_second_call_is_none():
@@ -18,7 +18,6 @@ def test_a_compilation_is_counted_once_and_a_second_call_is_none():
     assert compiles.count == 1
 
 
-def test_memory_moves_and_is_used():
-    assert copy_bandwidth(nbytes=2**20) > 0
+def test_memory_is_used():
     held = jax.block_until_ready(jnp.zeros((2**22,), jnp.float32))
     assert peak_memory_bytes() > held.nbytes
