@@ -29,6 +29,7 @@ LIKE_ANOTHER = {
     *("llama3-8b-decode-16", "llama3-8b-decode-256", "llama3-8b-prefill-8k"),
     *("gpt-oss-window-at-512", "gpt-oss-window-at-8k", "mixtral-8x7b-decode"),
     *("qwen3-30b-a3b-down", "deepseek-v3-device-down", "gpt-oss-20b-down"),
+    "olmoe-prefill",
 }
 """Specs that differ from another one in sizes alone: slow, for whoever asks."""
 KINDS = {
