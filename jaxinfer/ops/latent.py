@@ -7,7 +7,8 @@ holds ``R + r`` numbers: the form for decoding, and for few new tokens behind a 
 Expanded: keys and values of every head are made of the latents first. Then a position costs ``h + r
 + v`` products, a third of the above, but making them costs ``R * (h + v)``: worth it where every
 position is seen by many queries of the same step, so in the prompts of a long prefill. They are
-made a block at a time, so memory does not grow with a row's length.
+made a block at a time, so memory does not grow with a row's length. On a GPU there is none: its
+blocks come in loops, at each turn of which the host would wait for the device.
 
 h numbers of a head's query are for what is made of the latent and r are rotated; v are its value's.
 """
@@ -79,8 +80,9 @@ def attend_latents(
     Heads are split over the mesh axis that the rules give to ``heads``; latents, tokens, rows and
     pages are whole on every device. Returns ``(out_TNv, pages)``; zero for tokens of idle rows.
     """
+    may_expand = mesh.devices.flat[0].platform != "gpu"
     kernel = functools.partial(
-        _attend, spec.softmax_scale, implementation, ragged.fixed_distribution
+        _attend, spec.softmax_scale, implementation, may_expand, ragged.fixed_distribution
     )
     rows: tuple[jax.Array, ...] = (ragged.kv_lens_S, page_table_SM, ragged.cu_q_lens_S1)
     if ragged.fixed_distribution is None:
@@ -106,6 +108,7 @@ def attend_latents(
 def _attend(
     scale: float,
     implementation: str | None,
+    may_expand: bool,
     fixed_distribution: tuple[int, int, int] | None,
     heads: Heads,
     latent_TR: jax.Array,
@@ -118,7 +121,7 @@ def _attend(
     known = () if fixed_distribution is None else (np.asarray(fixed_distribution, np.int32),)
     all_rows = Rows(*rows, *known)
     new = (latent_TR, rope_Tr)
-    if not _has_long_rows(latent_TR.shape[0], all_rows.distribution_3):
+    if not may_expand or not _has_long_rows(latent_TR.shape[0], all_rows.distribution_3):
         return _absorbed(scale, implementation, heads, new, pages, all_rows)
     q_lens_S = jnp.diff(all_rows.cu_q_lens_S1)
     is_expanded_S = all_rows.kv_lens_S == q_lens_S

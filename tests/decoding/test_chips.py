@@ -9,7 +9,7 @@ import jax
 import pytest
 from jax.sharding import Mesh
 
-from jaxinfer.cache import fast_page_sizes
+from jaxinfer.cache import fast_page_sizes, layer_groups
 from jaxinfer.config import ModelConfig
 from jaxinfer.decoding.programs import ProgramShapes, ProgramTable
 from jaxinfer.models.layout import for_decoding
@@ -45,7 +45,7 @@ def table_for(config: ModelConfig, mesh: Mesh, num_slots: int = SLOTS) -> Progra
         num_slots=num_slots,
         pages_per_sequence=8192 // PAGE_SIZE,
         page_size=PAGE_SIZE,
-        num_pages=(PAGES,),
+        num_pages=(PAGES,) * len(layer_groups(config)),
         kv_dtype="bfloat16",
         prefill_tokens=(512,),
         copies=0,
@@ -87,19 +87,31 @@ def test_llama_8b_on_one_gpu(name, hopper_mesh):
 
 
 @pytest.mark.parametrize(
-    ("name", "num_slots"),
-    [("decode/1", 2), ("decode/1", 64), ("prefill/512", 64), ("sample", 64)],
+    ("preset", "name", "num_slots"),
+    [
+        ("llama-3.1-8b", "decode/1", 2),
+        ("llama-3.1-8b", "decode/1", 64),
+        ("llama-3.1-8b", "prefill/512", 64),
+        ("llama-3.1-8b", "sample", 64),
+        *(
+            pytest.param(preset, name, 64, marks=pytest.mark.slow)
+            for preset in ("deepseek-v2-lite", "gpt-oss-20b", "gemma3-270m")
+            for name in STEPS
+        ),
+    ],
 )
-def test_a_step_on_a_gpu_is_one_graph_of_few_kernels(name, num_slots, hopper_mesh, tmp_path):
+def test_a_step_on_a_gpu_is_one_graph_of_few_kernels(
+    preset, name, num_slots, hopper_mesh, tmp_path
+):
     """Two layers. What is no part of the graph is launched by itself; at a loop or a branch that
     is none the host waits for the device."""
-    config = model_config(find_config("llama-3.1-8b"))
+    config = model_config(find_config(preset))
     mesh = Mesh(hopper_mesh.devices.reshape(1, 1), ("data", "model"))
     table = table_for(replace(config, layers=config.layers[:2]), mesh, num_slots)
     launched = launches(table, name, tmp_path)
     assert [line for line in launched if line[0].isdigit()] == launched[:1]
     assert "kCommandBuffer" in launched[0]
-    if name.startswith("decode/"):
+    if preset == "llama-3.1-8b" and name.startswith("decode/"):
         calls = [place for place, line in enumerate(launched) if "kCustomCall" in line]
         # Attention, with its write, queries and join; two norms; four products, two of them with a
         # sum of their own, and the activation.
