@@ -1,9 +1,9 @@
 """A batch of random prompts through transformers' continuous batching, on the machine that is here.
 
 ``python -m tests.peers.transformers_batching --model llama-3.1-8b --num-prompts 64 --input-len 1024
---output-len 128`` beside ``jaxinfer bench throughput`` with the same arguments and ``--load-format
-dummy``. The model has the preset's shape and random weights in bfloat16; needs the extra ``golden``.
-The last line of standard output is JSON, under the names of ``jaxinfer bench``.
+--output-len 128``, beside ``jaxinfer bench throughput`` with the same arguments and ``--load-format
+dummy``. The model has the preset's shape and random weights in bfloat16. Needs the extra
+``golden``. The last line of standard output is JSON, under the names of ``jaxinfer bench``.
 """
 
 import argparse
