@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import compat
+from tests.pallas_kernels.on_chip import is_on_chip
 
 TOLERANCE = {
     "float32": 2e-5,
@@ -24,15 +25,16 @@ TOLERANCE = {
 @pytest.fixture(scope="session", autouse=True)
 def interpreter_compiles_once() -> None:
     """Each kernel, and not each warpgroup of it in each call."""
-    compat.share_interpreted_programs()
+    if not is_on_chip():
+        compat.share_interpreted_programs()
 
 
 @pytest.fixture(autouse=True)
 def interpreter_compiles_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
     """An interpreter's programs are large and run once: most of the time goes into their making."""
-    is_interpreted = request.node.get_closest_marker("interpreted") is not None
+    is_interpreted = request.node.get_closest_marker("interpreted") and not is_on_chip()
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", is_interpreted or before)
+    jax.config.update("jax_disable_most_optimizations", bool(is_interpreted) or before)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 

@@ -7,6 +7,8 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from tests.pallas_kernels.on_chip import needs_an_interpreter
+
 pytestmark = pytest.mark.interpreted
 
 # Newer interpreters raise an error, which is right for kernels that should not race.
@@ -35,6 +37,7 @@ def double(x, *, waits):
 
 
 def test_a_copy_that_is_not_waited_for_is_a_race(has_raced):
+    needs_an_interpreter("races")
     x = jax.block_until_ready(jnp.ones((8, 128), jnp.float32))
     out = jax.block_until_ready(double(x, waits=True))
     np.testing.assert_array_equal(np.asarray(out), 2.0)

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from pallas_kernels import grouped_matmul
 from pallas_kernels.grouped_matmul.tpu_tuning import TpuTiles
 from pallas_kernels.grouped_matmul.xla_tuning import XlaTiles
+from tests.pallas_kernels.on_chip import interpret_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +61,6 @@ def make_call(
 
 @functools.cache
 def _multiply(implementation: str, **options) -> Callable[..., jax.Array]:
-    options = {"interpret": True, **options}
-
     def run(call: Call) -> jax.Array:
         return grouped_matmul(
             call.x_TD,
@@ -84,12 +84,13 @@ def call_of() -> Callable[..., Call]:
 
 @pytest.fixture(scope="session")
 def multiply() -> Callable[..., np.ndarray]:
-    """``multiply(implementation, call, **options)``, Pallas kernels in their interpreters.
+    """``multiply(implementation, call, **options)``.
 
     Tiles are made small, so that small calls have many of each.
     """
 
-    def run(implementation: str, call: Call, **options) -> np.ndarray:
+    def run(implementation: str, call: Call, interpret: Any = True, **options) -> np.ndarray:
+        interpret = interpret_of(implementation, interpret)
         small = TpuTiles(rows=8, depth=128, columns=128)
         part = XlaTiles(rows=8, depth=128)
         with pytest.MonkeyPatch.context() as patch:
@@ -98,7 +99,9 @@ def multiply() -> Callable[..., np.ndarray]:
                 patch.setattr(XlaTiles, "heuristic", staticmethod(lambda _: part))
             # The interpreter calls back into Python, and must find the threads of the CPU free.
             jax.block_until_ready(call)
-            out_TF = jax.block_until_ready(_multiply(implementation, **options)(call))
+            out_TF = jax.block_until_ready(
+                _multiply(implementation, interpret=interpret, **options)(call)
+            )
         return np.asarray(out_TF)
 
     return run

@@ -1,4 +1,4 @@
-"""The Hopper kernel in the interpreter of Mosaic GPU, against the meaning, on small calls."""
+"""The Hopper kernel against the meaning, on small calls."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +11,6 @@ from pallas_kernels import NoImplementation, grouped_matmul
 
 @pytest.fixture(scope="session")
 def check(call_of, assert_equals_the_reference):
-    pytest.importorskip("absl", reason="the interpreter of Mosaic GPU needs absl-py")
-
     def equals_the_reference(sizes, num_rows=72, depth=128, columns=128, **options):
         from pallas_kernels.grouped_matmul import gpu_kernel
 
@@ -62,7 +60,6 @@ def test_sums_in_float32(check):
 
 @pytest.mark.interpreted
 def test_a_row_is_the_same_bit_for_bit_wherever_it_lies(call_of, multiply):
-    pytest.importorskip("absl", reason="the interpreter of Mosaic GPU needs absl-py")
     call = call_of((18, 18, 18, 18), num_rows=72, depth=128, columns=128, dtype="bfloat16")
     row, found = np.asarray(call.x_TD[0]), []
     for sizes, places in [((3, 68, 0, 1), (3, 8, 40, 70)), ((0, 72, 0, 0), (0, 33, 71))]:

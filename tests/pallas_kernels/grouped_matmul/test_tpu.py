@@ -9,6 +9,7 @@ from pallas_kernels import NoImplementation, grouped_matmul
 from pallas_kernels.grouped_matmul import tpu
 from pallas_kernels.grouped_matmul.problem import describe
 from pallas_kernels.grouped_matmul.tpu_tuning import TpuTiles
+from tests.pallas_kernels.on_chip import interpret_of
 
 
 @pytest.mark.interpreted
@@ -21,7 +22,7 @@ def test_no_copy_races_another(depth, call_of, multiply, monkeypatch, has_raced,
     )
     arrays = (call.x_TD, call.w_EDF, call.group_sizes_E, None)
     problem = describe(*arrays, None)
-    raced = pltpu.InterpretParams(detect_races=True)
+    raced = interpret_of("tpu", pltpu.InterpretParams(detect_races=True))
     run = jax.jit(lambda *arrays: tpu.grouped_matmul(problem, *arrays, interpret=raced))
     out = np.asarray(jax.block_until_ready(run(*jax.block_until_ready(arrays))))
     assert_close(out, expected, near_zero="cancelled sums")

@@ -1,5 +1,5 @@
-"""The kernels in their interpreters on small twins of the named shapes: groups, rows of a token,
-how they fall on groups, and the dtype are real."""
+"""The kernels on small twins of the named shapes: groups, rows of a token, how they fall on groups,
+and the dtype are real."""
 
 import pytest
 from jax.experimental.pallas import tpu as pltpu
@@ -47,5 +47,4 @@ def test_tpu_equals_the_reference_on_a_twin_without_a_race(spec, check, has_race
     ],
 )
 def test_gpu_equals_the_reference_on_a_twin(spec, check):
-    pytest.importorskip("absl", reason="the interpreter of Mosaic GPU needs absl-py")
     check(spec, "gpu")

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from pallas_kernels import (
 )
 from pallas_kernels.latent_attention import tpu_tuning, xla
 from tests.pallas_kernels.batches import Batch, Content, Layout
+from tests.pallas_kernels.on_chip import interpret_of
 
 SMALL_TILES = tpu_tuning.Tiles(short_positions=16, long_tokens=4, long_positions=16)
 """So that small batches have many blocks."""
@@ -78,7 +80,8 @@ def make_batch(
         pool[row.page, row.offset] = latents[:cached]
         new[row.tokens] = latents[cached:]
         q[row.tokens] = row.rng.normal(size=(row.length, num_heads, width))[cached:]
-    pages = init_latent_pages(num_pages, page_size, latent_rank, rope_dim, pages_dtype)
+    sizes = (num_pages, page_size, latent_rank, rope_dim)
+    pages = init_latent_pages(*sizes, pages_dtype, implementation="reference")
     all_ids = np.arange(num_pages, dtype=np.int32)
     stored = jnp.asarray(pool, pages_dtype)
     pages = scatter_latent_pages(
@@ -96,7 +99,7 @@ def make_batch(
 
 @functools.cache
 def _attend(implementation: str, **options) -> Callable[..., tuple[jax.Array, LatentPages]]:
-    static = {"scale": 0.25, "implementation": implementation, "interpret": True, **options}
+    static = {"scale": 0.25, "implementation": implementation, **options}
     return jax.jit(lambda *batch: latent_attention(*batch, **static))
 
 
@@ -120,7 +123,10 @@ def attend() -> Callable[..., tuple[np.ndarray, LatentPages]]:
     """``attend(implementation, batch, **options)``. A batch and the pages that come back have the
     layout of ``reference``, whatever ran. Tiles of TPU and plain XLA are small."""
 
-    def call(implementation: str, batch: LatentBatch, **options) -> tuple[np.ndarray, LatentPages]:
+    def call(
+        implementation: str, batch: LatentBatch, interpret: Any = True, **options
+    ) -> tuple[np.ndarray, LatentPages]:
+        interpret = interpret_of(implementation, interpret)
         if implementation in ("tpu", "gpu"):
             batch = batch.where(latent_pages=in_layout_of(implementation, batch.latent_pages))
         with pytest.MonkeyPatch.context() as patch:
@@ -129,7 +135,7 @@ def attend() -> Callable[..., tuple[np.ndarray, LatentPages]]:
             patch.setattr(xla, "TILE_ROWS", SMALL_TILE)
             # The interpreter calls back into Python, and must find the threads of the CPU free.
             jax.block_until_ready(batch.arguments)
-            out, pages = _attend(implementation, **options)(*batch.arguments)
+            out, pages = _attend(implementation, interpret=interpret, **options)(*batch.arguments)
             jax.block_until_ready((out, pages))
         if implementation in ("tpu", "gpu"):
             pages = in_layout_of("reference", pages)

@@ -1,4 +1,4 @@
-"""The Hopper kernel in the interpreter of Mosaic GPU, against the meaning, on small batches."""
+"""The Hopper kernel against the meaning, on small batches."""
 
 import functools
 
@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from pallas_kernels import gather_latent_pages
 from pallas_kernels.latent_attention import gpu_kernel
 from tests.pallas_kernels.independence import FALLING, all_broken, falling
-
-pytest.importorskip("absl", reason="the interpreter of Mosaic GPU needs absl-py")
 
 pytestmark = pytest.mark.interpreted
 

@@ -11,12 +11,14 @@ from pallas_kernels import NoImplementation, init_latent_pages, latent_attention
 from pallas_kernels.latent_attention import tpu, tpu_tuning
 from pallas_kernels.latent_attention.tpu_pages import TpuLatentPages
 from pallas_kernels.paging.options import Options
+from tests.pallas_kernels.on_chip import interpret_of
 
 TILES = tpu_tuning.Tiles(short_positions=16, long_tokens=4, long_positions=16)
 
 
 def attend_and_count(batch, interpret=True, tiles=TILES, **options):
     """Output, pages and the number of pages fetched, with blocks of two pages of 8."""
+    interpret = interpret_of("tpu", interpret)
     theirs = batch.latent_pages
     sizes = (theirs.num_pages, theirs.page_size, theirs.latent_rank, theirs.rope_dim)
     pages = init_latent_pages(*sizes, theirs.dtype, implementation="tpu")

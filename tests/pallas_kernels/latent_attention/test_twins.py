@@ -1,5 +1,5 @@
-"""The kernels in their interpreters on small twins of the named shapes: rank, rotary part, pages
-and the sizes of blocks are real."""
+"""The kernels on small twins of the named shapes: rank, rotary part, pages and the sizes of blocks
+are real."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import gather_latent_pages, init_latent_pages, latent_attention
 from pallas_kernels.latent_attention.specs import SPECS
+from tests.pallas_kernels.on_chip import interpret_of
 from tests.pallas_kernels.twins import one_for_each_program, small_latent, zones_of
 
 pytestmark = pytest.mark.interpreted
@@ -26,6 +27,7 @@ def twins(positions):
 @pytest.fixture
 def check(batch_of, assert_close, assert_same_pages):
     def equals_the_reference(spec, implementation, interpret):
+        interpret = interpret_of(implementation, interpret)
         sizes = {
             "num_heads": spec.num_heads,
             "latent_rank": spec.latent_rank,
@@ -84,5 +86,4 @@ def test_tpu_equals_the_reference_on_a_twin_without_a_race(spec, check, has_race
 
 @pytest.mark.parametrize("spec", twins(128))
 def test_gpu_equals_the_reference_on_a_twin(spec, check):
-    pytest.importorskip("absl", reason="the interpreter of Mosaic GPU needs absl-py")
     check(spec, "gpu", True)

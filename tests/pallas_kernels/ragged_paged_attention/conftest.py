@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from pallas_kernels import (
 from pallas_kernels.ragged_paged_attention import cpu, tpu, xla_items, xla_tiles
 from pallas_kernels.ragged_paged_attention.tpu_tiles import TpuTiles
 from tests.pallas_kernels.batches import Batch, Content, Layout
+from tests.pallas_kernels.on_chip import interpret_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,8 @@ def make_batch(
         pool_k[place], pool_v[place] = keys[:cached] * stored_scale, values[:cached] * stored_scale
         k[row.tokens], v[row.tokens] = keys[cached:], values[cached:]
         q[row.tokens] = row.rng.normal(size=(row.length, *q.shape[1:]))[cached:]
-    pages = init_kv_pages(num_pages, page_size, num_kv_heads, head_dim, pages_dtype)
+    sizes = (num_pages, page_size, num_kv_heads, head_dim)
+    pages = init_kv_pages(*sizes, pages_dtype, implementation="reference")
     all_ids = np.arange(num_pages, dtype=np.int32)
     stored_k, stored_v = (
         jnp.asarray(np.clip(np.round(x), -127, 127) if pages_dtype == "int8" else x, pages_dtype)
@@ -106,7 +109,7 @@ def _attend(
     """``zones``: the distribution, known when the call is compiled."""
     arrays = {name: jnp.asarray(x) for name, x in options.items() if isinstance(x, tuple)}
     static = {name: x for name, x in options.items() if not isinstance(x, tuple)}
-    static = {"scale": 0.25, "implementation": implementation, "interpret": True, **static}
+    static = {"scale": 0.25, "implementation": implementation, **static}
 
     def call(*batch):
         rows = batch if zones is None else (*batch[:-1], np.asarray(zones, np.int32))
@@ -143,7 +146,10 @@ def attend() -> Callable[..., tuple[np.ndarray, KVPages]]:
     the pages that come back have the layout of ``reference``, whatever ran.
     """
 
-    def call(implementation: str, batch: KVBatch, **options) -> tuple[np.ndarray, KVPages]:
+    def call(
+        implementation: str, batch: KVBatch, interpret: Any = True, **options
+    ) -> tuple[np.ndarray, KVPages]:
+        interpret = interpret_of(implementation, interpret)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(xla_items, "CHUNK_BYTES", 4096)
             patch.setattr(xla_tiles, "BLOCK_POSITIONS", 16)
@@ -154,7 +160,7 @@ def attend() -> Callable[..., tuple[np.ndarray, KVPages]]:
                 batch = batch.where(kv_pages=in_layout_of(implementation, batch.kv_pages))
             # The interpreter calls back into Python, and must find the threads of the CPU free.
             jax.block_until_ready(batch.arguments)
-            out, pages = _attend(implementation, **options)(*batch.arguments)
+            out, pages = _attend(implementation, interpret=interpret, **options)(*batch.arguments)
             jax.block_until_ready((out, pages))
             if implementation in ("tpu", "gpu"):
                 pages = in_layout_of("reference", pages)

@@ -1,4 +1,4 @@
-"""The Hopper kernel in the interpreter of Mosaic GPU, against the meaning, on small batches."""
+"""The Hopper kernel against the meaning, on small batches."""
 
 import functools
 
@@ -13,8 +13,7 @@ from pallas_kernels import gather_kv_pages
 from pallas_kernels.ragged_paged_attention import gpu_kernel
 from tests.pallas_kernels.batches import tokens_of
 from tests.pallas_kernels.independence import FALLING, all_broken, falling
-
-pytest.importorskip("absl", reason="the interpreter of Mosaic GPU needs absl-py")
+from tests.pallas_kernels.on_chip import needs_an_interpreter
 
 pytestmark = pytest.mark.interpreted
 
@@ -124,6 +123,7 @@ def test_a_position_in_no_page_is_not_seen(made_of, options, batch_of, check):
 @pytest.fixture
 def fetched(monkeypatch):
     """The pages that the kernel's copies ask for, as it runs."""
+    needs_an_interpreter("which pages are fetched")
     pages, copy = set(), gpu_kernel.plgpu.copy_gmem_to_smem
 
     def observed(source, target, barrier):

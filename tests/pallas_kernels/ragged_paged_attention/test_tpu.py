@@ -13,12 +13,13 @@ from pallas_kernels import NoImplementation, init_kv_pages, ragged_paged_attenti
 from pallas_kernels.paging.options import Options
 from pallas_kernels.ragged_paged_attention import tpu, tpu_pages
 from pallas_kernels.ragged_paged_attention.tpu_tiles import TpuTiles
+from tests.pallas_kernels.on_chip import interpret_of
 
 
 @functools.cache
 def counting(kv_heads=2, races=False, **options):
     """The kernel with blocks of two pages of 8, compiled once for all tests."""
-    interpret = pltpu.InterpretParams(detect_races=races)
+    interpret = interpret_of("tpu", pltpu.InterpretParams(detect_races=races))
     tiles = TpuTiles(
         kv_heads=kv_heads, short_positions=16, long_positions=16, long_rows=16, writes=4
     )

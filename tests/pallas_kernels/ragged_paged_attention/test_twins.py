@@ -1,5 +1,5 @@
-"""The kernels in their interpreters on small twins of the named shapes: head dims, query heads of a
-kv head, pages, dtypes, windows, softcaps, sinks and the sizes of blocks are real."""
+"""The kernels on small twins of the named shapes: head dims, query heads of a kv head, pages,
+dtypes, windows, softcaps, sinks and the sizes of blocks are real."""
 
 from dataclasses import replace
 
@@ -12,6 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import ragged_paged_attention
 from pallas_kernels.ragged_paged_attention import gpu_plan
 from pallas_kernels.ragged_paged_attention.specs import ACCELERATOR_SPECS, SPECS
+from tests.pallas_kernels.on_chip import interpret_of
 from tests.pallas_kernels.twins import one_for_each_program, small_ragged, zones_of
 
 pytestmark = pytest.mark.interpreted
@@ -36,6 +37,7 @@ def twins(positions):
 @pytest.fixture
 def check(batch_of, in_layout_of, assert_close):
     def equals_the_reference(spec, implementation, interpret):
+        interpret = interpret_of(implementation, interpret)
         batch = batch_of(
             spec.rows,
             num_tokens=spec.tokens,
@@ -98,6 +100,5 @@ def test_thousands_of_pages_of_a_row_are_all_seen(check):
 
 @pytest.mark.parametrize("spec", twins(128))
 def test_gpu_equals_the_reference_on_a_twin(spec, check, monkeypatch):
-    pytest.importorskip("absl", reason="the interpreter of Mosaic GPU needs absl-py")
     monkeypatch.setattr(gpu_plan, "INTERPRETED_SMS", 1)
     check(spec, "gpu", True)
