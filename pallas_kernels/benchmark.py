@@ -1,5 +1,8 @@
 """Time of an operation on the chip that is here, and its fraction of what that chip can do.
 
+With ``--check`` the result of each spec (with one layer) is held against the reference, too: an
+error above 1 is more than rounding explains, and ends the command with 1.
+
 Each operation brings its named shapes as programs (``Case``); ``python -m
 pallas_kernels.OPERATION.bench`` runs them. The limits are measured in the same run (``limits.py``).
 """
@@ -23,6 +26,9 @@ from pallas_kernels.limits import Limits, is_accelerator, measure_limits, second
 
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 
+WRONG_ABOVE = {"error": 1.0, "row_error": 1.0, "wrong_in_pages": 0}
+"""The figures of a check (see each operation's ``check.py``), and the most they may be."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -35,6 +41,9 @@ class Case:
         num_bytes: the least that a call must read and write.
         flops: the least that it must compute.
         facts: what else to print of it.
+        errors: ``errors(before, arguments, result, after)`` of a call of ``run`` which made
+            ``after`` of what was carried before. By name, those of ``WRONG_ABOVE`` that it
+            knows, and how much it checked.
     """
 
     run: Callable[..., tuple[jax.Array, Any]]
@@ -42,6 +51,7 @@ class Case:
     num_bytes: int
     flops: int
     facts: Mapping[str, Any]
+    errors: Callable[[Any, tuple, jax.Array, Any], dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +82,19 @@ def one_layer(spec: Any) -> Any:
     return dataclasses.replace(spec, layers=1) if hasattr(spec, "layers") else spec
 
 
-def repeated(page: Any, num_pages: int) -> Any:
-    """A pool of pages that all hold what the only one of ``page`` holds, a pytree as a pool is.
+def each_drawn(draw: Callable[[jax.Array], Any], key: jax.Array, count: int) -> Any:
+    """A pytree of ``count`` things, each of which ``draw(key)`` makes along a first axis of one.
 
-    Zeros would draw less power, and run faster, than what a model writes.
+    No two are equal, so that a wrong one shows. Zeros would draw less power, and run faster, than
+    what a model writes. One after the other, because their float32 would fill the memory.
     """
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_pages, *leaf.shape[1:])), page)
+
+    @jax.jit
+    def all_of_them(key: jax.Array) -> Any:
+        things = jax.lax.map(draw, jax.random.split(key, count))
+        return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[2:]), things)
+
+    return all_of_them(key)
 
 
 def random_like(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
@@ -143,6 +160,20 @@ def measure(case: Case, limits: Limits, repeats: int) -> dict[str, Any]:
     }
 
 
+def check(operation: Operation, spec: Any, dtype: str, implementation: str | None) -> dict:
+    """The errors of one layer of a spec, on the numbers that are measured."""
+    case = operation.case(one_layer(spec), dtype, implementation)
+    step = Step(case)
+    result = step()
+    before, arguments = case.make()  # The step wrote to its own.
+    return case.errors(before, arguments, result, step.carried)
+
+
+def is_wrong(result: Mapping[str, Any]) -> bool:
+    """Whether a check found what it must not. Of no number, nothing is known."""
+    return not all(result.get(name, 0) <= most for name, most in WRONG_ABOVE.items())
+
+
 def main(operation: Operation, argv: list[str] | None = None) -> None:
     """The command of an operation's ``bench``; the last line of standard output is JSON."""
     parser = argparse.ArgumentParser(
@@ -157,6 +188,7 @@ def main(operation: Operation, argv: list[str] | None = None) -> None:
         kind = {"type": allowed} if isinstance(allowed, type) else {"choices": allowed}
         parser.add_argument(f"--{name.replace('_', '-')}", help="default: the spec's", **kind)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--check", action="store_true", help="hold results against the reference")
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
     arguments = parser.parse_args(argv)
     changes = {name: getattr(arguments, name) for name in operation.changes}
@@ -171,6 +203,8 @@ def main(operation: Operation, argv: list[str] | None = None) -> None:
         try:
             case = operation.case(spec, arguments.dtype, arguments.implementation)
             result |= measure(case, limits, arguments.repeats)
+            if arguments.check:
+                result |= check(operation, spec, arguments.dtype, arguments.implementation)
         except NoImplementation as refusal:
             result |= {"refused": str(refusal)}
         results.append(result)
@@ -189,6 +223,8 @@ def main(operation: Operation, argv: list[str] | None = None) -> None:
             }
         )
     )
+    if wrong := [result["spec"] for result in results if is_wrong(result)]:
+        raise SystemExit(f"not what the reference says: {', '.join(wrong)}")
 
 
 def _line(result: dict[str, Any]) -> str:

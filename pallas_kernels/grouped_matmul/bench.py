@@ -9,14 +9,14 @@ or than the products of the rows that are no padding.
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.benchmark import Case, Operation, main
-from pallas_kernels.grouped_matmul import grouped_matmul
+from pallas_kernels.benchmark import Case, Operation, each_drawn, main, random_like
+from pallas_kernels.grouped_matmul import check, grouped_matmul
 from pallas_kernels.grouped_matmul.problem import SCALED_DTYPES
 from pallas_kernels.grouped_matmul.specs import ACCELERATOR_SPECS, SPECS, Spec
 
 
 def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
-    """One product, on random numbers; all its matrices hold the same ones. Rows are carried."""
+    """One product, on random numbers. Rows are carried."""
     w_dtype = spec.w_dtype or dtype
 
     def run(
@@ -28,19 +28,28 @@ def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
         return out_TF, x_TD
 
     def make() -> tuple[jax.Array, tuple]:
-        keys = jax.random.split(jax.random.key(0), 2)
+        keys = jax.random.split(jax.random.key(0), 3)
         x_TD = jax.random.normal(keys[0], (spec.rows, spec.depth), jnp.float32)
-        w_DF = 32 * jax.random.normal(keys[1], (spec.depth, spec.columns), jnp.float32)
-        w_EDF = jnp.broadcast_to(w_DF.astype(w_dtype), (spec.num_groups, *w_DF.shape))
+
+        def matrix(key: jax.Array) -> jax.Array:
+            return random_like(key, (1, spec.depth, spec.columns), w_dtype)
+
+        w_EDF = each_drawn(matrix, keys[1], spec.num_groups)
         scale_EF = None
         if spec.w_dtype:
-            scale_EF = jnp.full((spec.num_groups, spec.columns), 0.01, jnp.float32)
+            shape = (spec.num_groups, spec.columns)
+            scale_EF = jax.random.uniform(keys[2], shape, jnp.float32, 0.01, 0.02)
         return x_TD.astype(dtype), (w_EDF, jnp.asarray(spec.group_sizes()), scale_EF)
+
+    def errors(before: jax.Array, arguments: tuple, out_TF: jax.Array, _: jax.Array) -> dict:
+        w_EDF, group_sizes_E, w_scale_EF = arguments
+        return check.errors(before, w_EDF, group_sizes_E, w_scale_EF, out_TF)
 
     itemsize = jnp.dtype(dtype).itemsize
     return Case(
         run=run,
         make=make,
+        errors=errors,
         num_bytes=spec.num_bytes(itemsize, jnp.dtype(w_dtype).itemsize, itemsize),
         flops=spec.flops,
         facts={"w_dtype": w_dtype, "rows": spec.rows, "groups": spec.num_groups},

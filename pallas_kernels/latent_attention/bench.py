@@ -13,8 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.benchmark import Case, Operation, main, random_like, repeated
-from pallas_kernels.latent_attention import LatentPages, init_latent_pages, latent_attention
+from pallas_kernels.benchmark import Case, Operation, each_drawn, main, random_like
+from pallas_kernels.latent_attention import (
+    LatentPages,
+    check,
+    init_latent_pages,
+    latent_attention,
+)
 from pallas_kernels.latent_attention.pages import STORAGE
 from pallas_kernels.latent_attention.specs import SPECS, Spec
 
@@ -59,24 +64,33 @@ def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
             (tokens, spec.latent_rank),
             (tokens, spec.rope_dim),
         )
-        *keys, latent_key, rope_key = jax.random.split(jax.random.key(0), len(shapes) + 2)
+        *keys, pages_key = jax.random.split(jax.random.key(0), len(shapes) + 1)
         new = (
             jax.random.normal(key, shape, jnp.float32).astype(dtype)
             for key, shape in zip(keys, shapes, strict=True)
         )
         sizes = (spec.page_size, spec.latent_rank, spec.rope_dim)
-        page = init_latent_pages(1, *sizes, spec.pages_dtype, implementation)
-        page = page.write(
-            jnp.zeros(1, jnp.int32),
-            random_like(latent_key, (1, spec.page_size, spec.latent_rank), page.dtype),
-            random_like(rope_key, (1, spec.page_size, spec.rope_dim), page.dtype),
-        )
-        layers = [repeated(page, spec.num_pages) for _ in range(spec.layers)]
+
+        def page(key: jax.Array) -> LatentPages:
+            page = init_latent_pages(1, *sizes, spec.pages_dtype, implementation)
+            numbers = (
+                random_like(key, (1, spec.page_size, width), page.dtype)
+                for key, width in zip(jax.random.split(key), sizes[1:], strict=True)
+            )
+            return page.write(jnp.zeros(1, jnp.int32), *numbers)
+
+        layer = each_drawn(page, pages_key, spec.num_pages)
+        layers = [layer, *(jax.tree.map(jnp.copy, layer) for _ in range(1, spec.layers))]
         return layers, (*new, {name: jnp.asarray(x) for name, x in described.items()})
+
+    def errors(before: list, arguments: tuple, out_TNR: jax.Array, after: list) -> dict:
+        (was,), (now,), new = before, after, arguments[:4]
+        return check.errors(spec, described["page_table_SM"], new, was, out_TNR, now)
 
     return Case(
         run=run,
         make=make,
+        errors=errors,
         num_bytes=spec.layers * spec.latent_bytes(jnp.dtype(spec.pages_dtype).itemsize),
         flops=spec.layers * spec.flops,
         facts={

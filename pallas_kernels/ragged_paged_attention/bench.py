@@ -14,14 +14,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.benchmark import Case, Operation, main, random_like, repeated
+from pallas_kernels.benchmark import Case, Operation, each_drawn, main, random_like
 from pallas_kernels.ragged_paged_attention import (
     KVPages,
+    check,
     init_kv_pages,
     ragged_paged_attention,
 )
 from pallas_kernels.ragged_paged_attention.pages import STORAGE
 from pallas_kernels.ragged_paged_attention.specs import ACCELERATOR_SPECS, SPECS, WINDOW_SPECS, Spec
+
+
+def options_of(spec: Spec) -> dict[str, Any]:
+    """What a call has besides arrays of a batch; a scale and a sink are of one head alone."""
+    scales = jnp.linspace(0.02, 0.04, spec.num_kv_heads) if spec.pages_dtype == "int8" else None
+    return {
+        "scale": spec.head_dim**-0.5,
+        "sliding_window": spec.sliding_window,
+        "logit_softcap": spec.logit_softcap,
+        "sinks_N": jnp.linspace(-1.0, 1.0, spec.num_heads) if spec.has_sinks else None,
+        "k_scale_K": scales,
+        "v_scale_K": scales,
+    }
 
 
 def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
@@ -30,7 +44,6 @@ def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
     zones: dict[str, Any] = {}
     if spec.is_of_one_kind:  # Programs for rows of one kind are compiled as such.
         zones["distribution_3"] = described.pop("distribution_3")
-    is_int8 = spec.pages_dtype == "int8"
     group_size = spec.num_heads // spec.num_kv_heads
 
     def run(
@@ -40,9 +53,7 @@ def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
         v_TKH: jax.Array,
         rows: dict[str, Any],
     ) -> tuple[jax.Array, list[KVPages]]:
-        scales = jnp.full(spec.num_kv_heads, 0.03, jnp.float32) if is_int8 else None
-        sinks = jnp.zeros(spec.num_heads, jnp.float32) if spec.has_sinks else None
-        written = []
+        options, written = options_of(spec), []
         for pages in layers:
             out_TNH, pages = ragged_paged_attention(
                 q_TNH,
@@ -51,12 +62,7 @@ def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
                 pages,
                 **rows,
                 **zones,
-                scale=spec.head_dim**-0.5,
-                sliding_window=spec.sliding_window,
-                logit_softcap=spec.logit_softcap,
-                sinks_N=sinks,
-                k_scale_K=scales,
-                v_scale_K=scales,
+                **options,
                 implementation=implementation,
             )
             q_TNH = out_TNH
@@ -65,25 +71,32 @@ def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
         return q_TNH, written
 
     def make() -> tuple[list[KVPages], tuple]:
-        *keys, k_key, v_key = jax.random.split(jax.random.key(0), 5)
+        *keys, pages_key = jax.random.split(jax.random.key(0), 4)
         heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
         new = (
             jax.random.normal(key, (spec.tokens, count, spec.head_dim), jnp.float32).astype(dtype)
             for key, count in zip(keys, heads, strict=True)
         )
         sizes = (spec.page_size, spec.num_kv_heads, spec.head_dim)
-        page = init_kv_pages(1, *sizes, spec.pages_dtype, implementation)
-        page = page.write(
-            jnp.zeros(1, jnp.int32),
-            random_like(k_key, (1, *sizes), page.dtype),
-            random_like(v_key, (1, *sizes), page.dtype),
-        )
-        layers = [repeated(page, spec.num_pages) for _ in range(spec.layers)]
+
+        def page(key: jax.Array) -> KVPages:
+            page = init_kv_pages(1, *sizes, spec.pages_dtype, implementation)
+            numbers = (random_like(key, (1, *sizes), page.dtype) for key in jax.random.split(key))
+            return page.write(jnp.zeros(1, jnp.int32), *numbers)
+
+        layer = each_drawn(page, pages_key, spec.num_pages)
+        layers = [layer, *(jax.tree.map(jnp.copy, layer) for _ in range(1, spec.layers))]
         return layers, (*new, {name: jnp.asarray(x) for name, x in described.items()})
+
+    def errors(before: list[KVPages], arguments: tuple, out_TNH: jax.Array, after: list) -> dict:
+        (was,), (now,), new = before, after, arguments[:3]
+        table_SM = described["page_table_SM"]
+        return check.errors(spec, options_of(spec), table_SM, new, was, out_TNH, now)
 
     return Case(
         run=run,
         make=make,
+        errors=errors,
         num_bytes=spec.layers * spec.kv_bytes(jnp.dtype(spec.pages_dtype).itemsize),
         flops=spec.layers * spec.flops,
         facts={

@@ -8,18 +8,8 @@ import numpy as np
 import pytest
 
 from pallas_kernels import compat
+from pallas_kernels.tolerance import TOLERANCE
 from tests.pallas_kernels.on_chip import is_on_chip
-
-TOLERANCE = {
-    "float32": 2e-5,
-    "bfloat16": 2.0**-7,
-    "float16": 2.0**-10,
-    # Of float32, the Hopper kernel of ragged paged attention multiplies the 16 leading bits.
-    "two bfloat16": 2.0**-14,
-    # Of sums of hundreds of products that cancel: far from zero they are as any of their dtype.
-    "cancelled sums": 1e-4,
-}
-"""What rounding of results of a dtype, and of sums in float32, may make of equal numbers."""
 
 
 @pytest.fixture(scope="session", autouse=True)
