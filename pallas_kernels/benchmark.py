@@ -82,8 +82,8 @@ def one_layer(spec: Any) -> Any:
     return dataclasses.replace(spec, layers=1) if hasattr(spec, "layers") else spec
 
 
-def each_drawn(draw: Callable[[jax.Array], Any], key: jax.Array, count: int) -> Any:
-    """A pytree of ``count`` things, each of which ``draw(key)`` makes along a first axis of one.
+def each_drawn(draw: Callable[[jax.Array], Any], count: int) -> Callable[[jax.Array], Any]:
+    """Of a key, a pytree of ``count`` things; ``draw(key)`` makes one, along a first axis of one.
 
     No two are equal, so that a wrong one shows. Zeros would draw less power, and run faster, than
     what a model writes. One after the other, because their float32 would fill the memory.
@@ -94,7 +94,7 @@ def each_drawn(draw: Callable[[jax.Array], Any], key: jax.Array, count: int) -> 
         things = jax.lax.map(draw, jax.random.split(key, count))
         return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[2:]), things)
 
-    return all_of_them(key)
+    return all_of_them
 
 
 def random_like(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:

@@ -27,14 +27,15 @@ def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
         )
         return out_TF, x_TD
 
+    def matrix(key: jax.Array) -> jax.Array:
+        return random_like(key, (1, spec.depth, spec.columns), w_dtype)
+
+    draw_matrices = each_drawn(matrix, spec.num_groups)
+
     def make() -> tuple[jax.Array, tuple]:
         keys = jax.random.split(jax.random.key(0), 3)
         x_TD = jax.random.normal(keys[0], (spec.rows, spec.depth), jnp.float32)
-
-        def matrix(key: jax.Array) -> jax.Array:
-            return random_like(key, (1, spec.depth, spec.columns), w_dtype)
-
-        w_EDF = each_drawn(matrix, keys[1], spec.num_groups)
+        w_EDF = draw_matrices(keys[1])
         scale_EF = None
         if spec.w_dtype:
             shape = (spec.num_groups, spec.columns)

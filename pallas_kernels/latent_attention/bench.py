@@ -56,6 +56,17 @@ def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
             written.append(pages)
         return q_latent_TNR, written
 
+    def page(key: jax.Array) -> LatentPages:
+        widths = (spec.latent_rank, spec.rope_dim)
+        page = init_latent_pages(1, spec.page_size, *widths, spec.pages_dtype, implementation)
+        numbers = (
+            random_like(key, (1, spec.page_size, width), page.dtype)
+            for key, width in zip(jax.random.split(key), widths, strict=True)
+        )
+        return page.write(jnp.zeros(1, jnp.int32), *numbers)
+
+    draw_pages = each_drawn(page, spec.num_pages)
+
     def make() -> tuple[list[LatentPages], tuple]:
         tokens, heads = spec.tokens, spec.num_heads
         shapes = (
@@ -69,17 +80,7 @@ def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
             jax.random.normal(key, shape, jnp.float32).astype(dtype)
             for key, shape in zip(keys, shapes, strict=True)
         )
-        sizes = (spec.page_size, spec.latent_rank, spec.rope_dim)
-
-        def page(key: jax.Array) -> LatentPages:
-            page = init_latent_pages(1, *sizes, spec.pages_dtype, implementation)
-            numbers = (
-                random_like(key, (1, spec.page_size, width), page.dtype)
-                for key, width in zip(jax.random.split(key), sizes[1:], strict=True)
-            )
-            return page.write(jnp.zeros(1, jnp.int32), *numbers)
-
-        layer = each_drawn(page, pages_key, spec.num_pages)
+        layer = draw_pages(pages_key)
         layers = [layer, *(jax.tree.map(jnp.copy, layer) for _ in range(1, spec.layers))]
         return layers, (*new, {name: jnp.asarray(x) for name, x in described.items()})
 

@@ -70,6 +70,14 @@ def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
             written.append(pages)
         return q_TNH, written
 
+    def page(key: jax.Array) -> KVPages:
+        sizes = (1, spec.page_size, spec.num_kv_heads, spec.head_dim)
+        page = init_kv_pages(*sizes, spec.pages_dtype, implementation)
+        numbers = (random_like(key, sizes, page.dtype) for key in jax.random.split(key))
+        return page.write(jnp.zeros(1, jnp.int32), *numbers)
+
+    draw_pages = each_drawn(page, spec.num_pages)
+
     def make() -> tuple[list[KVPages], tuple]:
         *keys, pages_key = jax.random.split(jax.random.key(0), 4)
         heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
@@ -77,14 +85,7 @@ def case(spec: Spec, dtype: str, implementation: str | None = None) -> Case:
             jax.random.normal(key, (spec.tokens, count, spec.head_dim), jnp.float32).astype(dtype)
             for key, count in zip(keys, heads, strict=True)
         )
-        sizes = (spec.page_size, spec.num_kv_heads, spec.head_dim)
-
-        def page(key: jax.Array) -> KVPages:
-            page = init_kv_pages(1, *sizes, spec.pages_dtype, implementation)
-            numbers = (random_like(key, (1, *sizes), page.dtype) for key in jax.random.split(key))
-            return page.write(jnp.zeros(1, jnp.int32), *numbers)
-
-        layer = each_drawn(page, pages_key, spec.num_pages)
+        layer = draw_pages(pages_key)
         layers = [layer, *(jax.tree.map(jnp.copy, layer) for _ in range(1, spec.layers))]
         return layers, (*new, {name: jnp.asarray(x) for name, x in described.items()})
 

@@ -1,10 +1,13 @@
 """The bench and the specs it shares with the tests."""
 
 import json
+from dataclasses import replace
 
+import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import benchmark
+from pallas_kernels.benchmark import is_wrong
 from pallas_kernels.grouped_matmul.bench import OPERATION
 from pallas_kernels.grouped_matmul.specs import SPECS, Spec
 from pallas_kernels.limits import Limits
@@ -42,3 +45,23 @@ def test_group_sizes_sum_to_the_rows_in_use(name):
     assert sizes.sum() == spec.used_rows <= spec.rows
     if spec.routing == "few":
         assert (sizes > 0).sum() == spec.num_groups // 16
+
+
+@pytest.mark.parametrize(
+    ("implementation", "dtype", "w_dtype"),
+    [("reference", "float32", None), ("xla", "bfloat16", None), ("xla", "bfloat16", "int8")],
+)
+def test_a_check_takes_what_is_right_and_finds_a_wrong_row(implementation, dtype, w_dtype):
+    case = OPERATION.case(replace(TINY, w_dtype=w_dtype), dtype, implementation)
+    x_TD, arguments = case.make()
+    out_TF, _ = case.run(x_TD, *arguments)
+    right = case.errors(x_TD, arguments, out_TF, x_TD)
+    assert not is_wrong(right)
+    assert right["checked_rows"] == TINY.rows
+    # What another matrix makes of a row, and padding that is not zero.
+    elsewhere = jnp.roll(arguments[1], 1)
+    for wrong_TF in (
+        case.run(x_TD, arguments[0], elsewhere, *arguments[2:])[0],
+        out_TF.at[10, 0].set(1e-3),
+    ):
+        assert is_wrong(case.errors(x_TD, arguments, wrong_TF, x_TD))

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import benchmark
+from pallas_kernels import benchmark, gather_latent_pages, scatter_latent_pages
+from pallas_kernels.benchmark import Step, is_wrong
 from pallas_kernels.latent_attention.bench import OPERATION
 from pallas_kernels.latent_attention.specs import SPECS, Spec
 from pallas_kernels.limits import Limits
@@ -71,3 +72,23 @@ def test_pages_are_full_of_numbers(implementation, rank):
             # In each page, and not one number again and again.
             assert (numbers.reshape(ids.size, -1).std(axis=1) > 0.5).all()
             assert (numbers != 0).mean() > 0.9
+
+
+def test_a_check_takes_what_is_right_and_finds_one_wrong_token_and_one_wrong_number():
+    rows = {"rows": ((1, 9), (1, 0), (3, 5)), "num_slots": 4, "num_tokens": 7}
+    case = OPERATION.case(replace(TINY, layers=1, **rows), "bfloat16", "xla")
+    step = Step(case)
+    out_TNR = step()
+    before, arguments = case.make()
+    found = case.errors(before, arguments, out_TNR, step.carried)
+    assert not is_wrong(found)
+    assert found["checked_tokens"] == 7
+
+    wrong_TNR = out_TNR.at[4, 1].multiply(jnp.bfloat16(1.1))
+    (pages,) = step.carried
+    ids_n = jnp.array([2])
+    latents_1pR, ropes_1pr = gather_latent_pages(pages, ids_n)
+    wrong = [scatter_latent_pages(pages, ids_n, latents_1pR, ropes_1pr.at[0, 1, 5].add(1))]
+    found = case.errors(before, arguments, wrong_TNR, wrong)
+    assert found["row_error"] > 1
+    assert found["wrong_in_pages"] == 1

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import benchmark
+from pallas_kernels import benchmark, gather_kv_pages, scatter_kv_pages
+from pallas_kernels.benchmark import Step, is_wrong
 from pallas_kernels.limits import Limits
 from pallas_kernels.ragged_paged_attention.bench import OPERATION
 from pallas_kernels.ragged_paged_attention.specs import ACCELERATOR_SPECS, SPECS, Spec
@@ -96,3 +97,39 @@ def test_pages_are_full_of_numbers(pages_dtype, implementation, page_size, head_
             # In each page, and not one number again and again.
             assert (numbers.reshape(spec.num_pages, -1).std(axis=1) > 0.5).all()
             assert (numbers != 0).mean() > 0.9
+
+
+CHECKED = Spec(
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=8,
+    rows=((1, 41), (1, 0), (9, 9), (5, 40)),
+    page_size=8,
+    max_len=64,
+    num_slots=5,
+    num_tokens=20,
+    pages_dtype="int8",
+    sliding_window=21,
+    logit_softcap=3.0,
+    has_sinks=True,
+)
+
+
+def test_a_check_takes_what_is_right_and_finds_one_wrong_token_and_one_wrong_number():
+    case = OPERATION.case(CHECKED, "bfloat16", "xla")
+    step = Step(case)
+    out_TNH = step()
+    before, arguments = case.make()
+    found = case.errors(before, arguments, out_TNH, step.carried)
+    assert not is_wrong(found)
+    assert found["checked_tokens"] == CHECKED.tokens
+
+    wrong_TNH = out_TNH.at[15, 4].multiply(jnp.bfloat16(1.1))
+    (pages,) = step.carried
+    ids_n = jnp.array([3])
+    keys_1pKH, values_1pKH = gather_kv_pages(pages, ids_n)
+    values_1pKH = values_1pKH.at[0, 2, 1, 5].add(jnp.int8(1))
+    wrong = [scatter_kv_pages(pages, ids_n, keys_1pKH, values_1pKH)]
+    found = case.errors(before, arguments, wrong_TNH, wrong)
+    assert found["row_error"] > 1
+    assert found["wrong_in_pages"] == 1
