@@ -27,12 +27,16 @@ from pallas_kernels.ragged_paged_attention.specs import ACCELERATOR_SPECS, SPECS
 
 def options_of(spec: Spec) -> dict[str, Any]:
     """What a call has besides arrays of a batch; a scale and a sink are of one head alone."""
-    scales = jnp.linspace(0.02, 0.04, spec.num_kv_heads) if spec.pages_dtype == "int8" else None
+
+    def along_heads(first: float, last: float, count: int) -> jax.Array:
+        return jnp.asarray(np.linspace(first, last, count), jnp.float32)
+
+    scales = along_heads(0.02, 0.04, spec.num_kv_heads) if spec.pages_dtype == "int8" else None
     return {
         "scale": spec.head_dim**-0.5,
         "sliding_window": spec.sliding_window,
         "logit_softcap": spec.logit_softcap,
-        "sinks_N": jnp.linspace(-1.0, 1.0, spec.num_heads) if spec.has_sinks else None,
+        "sinks_N": along_heads(-1.0, 1.0, spec.num_heads) if spec.has_sinks else None,
         "k_scale_K": scales,
         "v_scale_K": scales,
     }

@@ -32,10 +32,14 @@ def errors(
     ``before``. See ``errors_of``; ``wrong_in_pages`` counts numbers."""
     q_TNH, k_TKH, v_TKH = new
     places, token_n = checked.places_of(spec, page_table_SM), checked.drawn_tokens(spec)
-    stored = (
-        rounded_tokens(k_TKH, before.dtype, options["k_scale_K"]),
-        rounded_tokens(v_TKH, before.dtype, options["v_scale_K"]),
-    )
+
+    @jax.jit
+    def rounded(k_TKH: jax.Array, v_TKH: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # Constant scales, as in the call: XLA may multiply by their reciprocals.
+        return (
+            rounded_tokens(k_TKH, before.dtype, options["k_scale_K"]),
+            rounded_tokens(v_TKH, before.dtype, options["v_scale_K"]),
+        )
 
     def attend(
         queries: tuple[jax.Array, ...], parts: tuple[jax.Array, jax.Array], rows: Any
@@ -55,7 +59,7 @@ def errors(
     expected_nNH = checked.attend_alone(attend, (q_TNH,), after, places, token_n)
     return {
         **errors_of(out_TNH[token_n], expected_nNH, _rounded_to(q_TNH, after)),
-        "wrong_in_pages": checked.count_wrong(before, after, stored, places),
+        "wrong_in_pages": checked.count_wrong(before, after, rounded(k_TKH, v_TKH), places),
         "checked_tokens": token_n.size,
     }
 
