@@ -1,6 +1,7 @@
 """Time of a grouped matmul, see ``pallas_kernels.benchmark``.
 
-``python -m pallas_kernels.grouped_matmul.bench [--spec NAME] [--implementation NAME] [--json]``
+``python -m pallas_kernels.grouped_matmul.bench [--spec NAME] [--implementation NAME] [--check]
+[--json]``
 
 A call cannot take less than the rows in use, the matrices of groups that have rows, and the result,
 or than the products of the rows that are no padding.

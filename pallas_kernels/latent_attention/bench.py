@@ -1,6 +1,7 @@
 """Time of latent attention, see ``pallas_kernels.benchmark``.
 
-``python -m pallas_kernels.latent_attention.bench [--spec NAME] [--implementation NAME] [--json]``
+``python -m pallas_kernels.latent_attention.bench [--spec NAME] [--implementation NAME] [--check]
+[--json]``
 
 All layers of a spec run in one compiled step, each with pages of its own and waiting for the layer
 before it, as in a model; pages are donated. A step cannot take less than the latents it must read,

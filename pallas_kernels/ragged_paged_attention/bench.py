@@ -1,7 +1,7 @@
 """Time of ragged paged attention, see ``pallas_kernels.benchmark``.
 
 ``python -m pallas_kernels.ragged_paged_attention.bench [--spec NAME] [--implementation NAME]
-[--json]``
+[--check] [--json]``
 
 All layers of a spec run in one compiled step, each with pages of its own and waiting for the layer
 before it, as in a model; pages are donated. A step cannot take less than the keys and values it
