@@ -170,7 +170,7 @@ def check(operation: Operation, spec: Any, dtype: str, implementation: str | Non
 
 
 def is_wrong(result: Mapping[str, Any]) -> bool:
-    """Whether a check found what it must not. Of no number, nothing is known."""
+    """Whether a check found more than ``WRONG_ABOVE``, or what is no number."""
     return not all(result.get(name, 0) <= most for name, most in WRONG_ABOVE.items())
 
 

@@ -83,9 +83,9 @@ def attend_alone(
 
         return jax.lax.map(one, tokens)
 
-    drawn = tuple(x[token_n] for x in queries)
+    queries_n = tuple(x[token_n] for x in queries)
     rows = (jnp.asarray(places.page_table_TM[token_n]), jnp.asarray(places.kv_len_T[token_n]))
-    return np.asarray(all_tokens(pages, drawn, *rows))
+    return np.asarray(all_tokens(pages, queries_n, *rows))
 
 
 def _row_of(kv_len: jax.Array, num_pages: int) -> tuple[jax.Array, ...]:
