@@ -1,6 +1,7 @@
 """The Hopper kernel against the meaning, on small batches."""
 
 import functools
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import gather_latent_pages
-from pallas_kernels.latent_attention import gpu_kernel
+from pallas_kernels.latent_attention import gpu_kernel, gpu_tuning
 from tests.pallas_kernels.independence import FALLING, all_broken, falling
 
 pytestmark = pytest.mark.interpreted
@@ -70,6 +71,14 @@ def check(attend, assert_close, assert_same_pages):
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 def test_gpu_equals_the_reference(rows, made_of, options, batch_of, check):
     check(small(batch_of, rows, **made_of), **options)
+
+
+def test_rows_with_one_token_are_split_and_joined(batch_of, check, monkeypatch):
+    heuristic = gpu_tuning.heuristic
+    monkeypatch.setattr(gpu_tuning, "heuristic", lambda x: replace(heuristic(x), min_split=1))
+    # Four parts, three, one, and one that is a hole; the heads make it a program of its own.
+    batch = small(batch_of, [(1, 250), (1, 190), (1, 1), (1, 70)], num_heads=3)
+    check(batch.where(page_table_SM=batch.page_table_SM.at[3, 1].set(0)))
 
 
 @pytest.mark.slow
