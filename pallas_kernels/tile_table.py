@@ -42,7 +42,7 @@ class Entry:
         microseconds: of one call, measured on that chip; None where the tiles were only compiled
             within its budgets.
         heuristic_microseconds: the same for the tiles that the kernel would take without a table;
-            None where nothing was measured, or where those tiles do not compile.
+            None where nothing was measured.
         command: what found it.
         jax: the version of JAX that compiled it.
         date: ``YYYY-MM-DD``.
