@@ -17,6 +17,10 @@ from pallas_kernels.ragged_paged_attention.gpu_plan import WARPGROUP_ROWS, Opera
 CONVERTED_COLUMNS = 32
 """Columns that are in registers at a time while they are converted, where a head has more."""
 
+LOOPED_COLUMNS = 128
+"""Of float32 keys with twice as many columns a loop converts so many at a time. Their sums leave
+few registers, and code without a loop takes more of them for addresses than there are."""
+
 
 def split(operands: Operands, x: jax.Array) -> list[jax.Array]:
     """``x`` as operands; the last part is rounded."""
@@ -34,9 +38,9 @@ Held = tuple[jax.Array, jax.Array]
 def convert(plan: Plan, stored: Any, matrix: list[Any], held: Held | None = None) -> None:
     """Puts a block ``[block, H]`` as the pages store it into the parts of ``matrix``; zero where it
     is not ``held``."""
-    plgpu.commit_smem()  # All warps have done with what was there.
     step = CONVERTED_COLUMNS if plan.head_dim % CONVERTED_COLUMNS == 0 else plan.head_dim
-    for start in range(0, plan.head_dim, step):
+
+    def convert_from(start: int | jax.Array) -> None:
         columns = pl.ds(start, step)
         x = plan.in_stored_layout(stored.at[:, columns][...])
         if jnp.issubdtype(x.dtype, jnp.floating):  # Int8 knows no NaN.
@@ -44,6 +48,18 @@ def convert(plan: Plan, stored: Any, matrix: list[Any], held: Held | None = None
             x = x if held is None else _only_held(plan.in_stored_layout, x, held)
         for part, rounded in zip(matrix, split(plan.operands, x), strict=True):
             part.at[:, columns][...] = rounded
+
+    plgpu.commit_smem()  # All warps have done with what was there.
+    if held is None and plan.operands.parts > 1 and plan.head_dim == 2 * LOOPED_COLUMNS:
+
+        @pl.loop(0, 2)
+        def _(half: jax.Array) -> None:
+            for start in range(0, LOOPED_COLUMNS, step):
+                convert_from(half * LOOPED_COLUMNS + start)
+
+    else:
+        for start in range(0, plan.head_dim, step):
+            convert_from(start)
     plgpu.commit_smem()
 
 

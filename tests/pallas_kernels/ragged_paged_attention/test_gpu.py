@@ -98,6 +98,12 @@ def test_float32_pages_keep_sixteen_bits(batch_of, check):
     check(small(batch_of, ROWS["mixed"], **float32), "two bfloat16", logit_softcap=2.0)
 
 
+def test_a_loop_converts_the_widest_float32_keys(batch_of, check):
+    float32 = {"pages_dtype": "float32", "q_dtype": "float32"}
+    sizes = {"head_dim": 256, "group_size": 1, "num_tokens": 2, "num_slots": 2}
+    check(small(batch_of, [(1, 70), (1, 5)], **sizes, **float32), "two bfloat16")
+
+
 @pytest.mark.slow
 def test_float16_pages_take_float32_queries(batch_of, check):
     check(small(batch_of, [(1, 70), (3, 5)], pages_dtype="float16", q_dtype="float32"))

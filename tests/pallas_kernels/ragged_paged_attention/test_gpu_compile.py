@@ -90,7 +90,13 @@ DECODE = {
     "e5m2, gpt-oss": GPT_OSS | {"dtype": "float8_e5m2"},
     "pages of 256": {"page_size": 256},
     "float32": LLAMA3_8B | FLOAT32,
-    "float32, heads of 256": {"head_dim": 256, "logit_softcap": 50.0} | FLOAT32,
+    "float32, heads of 256": {
+        "heads": (64, 1),
+        "head_dim": 256,
+        "logit_softcap": 50.0,
+        "sliding_window": 1,
+    }
+    | FLOAT32,
     "a large table": {"slots": 128, "tokens": 128, "pages_per_row": 4096},
     "unwritten int8": UNWRITTEN | INT8,
 }
@@ -100,6 +106,7 @@ PREFILL = {
     "int8": LLAMA3_8B | INT8,
     "e4m3, heads of 192": {"head_dim": 192} | E4M3,
     "float32": {"head_dim": 96} | FLOAT32,
+    "float32, heads of 256": {"head_dim": 256} | FLOAT32,
     "unwritten": LLAMA3_8B | UNWRITTEN,
 }
 #: What differs from others in a number that changes no line of the kernel.
