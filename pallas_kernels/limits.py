@@ -68,10 +68,10 @@ def measure_limits(dtype: jax.typing.DTypeLike = "float32", repeats: int = 5) ->
 def copy_bandwidth(repeats: int = 5) -> float:
     """Bytes a second that the default device reads and writes together.
 
-    They are those of an update in place of 256 MB (2 GB on an accelerator): new memory would first
-    have to be found.
+    They are those of an update in place of 256 MiB (2 GiB on an accelerator, or half of what is
+    free there): new memory would first have to be found.
     """
-    num_floats = 2**29 if is_accelerator() else 2**26
+    num_floats = _free_bytes(2**32) // 8 if is_accelerator() else 2**26
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
     large = jnp.zeros(num_floats, jnp.float32)
 
@@ -84,6 +84,13 @@ def copy_bandwidth(repeats: int = 5) -> float:
     num_bytes = 2 * large.nbytes
     large.delete()
     return num_bytes / seconds
+
+
+def _free_bytes(most: int) -> int:
+    stats = jax.devices()[0].memory_stats() or {}
+    if not {"bytes_limit", "bytes_in_use"} <= stats.keys():
+        return most
+    return min(stats["bytes_limit"] - stats["bytes_in_use"], most)
 
 
 def product_rate(dtype: jax.typing.DTypeLike = "float32", repeats: int = 5) -> float:

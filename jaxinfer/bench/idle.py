@@ -15,8 +15,8 @@ from typing import Any
 
 from jax.profiler import ProfileData
 
-_STREAMS = ("Stream", "XLA Ops")
-"""How the lines of a GPU, and of a TPU, begin that hold what ran there."""
+_STREAMS = {"/device:GPU": "Stream", "/device:TPU": "XLA Ops"}
+"""How the lines that hold what ran begin, by how the name of the device does."""
 
 _NUM_NAMES = 20
 
@@ -36,10 +36,13 @@ def idle_of(profile: ProfileData) -> dict[str, Any]:
                 "GraphLaunch" in event.name for line in plane.lines for event in line.events
             )
             continue
+        streams = _STREAMS.get(plane.name.rpartition(":")[0])
+        if streams is None:
+            continue
         intervals: list[tuple[float, float]] = []
         by_name: Counter[str] = Counter()
         for line in plane.lines:
-            if line.name.startswith(_STREAMS):
+            if line.name.startswith(streams):
                 for event in line.events:
                     intervals.append((event.start_ns, event.start_ns + event.duration_ns))
                     by_name[event.name] += event.duration_ns

@@ -124,7 +124,10 @@ def decode_steps(
     num_steps: int,
     has_loops: bool = True,
 ) -> tuple[Cache, SlotState, StepOutput]:
-    """``decode`` and ``sample_slots``, ``num_steps`` times in one call."""
+    """``decode`` and ``sample_slots``, ``num_steps`` times in one call.
+
+    ``has_loops``: see ``sample``; without, each of the steps is compiled by itself.
+    """
 
     def body(carry: tuple[Cache, SlotState], _: None) -> tuple[tuple, StepOutput]:
         cache, state = carry
@@ -132,7 +135,7 @@ def decode_steps(
         state, output = sample_slots(state, logits, mask_SW, has_loops=has_loops)
         return (cache, state), jax.tree.map(lambda leaf: leaf[0], output)
 
-    (cache, state), outputs = lax.scan(body, (cache, state), length=num_steps)
+    (cache, state), outputs = lax.scan(body, (cache, state), length=num_steps, unroll=not has_loops)
     return cache, state, outputs
 
 

@@ -81,6 +81,7 @@ class EngineBuilder:
         max_waiting_requests: int | None = None,
         max_waiting_tokens: int | None = None,
         request_limits: RequestLimits | None = None,
+        releases_weights: bool = False,
     ):
         """
         Args:
@@ -90,6 +91,7 @@ class EngineBuilder:
             page_size: tokens a page; which sizes there are depends on the chip.
             request_limits: what one request may ask for; None is their defaults.
             memory_utilization: the share of the device's memory that everything may take.
+            releases_weights: ``lay_out`` may take the weights out of the model that it is given.
 
         Raises:
             InvalidParameter: a parameter out of its range.
@@ -108,12 +110,13 @@ class EngineBuilder:
             request=request_limits or RequestLimits(),
         )
         self._room = usable_memory(blank.mesh, memory_utilization)
-        # Blocks keep the weights twice, and joining copies them where they are not released; the
-        # other half of the memory is for pages and temporaries.
-        self._is_laid_out = 2 * blank.device_weight_bytes < self._room // 2
-        self._model = self.lay_out(blank)
         platform = blank.mesh.devices.flat[0].platform
         is_cpu = platform == "cpu"
+        # On a CPU blocks keep the weights twice, and joining copies them where they are not
+        # released; half of the memory is left for pages and temporaries. An accelerator's is not.
+        fits_twice = 2 * blank.device_weight_bytes < self._room // 2
+        self._is_laid_out = fits_twice if is_cpu else releases_weights
+        self._model = self.lay_out(blank)
         # XLA:CPU multiplies one row with plain 16-bit weights far slower than two, and XLA:GPU
         # takes twice as many kernels for it, some of which write products as large as the weights.
         has_form = self._model.is_blocked or self._model.is_packed

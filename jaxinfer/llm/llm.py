@@ -189,6 +189,7 @@ class LLM:
                 max_waiting_requests=max_waiting_requests,
                 max_waiting_tokens=max_waiting_tokens,
                 request_limits=request_limits,
+                releases_weights=True,
             )
 
             def load(report: Progress) -> Model:

@@ -9,7 +9,7 @@ from jax import lax
 from jaxinfer.shapes import Tree
 
 #: Few enough rows of a vocabulary to stay in the cache of a CPU from pass to pass. It also keeps
-#: the temporaries of sampling the same for any number of slots.
+#: the temporaries of sampling the same for any number of slots, where rows are taken in a loop.
 ROWS_AT_ONCE = 16
 
 
@@ -26,7 +26,7 @@ def map_rows(
     Args:
         function: Maps rows to rows, each by itself. It is called for R neighbouring rows of which
             any is wanted; what it returns for the others is dropped.
-        rows_at_once: R; None for all of them, without a loop.
+        rows_at_once: R; None for all of them, without a loop. Temporaries are of so many rows.
         wanted_S: Bool.
         operands: Arrays with S rows.
         default: Arrays with S rows, in the structure that ``function`` returns.

@@ -62,8 +62,8 @@ def sample(
         active_S: Bool; other rows are neither sampled nor counted, and may hold NaN.
         mask_SW: uint32, packed bits of the ids allowed in this step, beside each slot's own; not
             looked at in a row that it would leave without any.
-        has_loops: False for a program without loops, which takes all rows at once, and for a GPU:
-            its graphs of kernels have branches, but at a loop the host would wait for the device.
+        has_loops: False takes all rows at once, without a loop. A GPU wants that: its graphs of
+            kernels have branches, but at a loop the host would wait for the device.
     """
     logits_SV = logits_SV[:, : state.vocab_size]
     special_S = active_S & ((state.temperature_S > 0) | changes_logits(state, mask_SW))

@@ -259,16 +259,24 @@ def _compute(plan: Plan, gmem: _Refs, shared: _Shared, warpgroup: jax.Array) -> 
             if not plan.stores_whole:
                 store_part()
                 continue
-            pl.when(is_whole)(functools.partial(_store_whole, gmem, whole, new, first, place))
+            # Where chunks are odd in number, a unit begins with the buffer that the last one ended
+            # with.
+            under_way = 0 if chunk == 0 and columns // CHUNK % 2 else 1
+            pl.when(is_whole)(
+                functools.partial(_store_whole, gmem, whole, new, first, place, under_way)
+            )
             pl.when(jnp.logical_not(is_whole))(store_part)
 
     _for_each_unit(plan, gmem, compute_unit)
     plgpu.wait_smem_to_gmem(0)
 
 
-def _store_whole(gmem: _Refs, buffer: Any, new: jax.Array, first: jax.Array, place: Any) -> None:
-    """Sends all rows; the copy before the last has left the buffer, which is one of two."""
-    plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+def _store_whole(
+    gmem: _Refs, buffer: Any, new: jax.Array, first: jax.Array, place: Any, under_way: int
+) -> None:
+    """Sends all rows from one of two buffers, which the copies but the last ``under_way`` have
+    left."""
+    plgpu.wait_smem_to_gmem(under_way, wait_read_only=True)
     buffer[...] = new
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(buffer, gmem.out_TF.at[pl.ds(first, WARPGROUP_ROWS), place])

@@ -16,7 +16,7 @@ from pallas_kernels.ragged_paged_attention import (
 )
 from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages
 from pallas_kernels.ragged_paged_attention.specs import Spec
-from pallas_kernels.tolerance import errors_of
+from pallas_kernels.tolerance import TOLERANCE, errors_of
 
 
 def errors(
@@ -58,14 +58,15 @@ def errors(
 
     expected_nNH = checked.attend_alone(attend, (q_TNH,), after, places, token_n)
     return {
-        **errors_of(out_TNH[token_n], expected_nNH, _rounded_to(q_TNH, after)),
+        **errors_of(out_TNH[token_n], expected_nNH, rounded_to(q_TNH, after)),
         "wrong_in_pages": checked.count_wrong(before, after, rounded(k_TKH, v_TKH), places),
         "checked_tokens": token_n.size,
     }
 
 
-def _rounded_to(q_TNH: jax.Array, pages: KVPages) -> str:
-    """What the kernel rounds to most: its results, or what it multiplies."""
-    if not isinstance(pages, GpuKVPages):
-        return q_TNH.dtype.name
-    return "two bfloat16" if pages.dtype == jnp.float32 else "bfloat16"
+def rounded_to(q_TNH: jax.Array, pages: KVPages) -> str:
+    """What a kernel rounds to most, results or what it multiplies; by its name in ``TOLERANCE``."""
+    kinds = [q_TNH.dtype.name]
+    if isinstance(pages, GpuKVPages):
+        kinds.append("two bfloat16" if pages.dtype == jnp.float32 else "bfloat16")
+    return max(kinds, key=TOLERANCE.__getitem__)

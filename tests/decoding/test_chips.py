@@ -12,9 +12,11 @@ from jax.sharding import Mesh
 from jaxinfer.cache import fast_page_sizes, layer_groups
 from jaxinfer.config import ModelConfig
 from jaxinfer.decoding.programs import ProgramShapes, ProgramTable
+from jaxinfer.engine import build
 from jaxinfer.models.layout import for_decoding
 from jaxinfer.models.model import blank_model
 from jaxinfer.models.registry import model_config
+from jaxinfer.ops.joined import JoinedKernel
 from jaxinfer.presets import find_config
 from pallas_kernels.ragged_paged_attention.gpu_pages import GpuKVPages
 from pallas_kernels.ragged_paged_attention.tpu_pages import TpuKVPages
@@ -117,6 +119,24 @@ def test_a_step_on_a_gpu_is_one_graph_of_few_kernels(
         # sum of their own, and the activation.
         assert len(calls) == 2
         assert calls[1] - calls[0] <= 14
+
+
+@pytest.mark.parametrize("releases_weights", [True, False])
+def test_an_engine_on_a_gpu_joins_kernels_that_it_may_release_and_computes_two_rows(
+    releases_weights, hopper_mesh, monkeypatch
+):
+    """A quarter of this room is less than the weights, of which only a layer lies twice."""
+    monkeypatch.setattr(build, "usable_memory", lambda *_: 54 * 10**9)
+    mesh = Mesh(hopper_mesh.devices.reshape(1, 1), ("data", "model"))
+    config = model_config(find_config("llama-3.1-8b"))
+    blank = blank_model(config, mesh=mesh, max_len=8192)
+    builder = build.EngineBuilder(blank, max_num_seqs=1, releases_weights=releases_weights)
+    leaves = jax.tree.leaves(
+        builder.lay_out(blank).params, is_leaf=lambda node: isinstance(node, JoinedKernel)
+    )
+    joined = sum(isinstance(leaf, JoinedKernel) for leaf in leaves)
+    assert joined == (2 * LAYERS if releases_weights else 0)
+    assert builder._num_slots == 2
 
 
 def launches(table: ProgramTable, name: str, folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ Float32; the plain loop asserts at every greedy token that the best two logits a
 
 import pytest
 
+from jaxinfer.decoding.programs import ProgramTable
 from tests.e2e.tiny import EOS, House, prompts, request, run
 
 GREEDY = {"temperature": 0.0, "max_tokens": 20, "ignore_eos": True}
@@ -60,7 +61,11 @@ def test_samples_through_one_slot_are_those_of_four(house: House) -> None:
     assert engine.stats.num_copied_pages == 0
 
 
-def test_several_decode_steps_in_one_call_equal_one_at_a_time(house: House) -> None:
+@pytest.mark.parametrize("has_loops", [True, False], ids=["in a loop", "written out, for a GPU"])
+def test_several_decode_steps_in_one_call_equal_one_at_a_time(
+    has_loops: bool, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ProgramTable, "_has_loops", has_loops)
     engine = house.engine(decode_steps=(1, 4))
     asked = [request(f"r{i}", p, **GREEDY) for i, p in enumerate(prompts(3, [6, 11]))]
     assert_equal_to_plain_loop(house, run(engine, asked), asked)

@@ -50,7 +50,8 @@ def test_tiles_of_two_warpgroups(columns, check):
 @pytest.mark.interpreted
 @pytest.mark.parametrize("columns", [192, pytest.param(64, marks=pytest.mark.slow)])
 def test_sizes_that_are_half_registers_of_a_tpu(columns, check):
-    check((3, 17, 0, 9), num_rows=40, depth=192, columns=columns)
+    # A tile that is all its group's, parts of tiles, and padding.
+    check((64, 0, 3, 5), num_rows=136, depth=192, columns=columns)
 
 
 @pytest.mark.interpreted

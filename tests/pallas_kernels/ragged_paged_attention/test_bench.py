@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import benchmark, gather_kv_pages, scatter_kv_pages
+from pallas_kernels import benchmark, gather_kv_pages, init_kv_pages, scatter_kv_pages
 from pallas_kernels.benchmark import Step, is_wrong
 from pallas_kernels.limits import Limits
+from pallas_kernels.ragged_paged_attention import check
 from pallas_kernels.ragged_paged_attention.bench import OPERATION
+from pallas_kernels.ragged_paged_attention.gpu_pages import allocate_gpu_kv_pages
 from pallas_kernels.ragged_paged_attention.specs import ACCELERATOR_SPECS, SPECS, Spec
 
 
@@ -68,6 +70,23 @@ def test_the_specs_of_accelerators_leave_room_on_a_chip_of_16_gigabytes():
         pages = spec.layers * spec.num_pages * spec.page_size * position
         assert pages < 5e9
         assert max(length for _, length in spec.rows) <= spec.max_len
+
+
+@pytest.mark.parametrize(
+    ("pages_dtype", "q_dtype", "rounded_to"),
+    [
+        ("float32", "float32", "two bfloat16"),
+        ("float32", "bfloat16", "bfloat16"),
+        ("bfloat16", "float32", "bfloat16"),
+    ],
+)
+def test_a_result_is_as_right_as_the_coarser_of_what_a_gpu_multiplies_and_returns(
+    pages_dtype, q_dtype, rounded_to
+):
+    pages = allocate_gpu_kv_pages(2, 64, 1, 64, pages_dtype)
+    assert check.rounded_to(jnp.zeros((1, 1, 64), q_dtype), pages) == rounded_to
+    plain = init_kv_pages(2, 64, 1, 64, pages_dtype, implementation="reference")
+    assert check.rounded_to(jnp.zeros((1, 1, 64), q_dtype), plain) == q_dtype
 
 
 @pytest.mark.parametrize(
