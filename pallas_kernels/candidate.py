@@ -73,7 +73,7 @@ def is_alive() -> bool:
     """Whether the default device still computes. After an illegal address a GPU does not."""
     try:
         return float(jnp.ones(8).sum()) == 8
-    except Exception:  # In whatever way it says so.
+    except jax.errors.JaxRuntimeError:
         return False
 
 

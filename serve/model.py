@@ -85,7 +85,7 @@ class ServedModel:
             server_facts={
                 "version": jaxinfer.__version__,
                 "jax_version": version("jax"),
-                "platform": llm.mesh.devices.flat[0].platform,
+                "platform": llm.platform,
                 "num_devices": llm.mesh.size,
                 "startup_seconds": llm.startup_seconds,
             },

@@ -3,7 +3,7 @@
 A leaf: it knows arrays and devices, never a model or a request. See README.md beside this file.
 """
 
-from sharding.mesh import make_mesh
+from sharding.mesh import make_mesh, platform_of
 from sharding.rules import DEFAULT_RULES, LogicalAxes, MeshAxis, Rules, spec
 from sharding.tree import device_bytes, named_sharding, tree_shardings
 
@@ -15,6 +15,7 @@ __all__ = [
     "device_bytes",
     "make_mesh",
     "named_sharding",
+    "platform_of",
     "spec",
     "tree_shardings",
 ]

@@ -41,3 +41,8 @@ def make_mesh(
         )
     axis_types = (AxisType.Auto,) * len(names)
     return jax.make_mesh(shape, names, axis_types=axis_types, devices=available[:needed])
+
+
+def platform_of(mesh: Mesh) -> str:
+    """Of its devices, which are all of one kind: ``cpu``, ``gpu`` or ``tpu``."""
+    return mesh.devices.flat[0].platform

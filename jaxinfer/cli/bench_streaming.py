@@ -83,9 +83,9 @@ def _measure(llm: Any, args: argparse.Namespace, clients: ProcessPoolExecutor) -
     from serve.load.prompts import conversations_of, require_room
     from serve.load.streaming import measure_streaming
 
-    if (platform := llm.mesh.devices.flat[0].platform) != "cpu":
+    if llm.platform != "cpu":
         raise Unsupported(
-            f"{platform}: this needs a device for LLM and the server at once; compare `bench "
+            f"{llm.platform}: this needs a device for LLM and the server at once; compare `bench "
             "throughput` with `serve` and `bench serve`"
         )
     note(str(llm.budget))

@@ -21,7 +21,7 @@ def load_llm(**settings: Any) -> "LLM":
     imports = time.monotonic() - process_started_at()
     with PhaseBars() as bars:
         llm = LLM(**settings, progress=bars)
-    if llm.mesh.devices.flat[0].platform == "cpu":
+    if llm.platform == "cpu":
         stop_preempting()
     llm.startup_seconds = {"imports": imports, **llm.startup_seconds}
     return llm

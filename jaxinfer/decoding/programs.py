@@ -36,6 +36,7 @@ from jaxinfer.models.model import Model
 from jaxinfer.ops.blocked import COMPILER_OPTIONS
 from jaxinfer.sampling import blank_slot_sampling
 from jaxinfer.shapes import Shape, Tree, next_in
+from sharding import platform_of
 
 #: With few slots somebody waits for the start. The model's programs compile a quarter faster so,
 #: and run as fast; ``sample`` would compile more slowly.
@@ -365,7 +366,7 @@ class ProgramTable:
 
     @property
     def _has_loops(self) -> bool:
-        return self.model.mesh.devices.flat[0].platform != "gpu"
+        return platform_of(self.model.mesh) != "gpu"
 
     @property
     def _whole(self) -> NamedSharding:

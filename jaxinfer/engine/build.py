@@ -29,6 +29,7 @@ from jaxinfer.models.model import DTYPES, Model
 from jaxinfer.sampling_params import RequestLimits
 from jaxinfer.tokenizer import Tokenizer
 from pallas_kernels.ragged_paged_attention import XLA_PAGE_SIZES
+from sharding import platform_of
 
 #: Rows of the decode programs beside that of all slots. One row alone would gain little over 8.
 _DECODE_ROWS = (8, 32)
@@ -110,10 +111,11 @@ class EngineBuilder:
             request=request_limits or RequestLimits(),
         )
         self._room = usable_memory(blank.mesh, memory_utilization)
-        platform = blank.mesh.devices.flat[0].platform
+        platform = platform_of(blank.mesh)
         is_cpu = platform == "cpu"
         # On a CPU blocks keep the weights twice, and joining copies them where they are not
-        # released; half of the memory is left for pages and temporaries. An accelerator's is not.
+        # released: half of the memory is left beside them. On an accelerator pages take what is
+        # left, and there is no room for a copy.
         fits_twice = 2 * blank.device_weight_bytes < self._room // 2
         self._is_laid_out = fits_twice if is_cpu else releases_weights
         self._model = self.lay_out(blank)
@@ -233,7 +235,7 @@ class EngineBuilder:
     def _first_guess(self, progress: Progress) -> int:
         """Pages of the first group for the memory that weights and temporaries leave."""
         room = self._room - self._model.device_weight_bytes
-        if self._model.mesh.devices.flat[0].platform == "cpu":
+        if platform_of(self._model.mesh) == "cpu":
             # Compiling twice at every start would cost a newcomer seconds; half of what is left is
             # far more than the temporaries take, and the budget is checked once they are known.
             return self._fitting(min(CPU_POOL_BYTES, room // 2))

@@ -42,7 +42,7 @@ from jaxinfer.models.model import Model
 from jaxinfer.outputs import RequestOutput
 from jaxinfer.sampling_params import RequestLimits, SamplingParams
 from jaxinfer.tokenizer import Tokenizer
-from sharding import make_mesh
+from sharding import make_mesh, platform_of
 
 #: Without ``max_model_len`` a longer context than this is not served: every slot has a row of the
 #: page table for it, and few who load a model for 128 thousand tokens have the memory for them.
@@ -61,6 +61,7 @@ class LLM:
     Attributes:
         config: what the model is made of.
         mesh: the devices that it is laid over.
+        platform: what they are: ``cpu``, ``gpu`` or ``tpu``.
         dtype, kv_cache_dtype: of its weights and of its pages, by name.
         max_model_len: prompt and output of one sequence, in tokens.
         engine: what it stands on.
@@ -208,6 +209,7 @@ class LLM:
         self.budget = programs.budget
         self.config = blank.config
         self.mesh = mesh
+        self.platform = platform_of(mesh)
         self.dtype = jnp.dtype(blank.dtype).name
         self.kv_cache_dtype = self.dtype if kv_cache_dtype == "auto" else kv_cache_dtype
         self.max_model_len = blank.max_len

@@ -19,6 +19,7 @@ from jaxinfer.ops.joined import InJoined, JoinedKernel, join
 from jaxinfer.ops.linear import Kernel
 from jaxinfer.ops.packed import can_pack, pack_embedding, pack_kernel, packing_reason
 from jaxinfer.shapes import Shape, Tree
+from sharding import platform_of
 
 #: Layers that stand side by side and multiply the same input.
 _SIDE_BY_SIDE = (("q", "k", "v"), ("gate", "up"), ("q", "kv_down"), ("q_down", "kv_down"))
@@ -36,7 +37,7 @@ def for_decoding(model: Model, num_slots: int, *, release: bool = False) -> Mode
     kernels one by one as they are copied, so that no weights lie in memory twice, and has no use
     afterwards. Without it, it stays as it is.
     """
-    platform = model.mesh.devices.flat[0].platform
+    platform = platform_of(model.mesh)
     if platform not in ("cpu", "gpu") or model.mesh.size > 1:
         return model
     if platform == "gpu":
@@ -59,7 +60,7 @@ def for_decoding(model: Model, num_slots: int, *, release: bool = False) -> Mode
 
 def layout_note(model: Model) -> str | None:
     """What to tell of how weights of 16 bits lie on one CPU, for those who wonder at its speed."""
-    platform = model.mesh.devices.flat[0].platform
+    platform = platform_of(model.mesh)
     if platform != "cpu" or model.mesh.size > 1 or model.dtype != jnp.bfloat16:
         return None
     if model.is_packed:

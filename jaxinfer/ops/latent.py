@@ -35,6 +35,7 @@ from pallas_kernels import (
     latent_pages_spec,
     write_latents,
 )
+from sharding import platform_of
 
 EXPANDED_FROM = 256
 """Tokens of a step from which on rows may take the expanded form. Below, what they gain is less
@@ -80,7 +81,7 @@ def attend_latents(
     Heads are split over the mesh axis that the rules give to ``heads``; latents, tokens, rows and
     pages are whole on every device. Returns ``(out_TNv, pages)``; zero for tokens of idle rows.
     """
-    may_expand = mesh.devices.flat[0].platform != "gpu"
+    may_expand = platform_of(mesh) != "gpu"
     kernel = functools.partial(
         _attend, spec.softmax_scale, implementation, may_expand, ragged.fixed_distribution
     )

@@ -26,10 +26,10 @@ def map_rows(
     Args:
         function: Maps rows to rows, each by itself. It is called for R neighbouring rows of which
             any is wanted; what it returns for the others is dropped.
-        rows_at_once: R; None for all of them, without a loop. Temporaries are of so many rows.
         wanted_S: Bool.
         operands: Arrays with S rows.
         default: Arrays with S rows, in the structure that ``function`` returns.
+        rows_at_once: R; None for all of them, without a loop. Temporaries are of so many rows.
     """
     num_slots = wanted_S.shape[0]
     num_rows = min(rows_at_once or num_slots, num_slots)

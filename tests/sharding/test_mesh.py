@@ -1,15 +1,16 @@
-"""make_mesh: names, sizes and the refusals."""
+"""Meshes: names, sizes and the refusals."""
 
 import jax
 import pytest
 
-from sharding import make_mesh
+from sharding import make_mesh, platform_of
 
 
 def test_without_arguments_one_device_is_a_one_by_one_mesh():
     mesh = make_mesh()
     assert dict(mesh.shape) == {"data": 1, "model": 1}
     assert mesh.devices.ravel().tolist() == jax.devices()[:1]
+    assert platform_of(mesh) == jax.default_backend()
 
 
 def test_a_mesh_has_both_axes_whichever_is_named(four_devices):
